@@ -1,0 +1,1 @@
+//! Table 1 of Paxos Made Live, load, and the physical floor beside them.

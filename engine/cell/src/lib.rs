@@ -1,0 +1,1 @@
+//! The replicated state machine: keys, small files, sessions.

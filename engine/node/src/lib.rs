@@ -1,0 +1,1 @@
+//! The runtime: hot core, wiring, configuration; the binary synod.

@@ -1,0 +1,1 @@
+//! Multi-Paxos as explicit state machines: no I/O, no clock, no thread.

@@ -1,0 +1,1 @@
+//! The database: ordered rows of bytes, revisions, frozen views.

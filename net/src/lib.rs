@@ -1,0 +1,1 @@
+//! Frames, connections and peer links as state machines: bytes in, messages out, and back.

@@ -1,0 +1,1 @@
+//! The simulator, the torture commands, and the tests of whole cells.

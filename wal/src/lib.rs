@@ -1,0 +1,1 @@
+//! The checksummed O_DIRECT write-ahead log: segments, frames, records, recovery.
