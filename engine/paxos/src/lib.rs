@@ -1,1 +1,41 @@
 //! Multi-Paxos as explicit state machines: no I/O, no clock, no thread.
+//!
+//! A [`Replica`] is a pure function of what it was told: [`Replica::step`] takes the time and one [`Event`] and says,
+//! as [`Effect`]s, what must be done about it. Whatever runs it (the node, the simulator) carries the effects out.
+//! The same events give the same effects, bit for bit.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`acceptor`] | what this replica has promised and accepted: the one place that persists either |
+//! | [`coordinator`] | elections, and slots from proposal to choice |
+//! | [`learner`] | which slots are chosen, applying them in order, catching up |
+//! | [`durable`] | the one mechanism for "send once durable" (rule P15) |
+//!
+//! Words and messages are those of *Paxos Made Live* (PML); where this crate leaves the paper, `divergence.md` says why.
+
+pub mod acceptor;
+pub mod batch;
+mod configuration;
+pub mod coordinator;
+pub mod durable;
+mod effect;
+pub mod learner;
+mod message;
+mod replica;
+mod types;
+
+pub use batch::{Batch, BatchBuilder, MalformedBatch};
+pub use configuration::{Configuration, ConfigurationError, Settings};
+pub use effect::{Effect, Effects, Event, HardState, Record, Recovered};
+pub use message::{AcceptedSlot, Message};
+pub use replica::{Replica, Role};
+pub use types::{Ballot, Incarnation, Instant, PersistId, ReplicaId, Slot, Ticket};
+
+/// The log's only view of an application (PML §2: the callback, fired at every replica with each value in order).
+///
+/// An application must be deterministic: the same commands in the same order give the same state and answers
+/// everywhere. Time and randomness enter as commands.
+pub trait StateMachine {
+    /// Applies one command of the batch chosen at `slot`, and appends the answer's bytes to `answer`.
+    fn apply(&mut self, slot: Slot, command: &[u8], answer: &mut Vec<u8>);
+}

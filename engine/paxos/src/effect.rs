@@ -1,0 +1,151 @@
+//! What can happen to a replica, and what it may ask for. Both lists are closed: to know what wakes us, read them.
+
+use std::collections::BTreeMap;
+
+use crate::batch::Batch;
+use crate::configuration::Configuration;
+use crate::message::Message;
+use crate::types::{Ballot, Incarnation, PersistId, ReplicaId, Slot, Ticket};
+
+/// Everything that can happen to a replica.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A message came. From this replica itself too: its own vote takes the same road as everyone's.
+    Received {
+        /// Who sent it.
+        from: ReplicaId,
+        /// What it says.
+        message: Message,
+    },
+    /// Everything persisted up to and including this is on stable storage.
+    Persisted {
+        /// The last durable record.
+        upto: PersistId,
+    },
+    /// A batch to propose, while [`crate::Replica::can_submit`] holds.
+    Submitted {
+        /// What the submitter calls it.
+        ticket: Ticket,
+        /// The commands.
+        batch: Batch,
+    },
+    /// Time passed: [`crate::Replica::deadline`] is reached, or just so.
+    Ticked,
+    /// The log is at its bound (rule L7): nothing more is accepted here, promises aside.
+    LogFull,
+}
+
+/// Everything a replica may ask for. The node carries it out; so does the simulator.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// Append this to the log. Ids are dense and ascending, in the order of the effects.
+    Persist {
+        /// Its number.
+        id: PersistId,
+        /// What to persist.
+        record: Record,
+    },
+    /// Send this now.
+    Send {
+        /// To whom.
+        to: ReplicaId,
+        /// What.
+        message: Message,
+    },
+    /// Send this once all persists up to `upto` are durable (rule P15); [`crate::durable::DurableQueue`] holds it.
+    SendOnceDurable {
+        /// To whom; to this replica itself too.
+        to: ReplicaId,
+        /// What.
+        message: Message,
+        /// The record that must be durable first.
+        upto: PersistId,
+    },
+    /// Read chosen batches from the log, from this slot on up to at most `chosen`, and send them as `Entries`.
+    SendEntries {
+        /// To whom.
+        to: ReplicaId,
+        /// The first slot wanted.
+        from: Slot,
+        /// The last that may be sent.
+        chosen: Slot,
+    },
+    /// Apply the batch chosen at this slot. Slots come in order, each once.
+    Apply {
+        /// The slot.
+        slot: Slot,
+        /// The value.
+        batch: Batch,
+        /// The submitter's name for it, if this replica proposed it and still coordinates.
+        ticket: Option<Ticket>,
+    },
+    /// The batch was never proposed: for certain it did not happen.
+    Refuse {
+        /// Which.
+        ticket: Ticket,
+    },
+    /// The batch was proposed, and mastership was lost before it was chosen: nobody here knows its outcome.
+    Abandon {
+        /// Which.
+        ticket: Ticket,
+    },
+}
+
+/// The effects of a step, in the order in which they are to be carried out.
+pub type Effects = Vec<Effect>;
+
+/// What a replica asks to persist.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Record {
+    /// What has no slot.
+    HardState(HardState),
+    /// This replica accepted a value.
+    Accepted {
+        /// The slot.
+        slot: Slot,
+        /// Under which ballot.
+        ballot: Ballot,
+        /// What was known to be chosen then: recovery applies up to the highest of these.
+        chosen: Slot,
+        /// The value.
+        batch: Batch,
+    },
+    /// This replica was told that a value is chosen.
+    Chosen {
+        /// The slot.
+        slot: Slot,
+        /// The value.
+        batch: Batch,
+    },
+}
+
+/// What outlives a crash and has no slot (rule P2).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HardState {
+    /// No lower ballot gets anything from this replica.
+    pub promised: Ballot,
+    /// Which life of the durable state this is.
+    pub incarnation: Incarnation,
+    /// Who votes.
+    pub configuration: Configuration,
+    /// Below it the log is gone.
+    pub cut: Slot,
+}
+
+/// What a replica starts from: the outcome of reading its log, or [`Recovered::nothing`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Recovered {
+    /// The last durable promise, or a higher ballot under which something was accepted.
+    pub promised: Ballot,
+    /// All up to here is chosen, and already applied.
+    pub chosen: Slot,
+    /// What was accepted above that, last ballot each.
+    pub accepted: BTreeMap<Slot, (Ballot, Batch)>,
+}
+
+impl Recovered {
+    /// The start of a new replica.
+    pub fn nothing() -> Self {
+        Self { promised: Ballot::NONE, chosen: Slot::NONE, accepted: BTreeMap::new() }
+    }
+}

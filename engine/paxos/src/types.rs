@@ -1,0 +1,114 @@
+//! Numbers that mean something: one type each, so that the compiler tells a slot from a round.
+
+use std::fmt;
+use std::time::Duration;
+
+/// A member of a cell, by its number in the configuration. From 1.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ReplicaId(pub u16);
+
+/// One life of a replica's durable state; a new one after any loss (rule P11). From 1.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Incarnation(pub u64);
+
+/// Orders coordinators: PML's sequence number. Compared by round, then replica, then incarnation (the order of the
+/// fields is the comparison), so that no two lives of any two replicas ever share one.
+///
+/// The paper's own `s mod n` is ambiguous once `n` changes with the membership; see `divergence.md`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Ballot {
+    /// Raised by each candidacy. 0 only in [`Ballot::NONE`].
+    pub round: u64,
+    /// Whose candidacy it is.
+    pub replica: ReplicaId,
+    /// In which of its lives.
+    pub incarnation: Incarnation,
+}
+
+impl Ballot {
+    /// Below every candidacy: what a replica that has promised nothing has promised.
+    pub const NONE: Ballot = Ballot { round: 0, replica: ReplicaId(0), incarnation: Incarnation(0) };
+}
+
+/// The position of one Paxos instance in the log. Dense, from 1; 0 stands before the first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Slot(pub u64);
+
+impl Slot {
+    /// Before the first slot: "nothing is chosen yet".
+    pub const NONE: Slot = Slot(0);
+
+    /// The slot after this one.
+    #[must_use]
+    pub fn next(self) -> Slot {
+        self.plus(1)
+    }
+
+    /// The slot `distance` further on.
+    #[must_use]
+    pub fn plus(self, distance: u64) -> Slot {
+        Slot(self.0.checked_add(distance).expect("fewer than 2^64 slots"))
+    }
+}
+
+/// A moment on the clock of whatever runs the replica, in nanoseconds since some fixed start. Never moves back.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Instant(pub u64);
+
+impl Instant {
+    /// The moment `duration` later.
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Instant {
+        Instant(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
+    }
+
+    /// How long ago `earlier` was; zero if it is not earlier.
+    #[must_use]
+    pub fn since(self, earlier: Instant) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// The number of a persisted record since this start of the replica. Dense, from 1; durability is a prefix of it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PersistId(pub u64);
+
+/// What the submitter calls a batch, to recognise it when it is applied, refused or abandoned.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Ticket(pub u64);
+
+impl fmt::Display for ReplicaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl fmt::Display for Ballot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Ballot::NONE { write!(f, "none") } else { write!(f, "{}.{}", self.round, self.replica) }
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ballots_compare_by_round_then_replica_then_incarnation() {
+        let ballot = |round, replica, incarnation| Ballot {
+            round,
+            replica: ReplicaId(replica),
+            incarnation: Incarnation(incarnation),
+        };
+        assert!(ballot(1, 3, 9) < ballot(2, 1, 1));
+        assert!(ballot(2, 1, 9) < ballot(2, 2, 1));
+        assert!(ballot(2, 2, 1) < ballot(2, 2, 2));
+        assert!(Ballot::NONE < ballot(1, 0, 0));
+    }
+}
