@@ -1,0 +1,130 @@
+//! The flags of `serve`. Every binary that starts replicas re-executes itself with them: `synod`, the benchmark, the
+//! torture commands and the tests.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use crate::config::{self, Config, ConfigError, defaults};
+use crate::serve::{self, ServeOptions, exit};
+
+/// Run one replica of a cell, from flags, or from a TOML file that flags override.
+#[derive(Args, Debug, Clone)]
+pub struct ServeArgs {
+    /// A TOML file with the keys of these flags (id, dir, [[member]] with id, peer and client, …)
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Which member of the cell this replica is, from 1
+    #[arg(long, required_unless_present = "config")]
+    pub id: Option<u16>,
+    /// The directory this replica keeps its log in; nothing else may use it
+    #[arg(long, required_unless_present = "config")]
+    pub dir: Option<PathBuf>,
+    /// One member of the cell, this one included; say it once for each
+    #[arg(long = "member", value_name = "ID=PEER_ADDRESS,CLIENT_ADDRESS")]
+    pub members: Vec<String>,
+    /// This is the first start of the whole cell: make it, on an empty directory. Say it on every member. On a directory
+    /// that is not empty it means nothing
+    #[arg(long)]
+    pub bootstrap: bool,
+    /// Listen beyond loopback although nothing is encrypted or authenticated yet
+    #[arg(long)]
+    pub insecure: bool,
+    /// Run on tmpfs, which forgets everything when the machine stops
+    #[arg(long)]
+    pub volatile: bool,
+    /// Size of one log segment, in MiB [default: 64]
+    #[arg(long, value_name = "MIB")]
+    pub segment_mb: Option<u64>,
+    /// Refuse writes when the log has this size, in MiB [default: 16384]
+    #[arg(long, value_name = "MIB")]
+    pub log_mb_max: Option<u64>,
+    /// How many slots may be open at once [default: 1]
+    #[arg(long, value_name = "SLOTS")]
+    pub window: Option<u64>,
+    /// How often an idle coordinator tells that it lives [default: 200]
+    #[arg(long, value_name = "MS")]
+    pub heartbeat_ms: Option<u64>,
+    /// Campaign after this long (and up to as long again) without a coordinator [default: 900]
+    #[arg(long, value_name = "MS")]
+    pub election_timeout_ms: Option<u64>,
+    /// Pin the hot core to this processor
+    #[arg(long, value_name = "CPU")]
+    pub pin_to_cpu: Option<usize>,
+    /// Stop when standard input ends, that is, when whoever started this process is gone
+    #[arg(long, hide = true)]
+    pub stop_with_parent: bool,
+}
+
+impl ServeArgs {
+    /// The configuration that flags and file make together. Not validated yet.
+    pub fn to_config(&self) -> Result<Config, ConfigError> {
+        let mut config = match &self.config {
+            Some(path) => Config::read(path)?,
+            // Clap asked for both: without a file they are required.
+            None => Config::new(self.id.unwrap_or_default(), self.dir.clone().unwrap_or_default(), Vec::new()),
+        };
+        if let Some(id) = self.id {
+            config.id = id;
+        }
+        if let Some(dir) = &self.dir {
+            config.dir.clone_from(dir);
+        }
+        if !self.members.is_empty() {
+            config.members = self.members.iter().map(|text| config::parse_member(text)).collect::<Result<_, _>>()?;
+        }
+        config.insecure |= self.insecure;
+        config.volatile |= self.volatile;
+        let set = |value: &mut u64, flag: Option<u64>| *value = flag.unwrap_or(*value);
+        set(&mut config.segment_mb, self.segment_mb);
+        set(&mut config.log_mb_max, self.log_mb_max);
+        set(&mut config.window, self.window);
+        set(&mut config.heartbeat_ms, self.heartbeat_ms);
+        set(&mut config.election_timeout_ms, self.election_timeout_ms);
+        config.pin_to_cpu = self.pin_to_cpu.or(config.pin_to_cpu);
+        Ok(config)
+    }
+
+    /// Runs the replica, and says why it ended if that was not asked for.
+    pub fn run(&self) -> ExitCode {
+        let config = match self.to_config() {
+            Ok(config) => config,
+            Err(error) => {
+                eprintln!("synod: {error}");
+                return ExitCode::from(exit::CONFIG);
+            }
+        };
+        let options = ServeOptions { bootstrap: self.bootstrap, stop_with_parent: self.stop_with_parent };
+        match serve::serve(&config, options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("synod: {}", chain(&error));
+                ExitCode::from(error.exit_code())
+            }
+        }
+    }
+}
+
+/// An error with its causes, those left out that it names itself.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+const _: () = {
+    // The help texts above name the defaults; clap cannot compute them there.
+    assert!(defaults::segment_mb() == 64);
+    assert!(defaults::log_mb_max() == 16384);
+    assert!(defaults::window() == 1);
+    assert!(defaults::heartbeat_ms() == 200);
+    assert!(defaults::election_timeout_ms() == 900);
+};

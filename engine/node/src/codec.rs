@@ -1,0 +1,451 @@
+//! The one place where protocol messages and records become bytes, and back.
+//!
+//! `paxos` knows no bytes, `net` and `wal` know nothing else; this module stands between. All numbers are
+//! little-endian. What comes in has passed a checksum already (invariant 7), so anything malformed here was written by
+//! another version or a bug: it is refused by name, never guessed at.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use synod_paxos::{
+    AcceptedSlot, Ballot, Batch, Configuration, HardState, Incarnation, MalformedBatch, Message, Record, ReplicaId,
+    Slot,
+};
+
+/// Frame kinds between replicas. The greeting's own kinds are below 10 (`synod_net`).
+mod kind {
+    pub(super) const PROPOSE: u8 = 10;
+    pub(super) const PROMISE: u8 = 11;
+    pub(super) const ACCEPT: u8 = 12;
+    pub(super) const ACKNOWLEDGE: u8 = 13;
+    pub(super) const REJECT: u8 = 14;
+    pub(super) const COMMIT: u8 = 15;
+    pub(super) const FETCH: u8 = 16;
+    pub(super) const ENTRIES: u8 = 17;
+}
+
+/// Bytes that are no message or record of ours.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    /// Shorter or longer than its kind says.
+    #[error("{what} of {length} bytes does not have the length its kind asks for")]
+    Length {
+        /// What was being read.
+        what: &'static str,
+        /// How long it is.
+        length: usize,
+    },
+    /// A kind that this version does not know.
+    #[error("a peer message of unknown kind {0}")]
+    Kind(u8),
+    /// A batch that is no sequence of commands.
+    #[error("{what}: {source}")]
+    Batch {
+        /// What was being read.
+        what: &'static str,
+        /// What is wrong with it.
+        source: MalformedBatch,
+    },
+    /// A configuration that cannot be.
+    #[error("hard state: {0}")]
+    Configuration(#[from] synod_paxos::ConfigurationError),
+}
+
+/// A message as frame kind, small copied head and shared body: the body of an accept is the batch itself, which goes
+/// to every peer from the same memory.
+pub struct EncodedMessage {
+    /// The frame's kind.
+    pub kind: u8,
+    /// The fields.
+    pub head: BytesMut,
+    /// What follows them in the frame; may be empty.
+    pub body: Bytes,
+}
+
+const BALLOT_BYTES: usize = 18;
+const SLOT_BYTES: usize = 8;
+
+/// How many bytes a peer frame may carry: a promise that reports twice the horizon of full batches.
+pub const fn peer_payload_bytes_max(horizon: u64, batch_bytes_max: usize) -> usize {
+    let per_slot = SLOT_BYTES + BALLOT_BYTES + 4 + batch_bytes_max;
+    64 + 2 * horizon as usize * per_slot
+}
+
+fn put_ballot(out: &mut impl BufMut, ballot: Ballot) {
+    out.put_u64_le(ballot.round);
+    out.put_u16_le(ballot.replica.0);
+    out.put_u64_le(ballot.incarnation.0);
+}
+
+fn put_batch(out: &mut impl BufMut, batch: &Batch) {
+    out.put_u32_le(u32::try_from(batch.len()).expect("a batch is bounded far below 4 GiB"));
+    out.put_slice(batch.as_bytes());
+}
+
+/// A message in the bytes that peers exchange.
+pub fn encode_message(message: &Message) -> EncodedMessage {
+    let mut head = BytesMut::with_capacity(48);
+    let mut body = Bytes::new();
+    let kind = match message {
+        Message::Propose { ballot } => {
+            put_ballot(&mut head, *ballot);
+            kind::PROPOSE
+        }
+        Message::Promise { ballot, cut, chosen, accepted } => {
+            put_ballot(&mut head, *ballot);
+            head.put_u64_le(cut.0);
+            head.put_u64_le(chosen.0);
+            for AcceptedSlot { slot, ballot, batch } in accepted {
+                head.put_u64_le(slot.0);
+                put_ballot(&mut head, *ballot);
+                put_batch(&mut head, batch);
+            }
+            kind::PROMISE
+        }
+        Message::Accept { ballot, slot, batch, chosen } => {
+            put_ballot(&mut head, *ballot);
+            head.put_u64_le(slot.0);
+            head.put_u64_le(chosen.0);
+            body = batch.as_bytes().clone();
+            kind::ACCEPT
+        }
+        Message::Acknowledge { ballot, slot } => {
+            put_ballot(&mut head, *ballot);
+            head.put_u64_le(slot.0);
+            kind::ACKNOWLEDGE
+        }
+        Message::Reject { promised } => {
+            put_ballot(&mut head, *promised);
+            kind::REJECT
+        }
+        Message::Commit { ballot, chosen } => {
+            put_ballot(&mut head, *ballot);
+            head.put_u64_le(chosen.0);
+            kind::COMMIT
+        }
+        Message::Fetch { from } => {
+            head.put_u64_le(from.0);
+            kind::FETCH
+        }
+        Message::Entries { first, batches, chosen } => {
+            head.put_u64_le(first.0);
+            head.put_u64_le(chosen.0);
+            for batch in batches {
+                put_batch(&mut head, batch);
+            }
+            kind::ENTRIES
+        }
+    };
+    EncodedMessage { kind, head, body }
+}
+
+/// Reads fields off the front of bytes; whatever is missing is an error that names what was being read.
+struct Reader {
+    what: &'static str,
+    length: usize,
+    bytes: Bytes,
+}
+
+impl Reader {
+    fn new(what: &'static str, bytes: Bytes) -> Self {
+        Self { what, length: bytes.len(), bytes }
+    }
+
+    fn error(&self) -> CodecError {
+        CodecError::Length { what: self.what, length: self.length }
+    }
+
+    fn need(&self, bytes: usize) -> Result<(), CodecError> {
+        if self.bytes.len() < bytes { Err(self.error()) } else { Ok(()) }
+    }
+
+    fn u16(&mut self) -> Result<u16, CodecError> {
+        self.need(2)?;
+        Ok(self.bytes.get_u16_le())
+    }
+
+    fn u64(&mut self) -> Result<u64, CodecError> {
+        self.need(8)?;
+        Ok(self.bytes.get_u64_le())
+    }
+
+    fn slot(&mut self) -> Result<Slot, CodecError> {
+        self.u64().map(Slot)
+    }
+
+    fn ballot(&mut self) -> Result<Ballot, CodecError> {
+        let round = self.u64()?;
+        let replica = ReplicaId(self.u16()?);
+        let incarnation = Incarnation(self.u64()?);
+        Ok(Ballot { round, replica, incarnation })
+    }
+
+    fn batch(&mut self) -> Result<Batch, CodecError> {
+        self.need(4)?;
+        let length = self.bytes.get_u32_le() as usize;
+        self.need(length)?;
+        let bytes = self.bytes.split_to(length);
+        self.checked(bytes)
+    }
+
+    fn rest_as_batch(mut self) -> Result<Batch, CodecError> {
+        let bytes = self.bytes.split_off(0);
+        self.checked(bytes)
+    }
+
+    fn checked(&self, bytes: Bytes) -> Result<Batch, CodecError> {
+        Batch::from_bytes(bytes).map_err(|source| CodecError::Batch { what: self.what, source })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    fn end(self) -> Result<(), CodecError> {
+        if self.is_empty() { Ok(()) } else { Err(self.error()) }
+    }
+}
+
+/// A message from a peer's frame.
+pub fn decode_message(kind: u8, payload: Bytes) -> Result<Message, CodecError> {
+    match kind {
+        kind::PROPOSE => {
+            let mut reader = Reader::new("a propose", payload);
+            let message = Message::Propose { ballot: reader.ballot()? };
+            reader.end().map(|()| message)
+        }
+        kind::PROMISE => {
+            let mut reader = Reader::new("a promise", payload);
+            let (ballot, cut, chosen) = (reader.ballot()?, reader.slot()?, reader.slot()?);
+            let mut accepted = Vec::new();
+            while !reader.is_empty() {
+                let (slot, ballot) = (reader.slot()?, reader.ballot()?);
+                accepted.push(AcceptedSlot { slot, ballot, batch: reader.batch()? });
+            }
+            Ok(Message::Promise { ballot, cut, chosen, accepted })
+        }
+        kind::ACCEPT => {
+            let mut reader = Reader::new("an accept", payload);
+            let (ballot, slot, chosen) = (reader.ballot()?, reader.slot()?, reader.slot()?);
+            Ok(Message::Accept { ballot, slot, chosen, batch: reader.rest_as_batch()? })
+        }
+        kind::ACKNOWLEDGE => {
+            let mut reader = Reader::new("an acknowledge", payload);
+            let message = Message::Acknowledge { ballot: reader.ballot()?, slot: reader.slot()? };
+            reader.end().map(|()| message)
+        }
+        kind::REJECT => {
+            let mut reader = Reader::new("a reject", payload);
+            let message = Message::Reject { promised: reader.ballot()? };
+            reader.end().map(|()| message)
+        }
+        kind::COMMIT => {
+            let mut reader = Reader::new("a commit", payload);
+            let message = Message::Commit { ballot: reader.ballot()?, chosen: reader.slot()? };
+            reader.end().map(|()| message)
+        }
+        kind::FETCH => {
+            let mut reader = Reader::new("a fetch", payload);
+            let message = Message::Fetch { from: reader.slot()? };
+            reader.end().map(|()| message)
+        }
+        kind::ENTRIES => {
+            let mut reader = Reader::new("entries", payload);
+            let (first, chosen) = (reader.slot()?, reader.slot()?);
+            let mut batches = Vec::new();
+            while !reader.is_empty() {
+                batches.push(reader.batch()?);
+            }
+            Ok(Message::Entries { first, batches, chosen })
+        }
+        unknown => Err(CodecError::Kind(unknown)),
+    }
+}
+
+/// Appends a record to the log: the slot and the ballot go into the log's own record header, the rest is its payload.
+///
+/// | kind | slot, ballot | payload |
+/// |---|---|---|
+/// | hard state | none, promised | promised, incarnation u64, cut u64, horizon u64, members u16 each |
+/// | accepted | slot, ballot | chosen u64, batch |
+/// | chosen | slot, none | batch |
+pub fn append_record(log: &mut synod_wal::Log, record: &Record) -> synod_wal::RecordNumber {
+    match record {
+        Record::HardState(state) => log.append_hard_state(pack_ballot(state.promised), &encode_hard_state(state)),
+        Record::Accepted { slot, ballot, chosen, batch } => log.append(
+            synod_wal::RecordKind::Accepted,
+            synod_wal::Slot(slot.0),
+            pack_ballot(*ballot),
+            &[&chosen.0.to_le_bytes(), batch.as_bytes()],
+        ),
+        Record::Chosen { slot, batch } => log.append(
+            synod_wal::RecordKind::Chosen,
+            synod_wal::Slot(slot.0),
+            pack_ballot(Ballot::NONE),
+            &[batch.as_bytes()],
+        ),
+    }
+}
+
+/// A record as the log gave it back.
+pub fn decode_record(
+    kind: synod_wal::RecordKind,
+    slot: synod_wal::Slot,
+    ballot: synod_wal::Ballot,
+    payload: &[u8],
+) -> Result<Record, CodecError> {
+    let slot = Slot(slot.0);
+    match kind {
+        synod_wal::RecordKind::HardState => decode_hard_state(payload).map(Record::HardState),
+        synod_wal::RecordKind::Accepted => {
+            let mut reader = Reader::new("an accepted record", Bytes::copy_from_slice(payload));
+            let chosen = reader.slot()?;
+            Ok(Record::Accepted { slot, ballot: unpack_ballot(ballot), chosen, batch: reader.rest_as_batch()? })
+        }
+        synod_wal::RecordKind::Chosen => {
+            let reader = Reader::new("a chosen record", Bytes::copy_from_slice(payload));
+            Ok(Record::Chosen { slot, batch: reader.rest_as_batch()? })
+        }
+    }
+}
+
+fn encode_hard_state(state: &HardState) -> BytesMut {
+    let mut out = BytesMut::with_capacity(64);
+    put_ballot(&mut out, state.promised);
+    out.put_u64_le(state.incarnation.0);
+    out.put_u64_le(state.cut.0);
+    out.put_u64_le(state.configuration.horizon());
+    for member in state.configuration.members() {
+        out.put_u16_le(member.0);
+    }
+    out
+}
+
+fn decode_hard_state(payload: &[u8]) -> Result<HardState, CodecError> {
+    let mut reader = Reader::new("hard state", Bytes::copy_from_slice(payload));
+    let promised = reader.ballot()?;
+    let incarnation = Incarnation(reader.u64()?);
+    let cut = reader.slot()?;
+    let horizon = reader.u64()?;
+    let mut members = Vec::new();
+    while !reader.is_empty() {
+        members.push(ReplicaId(reader.u16()?));
+    }
+    Ok(HardState { promised, incarnation, cut, configuration: Configuration::new(members, horizon)? })
+}
+
+const INCARNATION_BITS: u32 = 48;
+
+/// A ballot as the log orders it: round, replica, incarnation, from the highest bits down.
+fn pack_ballot(ballot: Ballot) -> synod_wal::Ballot {
+    assert!(ballot.incarnation.0 < 1 << INCARNATION_BITS, "fewer than 2^48 lives");
+    let low = u64::from(ballot.replica.0) << INCARNATION_BITS | ballot.incarnation.0;
+    synod_wal::Ballot(u128::from(ballot.round) << 64 | u128::from(low))
+}
+
+fn unpack_ballot(packed: synod_wal::Ballot) -> Ballot {
+    let low = packed.0 as u64;
+    Ballot {
+        round: (packed.0 >> 64) as u64,
+        replica: ReplicaId((low >> INCARNATION_BITS) as u16),
+        incarnation: Incarnation(low & ((1 << INCARNATION_BITS) - 1)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ballot(round: u64) -> Ballot {
+        Ballot { round, replica: ReplicaId(3), incarnation: Incarnation(7) }
+    }
+
+    fn batch(commands: &[&[u8]]) -> Batch {
+        let mut builder = synod_paxos::BatchBuilder::default();
+        for command in commands {
+            builder.push(command);
+        }
+        builder.take()
+    }
+
+    fn messages() -> Vec<Message> {
+        let accepted = |slot| AcceptedSlot { slot: Slot(slot), ballot: ballot(slot), batch: batch(&[b"v"]) };
+        vec![
+            Message::Propose { ballot: ballot(9) },
+            Message::Promise { ballot: ballot(9), cut: Slot(0), chosen: Slot(4), accepted: vec![] },
+            Message::Promise {
+                ballot: ballot(9),
+                cut: Slot(2),
+                chosen: Slot(4),
+                accepted: vec![accepted(5), accepted(7)],
+            },
+            Message::Accept { ballot: ballot(1), slot: Slot(8), batch: batch(&[b"x", b"", b"yz"]), chosen: Slot(7) },
+            Message::Accept { ballot: ballot(1), slot: Slot(8), batch: Batch::NO_OP, chosen: Slot(7) },
+            Message::Acknowledge { ballot: ballot(1), slot: Slot(8) },
+            Message::Reject { promised: ballot(u64::MAX) },
+            Message::Commit { ballot: ballot(1), chosen: Slot(8) },
+            Message::Fetch { from: Slot(1) },
+            Message::Entries { first: Slot(1), batches: vec![batch(&[b"a"]), Batch::NO_OP], chosen: Slot(20) },
+        ]
+    }
+
+    fn bytes_of(message: &Message) -> (u8, Bytes) {
+        let EncodedMessage { kind, mut head, body } = encode_message(message);
+        head.extend_from_slice(&body);
+        (kind, head.freeze())
+    }
+
+    #[test]
+    fn every_message_comes_back() {
+        for message in messages() {
+            let (kind, bytes) = bytes_of(&message);
+            assert_eq!(decode_message(kind, bytes), Ok(message));
+        }
+    }
+
+    #[test]
+    fn messages_cut_short_are_errors_or_shorter_messages_never_panics() {
+        for message in messages() {
+            let (kind, bytes) = bytes_of(&message);
+            for cut in 0..bytes.len() {
+                assert_ne!(decode_message(kind, bytes.slice(..cut)).ok(), Some(message.clone()));
+            }
+        }
+        assert_eq!(decode_message(99, Bytes::new()), Err(CodecError::Kind(99)));
+    }
+
+    /// The bytes between replicas of different builds: a change here is a change of the wire's version.
+    #[test]
+    fn an_accept_has_these_bytes() {
+        let message = Message::Accept { ballot: ballot(1), slot: Slot(8), batch: batch(&[b"hi"]), chosen: Slot(7) };
+        let (kind, bytes) = bytes_of(&message);
+        assert_eq!(kind, 12);
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            hex,
+            "0100000000000000\
+             0300\
+             0700000000000000\
+             0800000000000000\
+             0700000000000000\
+             02000000\
+             6869"
+        );
+    }
+
+    #[test]
+    fn hard_state_comes_back() {
+        let members = [1, 2, 3].map(ReplicaId).to_vec();
+        let configuration = Configuration::new(members, 16).unwrap();
+        let state = HardState { promised: ballot(5), incarnation: Incarnation(2), cut: Slot(0), configuration };
+        assert_eq!(decode_hard_state(&encode_hard_state(&state)), Ok(state));
+    }
+
+    #[test]
+    fn packed_ballots_keep_their_order() {
+        let low = Ballot { round: 1, replica: ReplicaId(9), incarnation: Incarnation(9) };
+        let high = Ballot { round: 2, replica: ReplicaId(1), incarnation: Incarnation(1) };
+        assert!(pack_ballot(low).0 < pack_ballot(high).0);
+        for ballot in [low, high, Ballot::NONE] {
+            assert_eq!(unpack_ballot(pack_ballot(ballot)), ballot);
+        }
+    }
+}

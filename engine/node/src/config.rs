@@ -1,0 +1,285 @@
+//! What a replica is told by its flags or its TOML file, checked before anything is touched.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use synod_paxos::{Configuration, ConfigurationError, ReplicaId};
+
+/// One member of the cell, as every replica of it must know it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Member {
+    /// Its number, from 1.
+    pub id: u16,
+    /// Where the other replicas reach it.
+    pub peer: SocketAddr,
+    /// Where clients reach it.
+    pub client: SocketAddr,
+}
+
+/// Everything `synod serve` needs to know.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Which member this replica is.
+    pub id: u16,
+    /// Where it keeps its log and its identity. Nothing else may live there.
+    pub dir: PathBuf,
+    /// All members, this one included.
+    #[serde(default, rename = "member")]
+    pub members: Vec<Member>,
+    /// Listen beyond loopback although nothing is encrypted or authenticated yet.
+    #[serde(default)]
+    pub insecure: bool,
+    /// Run on tmpfs, which forgets everything when the machine stops.
+    #[serde(default)]
+    pub volatile: bool,
+    /// The size of one log segment, in MiB.
+    #[serde(default = "defaults::segment_mb")]
+    pub segment_mb: u64,
+    /// Writes are refused when the log has this size, in MiB, until snapshots can shorten it.
+    #[serde(default = "defaults::log_mb_max")]
+    pub log_mb_max: u64,
+    /// How many slots may be open at once.
+    #[serde(default = "defaults::window")]
+    pub window: u64,
+    /// How often an idle coordinator tells that it lives, in milliseconds.
+    #[serde(default = "defaults::heartbeat_ms")]
+    pub heartbeat_ms: u64,
+    /// How long a replica hears from no coordinator before it campaigns, in milliseconds (and up to as long again).
+    #[serde(default = "defaults::election_timeout_ms")]
+    pub election_timeout_ms: u64,
+    /// Pin the hot core's thread to this processor. Not pinned by default: on a shared machine that only hurts.
+    #[serde(default)]
+    pub pin_to_cpu: Option<usize>,
+}
+
+/// The defaults, in one place for flags and file alike.
+pub mod defaults {
+    /// MiB a segment.
+    pub const fn segment_mb() -> u64 {
+        64
+    }
+    /// MiB of log.
+    pub const fn log_mb_max() -> u64 {
+        16 * 1024
+    }
+    /// Slots open at once: one, because the log's flushes are serial and batching is nearly free (`ceiling.md`).
+    pub const fn window() -> u64 {
+        1
+    }
+    /// Milliseconds between heartbeats.
+    pub const fn heartbeat_ms() -> u64 {
+        200
+    }
+    /// Milliseconds without a coordinator.
+    pub const fn election_timeout_ms() -> u64 {
+        900
+    }
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be; the source names the line.
+    #[error("the configuration file {path} is not valid:\n{source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A `--member` flag that cannot be read.
+    #[error("--member {text:?}: {reason}; write ID=PEER_ADDRESS,CLIENT_ADDRESS, as in 1=127.0.0.1:7101,127.0.0.1:7001")]
+    Member {
+        /// The flag's value.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The members cannot be a cell.
+    #[error("the members are not a cell: {0}")]
+    Members(#[from] ConfigurationError),
+    /// This replica is not among them.
+    #[error("this replica's id is {0}, but no member with that id is listed")]
+    NotAMember(u16),
+    /// Two members, or two uses of one member, share an address.
+    #[error("the address {0} is listed twice; every peer and client address must be its own")]
+    DuplicateAddress(SocketAddr),
+    /// Port 0: nobody could find it.
+    #[error("the address {0} has port 0; a member needs a port that the others can know")]
+    NoPort(SocketAddr),
+    /// Beyond loopback without being told that it is meant.
+    #[error(
+        "the address {0} is not on loopback; there is no encryption or authentication yet, so say --insecure \
+         (insecure = true) if the network between replicas and clients is trusted"
+    )]
+    BeyondLoopback(SocketAddr),
+    /// A number out of its bounds.
+    #[error("{name} = {value} is out of its bounds: {bounds}")]
+    Bounds {
+        /// The key.
+        name: &'static str,
+        /// What it was set to.
+        value: u64,
+        /// What it may be.
+        bounds: &'static str,
+    },
+}
+
+impl Config {
+    /// A configuration with every default, for member `id` of `members`, kept in `dir`.
+    pub fn new(id: u16, dir: PathBuf, members: Vec<Member>) -> Self {
+        Self {
+            id,
+            dir,
+            members,
+            insecure: false,
+            volatile: false,
+            segment_mb: defaults::segment_mb(),
+            log_mb_max: defaults::log_mb_max(),
+            window: defaults::window(),
+            heartbeat_ms: defaults::heartbeat_ms(),
+            election_timeout_ms: defaults::election_timeout_ms(),
+            pin_to_cpu: None,
+        }
+    }
+
+    /// Reads a TOML file. It is not validated yet: flags may still override parts of it.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        toml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })
+    }
+
+    /// Checks everything that can be checked without touching disk or network.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.configuration()?;
+        if !self.members.iter().any(|member| member.id == self.id) {
+            return Err(ConfigError::NotAMember(self.id));
+        }
+        let mut seen = HashSet::new();
+        for address in self.members.iter().flat_map(|member| [member.peer, member.client]) {
+            if !seen.insert(address) {
+                return Err(ConfigError::DuplicateAddress(address));
+            }
+            if address.port() == 0 {
+                return Err(ConfigError::NoPort(address));
+            }
+            if !address.ip().is_loopback() && !self.insecure {
+                return Err(ConfigError::BeyondLoopback(address));
+            }
+        }
+        let within = |name, value, low: u64, high: u64, bounds| {
+            if (low..=high).contains(&value) { Ok(()) } else { Err(ConfigError::Bounds { name, value, bounds }) }
+        };
+        within("segment_mb", self.segment_mb, 4, 1024, "4 to 1024 MiB")?;
+        within("log_mb_max", self.log_mb_max, 4 * self.segment_mb, 1 << 24, "at least four segments, at most 16 TiB")?;
+        within("window", self.window, 1, Configuration::HORIZON_DEFAULT, "1 to the horizon of 16 slots")?;
+        within("heartbeat_ms", self.heartbeat_ms, 1, 10_000, "1 to 10000 ms")?;
+        let low = 2 * self.heartbeat_ms;
+        within("election_timeout_ms", self.election_timeout_ms, low, 600_000, "at least two heartbeats, at most 10 min")
+    }
+
+    /// Who votes.
+    pub fn configuration(&self) -> Result<Configuration, ConfigurationError> {
+        let ids = self.members.iter().map(|member| ReplicaId(member.id)).collect();
+        Configuration::new(ids, Configuration::HORIZON_DEFAULT)
+    }
+
+    /// The member this replica is.
+    pub fn me(&self) -> &Member {
+        self.members.iter().find(|member| member.id == self.id).expect("validate found this replica among the members")
+    }
+
+    /// The heartbeat as a duration.
+    pub fn heartbeat(&self) -> Duration {
+        Duration::from_millis(self.heartbeat_ms)
+    }
+
+    /// The election timeout as a duration.
+    pub fn election_timeout(&self) -> Duration {
+        Duration::from_millis(self.election_timeout_ms)
+    }
+}
+
+/// Parses the value of `--member`.
+pub fn parse_member(text: &str) -> Result<Member, ConfigError> {
+    let error = |reason: String| ConfigError::Member { text: text.to_owned(), reason };
+    let (id, addresses) = text.split_once('=').ok_or_else(|| error("there is no '='".to_owned()))?;
+    let (peer, client) =
+        addresses.split_once(',').ok_or_else(|| error("there is no ',' between the two addresses".to_owned()))?;
+    let address = |what: &str, text: &str| {
+        text.parse::<SocketAddr>().map_err(|_| error(format!("the {what} address {text:?} is not IP:PORT")))
+    };
+    let id = id.parse().map_err(|_| error(format!("the id {id:?} is not a number from 1 to 65535")))?;
+    Ok(Member { id, peer: address("peer", peer)?, client: address("client", client)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(members: &[&str]) -> Config {
+        Config::new(1, PathBuf::from("d"), members.iter().map(|text| parse_member(text).unwrap()).collect())
+    }
+
+    fn refusal(config: &Config) -> String {
+        config.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_local_cell_is_fine() {
+        config(&["1=127.0.0.1:1,127.0.0.1:2", "2=127.0.0.1:3,127.0.0.1:4"]).validate().unwrap();
+    }
+
+    #[test]
+    fn refusals_name_what_is_wrong() {
+        let one = "1=127.0.0.1:1,127.0.0.1:2";
+        assert!(refusal(&config(&[one, "1=127.0.0.1:3,127.0.0.1:4"])).contains("member 1 is named twice"));
+        assert!(refusal(&config(&[one, "2=127.0.0.1:2,127.0.0.1:4"])).contains("127.0.0.1:2 is listed twice"));
+        assert!(refusal(&config(&["2=127.0.0.1:1,127.0.0.1:2"])).contains("id is 1, but no member"));
+        assert!(refusal(&config(&["1=127.0.0.1:0,127.0.0.1:2"])).contains("port 0"));
+        assert!(refusal(&config(&[one, "2=10.0.0.1:3,127.0.0.1:4"])).contains("--insecure"));
+        assert!(refusal(&config(&[])).contains("at least one member"));
+        let mut small = config(&[one]);
+        small.log_mb_max = 10;
+        assert!(refusal(&small).contains("log_mb_max = 10"));
+    }
+
+    #[test]
+    fn member_flags_say_how_to_write_them() {
+        for text in
+            ["", "1", "1=127.0.0.1:1", "x=127.0.0.1:1,127.0.0.1:2", "1=127.0.0.1:99999,127.0.0.1:2", "1=here:1,there:2"]
+        {
+            let message = parse_member(text).unwrap_err().to_string();
+            assert!(message.contains("ID=PEER_ADDRESS,CLIENT_ADDRESS"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_file_with_an_unknown_key_is_refused_with_its_line() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "id = 1\ndir = \"d\"\nwidnow = 4\n").unwrap();
+        let message = Config::read(file.path()).unwrap_err().to_string();
+        assert!(message.contains("widnow"), "{message}");
+        assert!(message.contains("line 3"), "{message}");
+        std::fs::write(
+            file.path(),
+            "id = 1\ndir = \"d\"\n[[member]]\nid = 1\npeer = \"127.0.0.1:1\"\nclient = \"127.0.0.1:2\"\n",
+        )
+        .unwrap();
+        Config::read(file.path()).unwrap().validate().unwrap();
+    }
+}

@@ -1,0 +1,605 @@
+//! One whole replica without the world: the protocol, the log's logic and the state machine, wired together.
+//!
+//! The hot core drives it with a ring, the simulator with a simulated disk and network; both see every byte go through
+//! this very code. It is told of messages, commands, finished flushes and time, and asks of its [`Outlet`] to send,
+//! answer, flush and read.
+//!
+//! Invariants:
+//!   - what waits for durability leaves through [`DurableQueue`] alone (rule P15);
+//!   - the protocol's record numbers and the log's are the same numbers: every record goes through `append`;
+//!   - every command that was taken gets exactly one answer.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use synod_api::{Answer, Command, Refusal, limits};
+use synod_cell::Cell;
+use synod_paxos::durable::DurableQueue;
+use synod_paxos::{
+    Batch, BatchBuilder, Effect, Effects, Event, Instant, Message, PersistId, Recovered, Replica, ReplicaId, Role,
+    Settings, Slot, StateMachine, Ticket,
+};
+use synod_ring::AlignedBuffer;
+
+use crate::codec;
+use crate::stages::{Stage, StageTimes};
+
+/// Who asked: a connection of the node's, and the id of the request on it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caller {
+    /// The node's number for the connection; the engine only hands it back.
+    pub connection: u64,
+    /// The request's id on that connection.
+    pub request: u64,
+}
+
+/// What an engine asks of whatever runs it.
+pub trait Outlet {
+    /// The clock, for stage times. (The protocol is told the time with each event.)
+    fn now(&mut self) -> Instant;
+    /// Send a message to another replica, now. May be lost.
+    fn send(&mut self, to: ReplicaId, message: Message);
+    /// Answer a caller: `answer` is an encoded [`Answer`].
+    fn answer(&mut self, caller: Caller, answer: &[u8]);
+    /// Write this and make it durable, then call [`Engine::flushed`]. At most one at a time.
+    fn flush(&mut self, flush: synod_wal::Flush);
+    /// Read this part of the log, then call [`Engine::log_read`].
+    fn read_log(&mut self, read: LogRead);
+}
+
+/// A part of one segment that holds chosen batches for a lagging replica.
+#[derive(Debug)]
+pub struct LogRead {
+    /// Who lacks them.
+    pub to: ReplicaId,
+    /// The segment.
+    pub segment: synod_wal::SegmentId,
+    /// Where to begin, in bytes, block-aligned.
+    pub offset: u64,
+    /// How many bytes, block-aligned.
+    pub length: usize,
+    first: Slot,
+    chosen: Slot,
+    locations: Vec<synod_wal::Location>,
+}
+
+/// Commands that wait for their batch, in bytes. Above it a client is told "busy".
+const QUEUED_BYTES_MAX: usize = 16 << 20;
+/// One read of the log for a lagging replica, in bytes.
+const LOG_READ_BYTES_MAX: u64 = 2 << 20;
+/// One message of entries carries about this much, in bytes (and at least one batch).
+const ENTRIES_BYTES_MAX: usize = 1 << 20;
+/// Applied batches that are kept in memory for replicas that lag a little: bytes, and how many.
+const RECENT_BYTES_MAX: usize = 16 << 20;
+const RECENT_BATCHES_MAX: usize = 16 << 10;
+
+/// Commands that wait for a slot.
+#[derive(Default)]
+struct Pending {
+    builder: BatchBuilder,
+    callers: Vec<Caller>,
+    /// When commands arrived, and how many at that moment.
+    arrivals: Vec<(Instant, u64)>,
+}
+
+/// A batch on its way.
+struct InFlight {
+    callers: Vec<Caller>,
+    sealed: Instant,
+}
+
+/// Numbers that only grow, for status and metrics.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Counters {
+    /// Commands answered from the state machine.
+    pub commands: u64,
+    /// Batches of this replica's that were applied.
+    pub batches: u64,
+    /// Commands refused before they were proposed.
+    pub refused: u64,
+    /// Commands whose outcome this replica does not know, because it lost mastership.
+    pub abandoned: u64,
+    /// Flushes of the log.
+    pub flushes: u64,
+    /// Elections won.
+    pub elections_won: u64,
+    /// Entries sent to lagging replicas, in batches.
+    pub entries_sent: u64,
+    /// Reads of the own log that failed or found damage.
+    pub log_read_failures: u64,
+}
+
+/// One whole replica without the world.
+pub struct Engine {
+    me: ReplicaId,
+    replica: Replica,
+    log: synod_wal::Log,
+    cell: Cell,
+    client_addresses: BTreeMap<ReplicaId, String>,
+    awaiting_durability: DurableQueue,
+    durable: PersistId,
+    effects: Effects,
+    /// Messages of this replica to itself.
+    inbox: VecDeque<Message>,
+    pending: Pending,
+    /// Full batches, before `pending`.
+    sealed: VecDeque<Pending>,
+    queued_bytes: usize,
+    in_flight: BTreeMap<Ticket, InFlight>,
+    next_ticket: u64,
+    recent: Recent,
+    reading_for: BTreeSet<ReplicaId>,
+    answer: Vec<u8>,
+    was_coordinating: bool,
+    counters: Counters,
+    stages: StageTimes,
+    /// Own batches whose record is not durable yet, for the flush stage.
+    unflushed: VecDeque<(PersistId, Instant, u64)>,
+    /// When the answers that wait for the end of the turn were made.
+    unsent: Vec<(Instant, u64)>,
+}
+
+/// What an engine starts from.
+pub struct Start {
+    /// The protocol's settings.
+    pub settings: Settings,
+    /// What recovery found.
+    pub recovered: Recovered,
+    /// The log, ready to append.
+    pub log: synod_wal::Log,
+    /// The database as of `recovered.chosen`.
+    pub cell: Cell,
+    /// Where clients find each member.
+    pub client_addresses: BTreeMap<ReplicaId, String>,
+}
+
+impl Engine {
+    /// A replica that starts now.
+    pub fn new(start: Start, now: Instant) -> Self {
+        let me = start.settings.me;
+        let chosen = start.recovered.chosen;
+        Self {
+            me,
+            replica: Replica::new(start.settings, start.recovered, now),
+            log: start.log,
+            cell: start.cell,
+            client_addresses: start.client_addresses,
+            awaiting_durability: DurableQueue::default(),
+            durable: PersistId(0),
+            effects: Effects::new(),
+            inbox: VecDeque::new(),
+            pending: Pending::default(),
+            sealed: VecDeque::new(),
+            queued_bytes: 0,
+            in_flight: BTreeMap::new(),
+            next_ticket: 1,
+            recent: Recent::after(chosen),
+            reading_for: BTreeSet::new(),
+            answer: Vec::new(),
+            was_coordinating: false,
+            counters: Counters::default(),
+            stages: StageTimes::default(),
+            unflushed: VecDeque::new(),
+            unsent: Vec::new(),
+        }
+    }
+
+    /// A client's command came. Whatever becomes of it, the caller gets one answer.
+    pub fn command(&mut self, now: Instant, caller: Caller, command: &[u8], outlet: &mut impl Outlet) {
+        match self.admit(command) {
+            Ok(()) => {
+                let bytes_before = self.pending.builder.len();
+                self.pending.builder.push(command);
+                self.queued_bytes += self.pending.builder.len() - bytes_before;
+                self.pending.callers.push(caller);
+                match self.pending.arrivals.last_mut() {
+                    Some((arrived, commands)) if *arrived == now => *commands += 1,
+                    _ => self.pending.arrivals.push((now, 1)),
+                }
+            }
+            Err(refusal) => {
+                self.counters.refused += 1;
+                self.refuse(caller, refusal, outlet);
+            }
+        }
+    }
+
+    /// Whether a command may be proposed here and now; makes room for it in the pending batch.
+    fn admit(&mut self, command: &[u8]) -> Result<(), Refusal> {
+        if self.replica.role() != Role::Coordinating {
+            return Err(self.not_master());
+        }
+        if self.replica.is_full() {
+            return Err(Refusal::LogFull);
+        }
+        // Checked before it costs a slot; every replica checks again when it applies, because the log is what counts.
+        let decoded = Command::decode(command).map_err(|error| Refusal::Malformed(error.to_string()))?;
+        decoded.check_limits().map_err(|error| Refusal::Limit(error.to_string()))?;
+        if self.queued_bytes + command.len() > QUEUED_BYTES_MAX {
+            return Err(Refusal::Busy);
+        }
+        if self.pending.builder.bytes_with(command) > limits::BATCH_BYTES_MAX {
+            self.sealed.push_back(std::mem::take(&mut self.pending));
+        }
+        Ok(())
+    }
+
+    fn not_master(&self) -> Refusal {
+        let master = match self.replica.role() {
+            Role::Following(Some(coordinator)) => self.client_addresses.get(&coordinator).cloned(),
+            Role::Following(None) | Role::Campaigning | Role::Coordinating => None,
+        };
+        if master.is_none() && self.replica.is_full() { Refusal::LogFull } else { Refusal::NotMaster { master } }
+    }
+
+    fn refuse(&mut self, caller: Caller, refusal: Refusal, outlet: &mut impl Outlet) {
+        self.answer.clear();
+        Answer::<Bytes>::Refused(refusal).encode(&mut self.answer);
+        outlet.answer(caller, &self.answer);
+    }
+
+    /// A message came from another replica.
+    pub fn message(&mut self, now: Instant, from: ReplicaId, message: Message, outlet: &mut impl Outlet) {
+        self.step(now, Event::Received { from, message }, outlet);
+    }
+
+    /// Time passed.
+    pub fn tick(&mut self, now: Instant, outlet: &mut impl Outlet) {
+        self.step(now, Event::Ticked, outlet);
+    }
+
+    /// When the engine wants to be ticked at the latest.
+    pub fn deadline(&self) -> Instant {
+        self.replica.deadline()
+    }
+
+    /// The flush that the outlet was asked for is durable: the write had its full length, and the sync succeeded.
+    pub fn flushed(&mut self, now: Instant, buffer: AlignedBuffer, outlet: &mut impl Outlet) {
+        let upto = PersistId(self.log.flushed(buffer).0);
+        assert!(upto >= self.durable, "durability is a prefix that only grows");
+        self.durable = upto;
+        self.counters.flushes += 1;
+        while self.unflushed.front().is_some_and(|(id, ..)| *id <= upto) {
+            let (_, sealed, commands) = self.unflushed.pop_front().expect("the front was just seen");
+            self.stages.record(Stage::Flush, sealed, now, commands);
+        }
+        self.step(now, Event::Persisted { upto }, outlet);
+        while let Some((to, message)) = self.awaiting_durability.release(self.durable) {
+            self.send(to, message, outlet);
+        }
+        self.drain_inbox(now, outlet);
+    }
+
+    /// A segment that the log wanted is ready.
+    pub fn segment_ready(&mut self, segment: synod_wal::SegmentId) {
+        self.log.segment_ready(segment);
+    }
+
+    /// The segment that should be made next, ahead of need.
+    pub fn wants_segment(&self) -> Option<synod_wal::SegmentId> {
+        self.log.wants_segment()
+    }
+
+    /// All that arrived in this turn is in: propose what waits while the window is open, and hand the log's next frame
+    /// to the outlet if no flush is under way.
+    pub fn end_turn(&mut self, now: Instant, outlet: &mut impl Outlet) {
+        if self.log.is_full() && !self.replica.is_full() {
+            self.step(now, Event::LogFull, outlet);
+        }
+        while self.replica.can_submit() {
+            let Some(batch) = self.next_pending() else { break };
+            self.submit(batch, outlet);
+        }
+        if self.replica.role() != Role::Coordinating {
+            self.refuse_pending(outlet);
+        }
+        if let Some(flush) = self.log.seal() {
+            outlet.flush(flush);
+        }
+    }
+
+    /// The answers of this turn are with the kernel.
+    pub fn turn_sent(&mut self, now: Instant) {
+        for (applied, commands) in self.unsent.drain(..) {
+            self.stages.record(Stage::Reply, applied, now, commands);
+        }
+    }
+
+    /// Nothing has happened for an idle beat, or the replica is about to stop: an empty mark frame behind the last one
+    /// lets recovery tell a torn tail from damage (rule L4). True if there is now something to flush.
+    pub fn mark(&mut self) {
+        self.log.mark();
+    }
+
+    /// How long commands took to decode on their connection.
+    pub fn record_decode(&mut self, start: Instant, end: Instant, commands: u64) {
+        self.stages.record(Stage::Decode, start, end, commands);
+    }
+
+    fn next_pending(&mut self) -> Option<Pending> {
+        let batch = match self.sealed.pop_front() {
+            Some(batch) => batch,
+            None if self.pending.builder.is_empty() => return None,
+            None => std::mem::take(&mut self.pending),
+        };
+        self.queued_bytes -= batch.builder.len();
+        Some(batch)
+    }
+
+    fn submit(&mut self, mut pending: Pending, outlet: &mut impl Outlet) {
+        let sealed = outlet.now();
+        for (arrived, commands) in pending.arrivals.drain(..) {
+            self.stages.record(Stage::Queue, arrived, sealed, commands);
+        }
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        let commands = pending.callers.len() as u64;
+        let batch = pending.builder.take();
+        self.in_flight.insert(ticket, InFlight { callers: pending.callers, sealed });
+        self.step(sealed, Event::Submitted { ticket, batch }, outlet);
+        self.unflushed.push_back((PersistId(self.log.appended().0), sealed, commands));
+        self.stages.record(Stage::Batch, sealed, outlet.now(), commands);
+    }
+
+    /// Mastership went away under commands that were never proposed.
+    fn refuse_pending(&mut self, outlet: &mut impl Outlet) {
+        while let Some(pending) = self.next_pending() {
+            for caller in pending.callers {
+                self.counters.refused += 1;
+                self.refuse(caller, self.not_master(), outlet);
+            }
+        }
+    }
+
+    fn step(&mut self, now: Instant, event: Event, outlet: &mut impl Outlet) {
+        self.replica.step(now, event, &mut self.effects);
+        self.carry_out(outlet);
+        self.drain_inbox(now, outlet);
+        let coordinating = self.replica.role() == Role::Coordinating;
+        self.counters.elections_won += u64::from(coordinating && !self.was_coordinating);
+        self.was_coordinating = coordinating;
+    }
+
+    fn drain_inbox(&mut self, now: Instant, outlet: &mut impl Outlet) {
+        while let Some(message) = self.inbox.pop_front() {
+            let event = Event::Received { from: self.me, message };
+            self.replica.step(now, event, &mut self.effects);
+            self.carry_out(outlet);
+        }
+    }
+
+    fn carry_out(&mut self, outlet: &mut impl Outlet) {
+        let mut effects = std::mem::take(&mut self.effects);
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Persist { id, record } => {
+                    let number = codec::append_record(&mut self.log, &record);
+                    assert_eq!(number.0, id.0, "the protocol and the log number records alike");
+                }
+                Effect::Send { to, message } => self.send(to, message, outlet),
+                Effect::SendOnceDurable { to, message, upto } => self.awaiting_durability.hold(upto, to, message),
+                Effect::SendEntries { to, from, chosen } => self.send_entries(to, from, chosen, outlet),
+                Effect::Apply { slot, batch, ticket } => self.apply(slot, batch, ticket, outlet),
+                Effect::Refuse { ticket } => self.end_batch(ticket, &self.not_master(), outlet),
+                Effect::Abandon { ticket } => self.end_batch(ticket, &Refusal::Unknown, outlet),
+            }
+        }
+        self.effects = effects;
+    }
+
+    fn send(&mut self, to: ReplicaId, message: Message, outlet: &mut impl Outlet) {
+        if to == self.me {
+            self.inbox.push_back(message);
+        } else {
+            outlet.send(to, message);
+        }
+    }
+
+    fn apply(&mut self, slot: Slot, batch: Batch, ticket: Option<Ticket>, outlet: &mut impl Outlet) {
+        let own = ticket.and_then(|ticket| self.in_flight.remove(&ticket));
+        let Some(own) = own else {
+            for command in batch.commands() {
+                self.answer.clear();
+                self.cell.apply(slot, command, &mut self.answer);
+            }
+            self.recent.push(slot, batch);
+            return;
+        };
+        let chosen = outlet.now();
+        let commands = own.callers.len() as u64;
+        self.stages.record(Stage::Quorum, own.sealed, chosen, commands);
+        for (command, caller) in batch.commands().zip(&own.callers) {
+            self.answer.clear();
+            self.cell.apply(slot, command, &mut self.answer);
+            outlet.answer(*caller, &self.answer);
+        }
+        let applied = outlet.now();
+        self.stages.record(Stage::Apply, chosen, applied, commands);
+        self.unsent.push((applied, commands));
+        self.counters.commands += commands;
+        self.counters.batches += 1;
+        self.recent.push(slot, batch);
+    }
+
+    fn end_batch(&mut self, ticket: Ticket, refusal: &Refusal, outlet: &mut impl Outlet) {
+        let batch = self.in_flight.remove(&ticket).expect("a ticket ends once");
+        for caller in batch.callers {
+            match refusal {
+                Refusal::Unknown => self.counters.abandoned += 1,
+                _ => self.counters.refused += 1,
+            }
+            self.refuse(caller, refusal.clone(), outlet);
+        }
+    }
+
+    /// Sends chosen batches to a replica that lacks them: from memory if they are recent, else from the log.
+    fn send_entries(&mut self, to: ReplicaId, from: Slot, chosen: Slot, outlet: &mut impl Outlet) {
+        if let Some(batches) = self.recent.from(from) {
+            self.send_batches(to, from, batches, chosen, outlet);
+        } else if !self.reading_for.contains(&to)
+            && let Some(read) = self.plan_read(to, from, chosen)
+        {
+            self.reading_for.insert(to);
+            outlet.read_log(read);
+        }
+        // Otherwise it asks again after a while.
+    }
+
+    fn send_batches(
+        &mut self,
+        to: ReplicaId,
+        first: Slot,
+        batches: Vec<Batch>,
+        chosen: Slot,
+        outlet: &mut impl Outlet,
+    ) {
+        self.counters.entries_sent += batches.len() as u64;
+        outlet.send(to, Message::Entries { first, batches, chosen });
+    }
+
+    /// The longest run of slots from `from` on whose records one read of one segment can bring.
+    fn plan_read(&self, to: ReplicaId, from: Slot, chosen: Slot) -> Option<LogRead> {
+        let first = self.log.locate(synod_wal::Slot(from.0))?;
+        let (offset, mut length) = first.blocks();
+        let mut locations = vec![first];
+        let mut slot = from;
+        while slot < chosen {
+            slot = slot.next();
+            let Some(location) = self.log.locate(synod_wal::Slot(slot.0)) else { break };
+            let (begin, bytes) = location.blocks();
+            let end = begin + bytes as u64;
+            if location.segment != first.segment || begin < offset || end - offset > LOG_READ_BYTES_MAX {
+                break;
+            }
+            length = length.max((end - offset) as usize);
+            locations.push(location);
+        }
+        Some(LogRead { to, segment: first.segment, offset, length, first: from, chosen, locations })
+    }
+
+    /// A read that the outlet was asked for has ended.
+    pub fn log_read(&mut self, read: LogRead, outcome: Result<&[u8], std::io::Error>, outlet: &mut impl Outlet) {
+        self.reading_for.remove(&read.to);
+        let mut batches = Vec::new();
+        let mut bytes_sent = 0;
+        match outcome {
+            Ok(bytes) => {
+                for (location, slot) in read.locations.iter().zip(read.first.0..) {
+                    match batch_at(bytes, read.offset, *location, Slot(slot)) {
+                        Ok(batch) => {
+                            bytes_sent += batch.len();
+                            batches.push(batch);
+                        }
+                        Err(reason) => {
+                            self.counters.log_read_failures += 1;
+                            eprintln!("synod: slot {slot} cannot be read back from the log: {reason}");
+                            break;
+                        }
+                    }
+                    if bytes_sent >= ENTRIES_BYTES_MAX {
+                        break;
+                    }
+                }
+            }
+            Err(error) => {
+                self.counters.log_read_failures += 1;
+                eprintln!("synod: the log's segment {:?} cannot be read for catch-up: {error}", read.segment);
+            }
+        }
+        if !batches.is_empty() {
+            self.send_batches(read.to, read.first, batches, read.chosen, outlet);
+        }
+    }
+
+    /// The protocol, to look at.
+    pub fn replica(&self) -> &Replica {
+        &self.replica
+    }
+
+    /// The log, to look at.
+    pub fn log(&self) -> &synod_wal::Log {
+        &self.log
+    }
+
+    /// The database, to look at.
+    pub fn cell(&self) -> &Cell {
+        &self.cell
+    }
+
+    /// What was counted since the start.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The stage times since the start.
+    pub fn stages(&self) -> &StageTimes {
+        &self.stages
+    }
+
+    /// Everything up to here is durable in this replica's log.
+    pub fn durable(&self) -> PersistId {
+        self.durable
+    }
+
+    /// Whether commands wait for a slot or for their outcome.
+    pub fn is_busy(&self) -> bool {
+        !self.in_flight.is_empty() || !self.pending.builder.is_empty() || !self.sealed.is_empty()
+    }
+}
+
+/// The chosen batch in a record read back from the log.
+fn batch_at(bytes: &[u8], offset: u64, location: synod_wal::Location, slot: Slot) -> Result<Batch, String> {
+    let (begin, length) = location.blocks();
+    let begin = usize::try_from(begin - offset).map_err(|_| "the read began behind the record".to_owned())?;
+    let blocks = bytes.get(begin..begin + length).ok_or("the read ended before the record")?;
+    let record =
+        synod_wal::read_record(blocks, location, synod_wal::Slot(slot.0)).map_err(|damage| damage.to_string())?;
+    match codec::decode_record(record.kind, record.slot, record.ballot, record.payload) {
+        Ok(synod_paxos::Record::Accepted { batch, .. } | synod_paxos::Record::Chosen { batch, .. }) => Ok(batch),
+        Ok(synod_paxos::Record::HardState(_)) => Err("the record is a hard state".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The last applied batches, in memory.
+struct Recent {
+    /// The slot of the first one.
+    first: Slot,
+    batches: VecDeque<Batch>,
+    bytes: usize,
+}
+
+impl Recent {
+    fn after(chosen: Slot) -> Self {
+        Self { first: chosen.next(), batches: VecDeque::new(), bytes: 0 }
+    }
+
+    fn push(&mut self, slot: Slot, batch: Batch) {
+        assert_eq!(slot.0, self.first.0 + self.batches.len() as u64, "slots are applied in order, each once");
+        self.bytes += batch.len();
+        self.batches.push_back(batch);
+        while self.bytes > RECENT_BYTES_MAX || self.batches.len() > RECENT_BATCHES_MAX {
+            let dropped = self.batches.pop_front().expect("there is one while a bound is exceeded");
+            self.bytes -= dropped.len();
+            self.first = self.first.next();
+        }
+    }
+
+    /// Batches from `slot` on, as many as one message carries.
+    fn from(&self, slot: Slot) -> Option<Vec<Batch>> {
+        let skip = usize::try_from(slot.0.checked_sub(self.first.0)?).ok()?;
+        let mut bytes = 0;
+        let batches: Vec<_> = self
+            .batches
+            .iter()
+            .skip(skip)
+            .take_while(|batch| {
+                let before = bytes;
+                bytes += batch.len();
+                before < ENTRIES_BYTES_MAX
+            })
+            .cloned()
+            .collect();
+        (!batches.is_empty()).then_some(batches)
+    }
+}

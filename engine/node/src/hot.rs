@@ -1,0 +1,478 @@
+//! The hot core: one thread, one ring, one entry to the kernel a turn, for the log, the peers and the clients.
+//!
+//! A turn: enter the kernel once; take every completion; let the engine propose, apply and seal one frame; then one send
+//! for every connection that has something to say. The loop runs at its own pace and batching falls out of it. Idle, it
+//! sleeps in the kernel until the nearest deadline.
+//!
+//! Invariants:
+//!   - nothing here blocks but the one entry to the kernel (and, at a cell's birth, telling a member its id);
+//!   - a connection's memory is bounded: one receive buffer, one outbound queue (R1), and a full queue closes it;
+//!   - a failed flush ends the process: nothing is retried on those blocks, and nobody gets another vote (L2).
+
+mod connections;
+mod outlet;
+mod peers;
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use synod_api::FrameKind;
+use synod_net::hello::{HELLO_VERSION, KIND_HELLO, Local};
+use synod_net::{FrameError, FrameId, FrameRef, Hello, HelloAnswer};
+use synod_paxos::{Instant, ReplicaId, Role};
+use synod_ring::{Completion, FlushError, Handle, Options, Outcome, Ring, SetupError, Waker};
+
+use crate::config::Config;
+use crate::directory::{Directory, Identity};
+use crate::engine::{Caller, Engine};
+use crate::segments::SegmentMaker;
+use crate::start::Opened;
+use crate::status::{CountersStatus, DatabaseStatus, LogStatus, Status};
+use crate::{codec, introduction};
+use connections::{ConnectionId, Door, Role as ConnectionRole};
+use outlet::{Token, World};
+
+/// After this long without a flush, an empty mark frame follows the last one (rule L4).
+const IDLE_BEAT: Duration = Duration::from_millis(100);
+/// A stopping replica waits this long for its last flush.
+const STOP_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// Why the hot core ended, or never began.
+#[derive(Debug, thiserror::Error)]
+pub enum HotError {
+    /// No ring.
+    #[error(transparent)]
+    Ring(#[from] SetupError),
+    /// An address that cannot be listened on.
+    #[error("cannot listen for {door} on {address}: {source}")]
+    Listen {
+        /// "clients" or "replicas".
+        door: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The log's disk failed. The process ends: this replica's vote counts for nothing any more.
+    #[error(
+        "the log's disk failed while {source}; nothing acknowledged is lost while a majority has it, but this replica \
+         stops here and must not vote again before the disk has been seen to"
+    )]
+    LogFailed {
+        /// What failed.
+        source: FlushError,
+    },
+    /// A segment could not be made or opened.
+    #[error("cannot make the next log segment: {0}")]
+    Segment(std::io::Error),
+    /// Even the log's reserve is used up.
+    #[error("the log is full to its last block: not even a promise can be made durable")]
+    LogExhausted,
+    /// The kernel refused to be entered.
+    #[error("entering the kernel: {0}")]
+    Enter(std::io::Error),
+    /// Something else of the system's.
+    #[error("{doing}: {source}")]
+    System {
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+}
+
+/// The hot core of one replica.
+pub struct HotCore {
+    engine: Engine,
+    world: World,
+    directory: Directory,
+    identity: Identity,
+    member_ids: Vec<u16>,
+    configuration_checksum: u64,
+    segments: SegmentMaker,
+    stop: Arc<AtomicBool>,
+    /// When the log has been idle long enough for a mark.
+    mark_at: Option<Instant>,
+}
+
+impl HotCore {
+    /// Binds the ports and sets up the ring; [`HotCore::run`] then serves. To be called on the thread that will run it.
+    pub fn new(config: &Config, opened: Opened, stop: Arc<AtomicBool>) -> Result<Self, HotError> {
+        let Opened { directory, identity, start, .. } = opened;
+        let ring = Ring::new(Options::default())?;
+        let me = config.me();
+        let doors = [(Door::Clients, listen("clients", me.client)?), (Door::Replicas, listen("replicas", me.peer)?)];
+        let segment_bytes = start.log.settings().segment_bytes;
+        let segments = SegmentMaker::start(directory.path().to_owned(), segment_bytes, ring.waker())
+            .map_err(|source| HotError::System { doing: "cannot start the segment thread", source })?;
+        let configuration_checksum = configuration_checksum(config);
+        let seed = start.settings.seed;
+        let mut world = World::new(ring, directory.path().to_owned(), doors);
+        for member in config.members.iter().filter(|member| member.id != config.id) {
+            let hello = Hello {
+                version: HELLO_VERSION,
+                cell: identity.cell,
+                from: config.id,
+                to: member.id,
+                configuration: configuration_checksum,
+            };
+            world.add_peer(ReplicaId(member.id), member.peer, hello, seed ^ u64::from(member.id));
+        }
+        let now = world.clock.now();
+        Ok(Self {
+            engine: Engine::new(start, now),
+            world,
+            directory,
+            identity,
+            member_ids: config.members.iter().map(|member| member.id).collect(),
+            configuration_checksum,
+            segments,
+            stop,
+            mark_at: None,
+        })
+    }
+
+    /// Wakes the loop from another thread.
+    pub fn waker(&self) -> Waker {
+        self.world.ring.waker()
+    }
+
+    /// Serves until it is told to stop.
+    pub fn run(&mut self) -> Result<(), HotError> {
+        self.world.open_doors();
+        self.world.start_links();
+        self.want_segment();
+        let mut completions = Vec::new();
+        while !self.stop.load(Ordering::Acquire) {
+            self.turn(&mut completions)?;
+        }
+        self.wind_down(&mut completions)
+    }
+
+    fn turn(&mut self, completions: &mut Vec<Completion<Token>>) -> Result<(), HotError> {
+        let now = self.world.clock.now();
+        let timeout = self.deadline().since(now);
+        self.world.ring.enter(Some(timeout), completions).map_err(HotError::Enter)?;
+        let now = self.world.clock.now();
+        for Completion { token, outcome } in completions.drain(..) {
+            self.completed(now, token, outcome)?;
+        }
+        if self.world.ring.take_woken() {
+            self.take_finished_segment()?;
+        }
+        if now >= self.engine.deadline() {
+            self.engine.tick(now, &mut self.world);
+        }
+        if self.mark_at.is_some_and(|at| now >= at) {
+            self.mark_at = None;
+            self.engine.mark();
+        }
+        self.world.tick_links(now);
+        self.engine.end_turn(now, &mut self.world);
+        while let Some((read, error)) = self.world.take_failed_read() {
+            self.engine.log_read(read, Err(error), &mut self.world);
+        }
+        self.want_segment();
+        if let Some(error) = self.world.failure.take() {
+            return Err(HotError::Segment(error));
+        }
+        if self.engine.log().is_exhausted() {
+            return Err(HotError::LogExhausted);
+        }
+        self.world.send_all();
+        self.engine.turn_sent(self.world.clock.now());
+        Ok(())
+    }
+
+    fn deadline(&self) -> Instant {
+        let mut deadline = self.engine.deadline();
+        for other in [self.mark_at, self.world.links_deadline()].into_iter().flatten() {
+            deadline = deadline.min(other);
+        }
+        deadline
+    }
+
+    /// Stops cleanly: nothing new is taken, what is in the log's frames becomes durable, and a mark says that this is
+    /// where the log ends.
+    fn wind_down(&mut self, completions: &mut Vec<Completion<Token>>) -> Result<(), HotError> {
+        let give_up = self.world.clock.now().after(STOP_TIME_MAX);
+        self.world.close_doors();
+        loop {
+            let now = self.world.clock.now();
+            self.engine.mark();
+            self.engine.end_turn(now, &mut self.world);
+            self.world.send_all();
+            if !self.world.is_flushing() || now >= give_up {
+                return Ok(());
+            }
+            self.world.ring.enter(Some(give_up.since(now)), completions).map_err(HotError::Enter)?;
+            let now = self.world.clock.now();
+            for Completion { token, outcome } in completions.drain(..) {
+                self.completed(now, token, outcome)?;
+            }
+        }
+    }
+
+    /// Every completion is matched to what was asked for, by its token (rule R3).
+    fn completed(&mut self, now: Instant, token: Token, outcome: Outcome) -> Result<(), HotError> {
+        match (token, outcome) {
+            (Token::Accept(door), Outcome::Accepted(result)) => self.world.accepted(door, result),
+            (Token::Receive(id), Outcome::Received { buffer, result }) => self.received(now, id, buffer, result),
+            (Token::Send(id), Outcome::Sent { pieces, result }) => self.world.sent(id, pieces, result),
+            (Token::Dial(peer, attempt), Outcome::Connected(result)) => self.world.dialed(now, peer, attempt, result),
+            (Token::LinkReceive(peer, attempt), Outcome::Received { buffer, result }) => {
+                self.world.link_received(now, peer, attempt, buffer, result);
+            }
+            (Token::LinkSend(peer, attempt), Outcome::Sent { pieces, result }) => {
+                self.world.link_sent(now, peer, attempt, pieces, result);
+            }
+            (Token::Flush, Outcome::Flushed { buffer, result }) => {
+                self.world.flush_ended();
+                result.map_err(|source| HotError::LogFailed { source })?;
+                self.engine.flushed(now, buffer, &mut self.world);
+                self.mark_at = Some(now.after(IDLE_BEAT));
+            }
+            (Token::LogRead(to), Outcome::Read { buffer, result }) => {
+                let read = self.world.take_log_read(to);
+                let outcome = match result {
+                    Ok(length) if length == read.length => Ok(&buffer[..length]),
+                    Ok(length) => {
+                        Err(std::io::Error::other(format!("only {length} bytes of {} were read", read.length)))
+                    }
+                    Err(error) => Err(error),
+                };
+                self.engine.log_read(read, outcome, &mut self.world);
+            }
+            (token, outcome) => panic!("the ring answered {token:?} with {outcome:?}"),
+        }
+        Ok(())
+    }
+
+    /// Bytes came on an accepted connection.
+    fn received(&mut self, now: Instant, id: ConnectionId, buffer: bytes::BytesMut, result: std::io::Result<usize>) {
+        let Some(mut inbound) = self.world.connections.take_inbound(id, buffer, &result) else {
+            // Gone, or to be gone once our last words are out: until then what comes is read and thrown away.
+            self.world.receive_again(id);
+            return;
+        };
+        let outcome = match self.world.connections.role(id) {
+            ConnectionRole::Client => {
+                let start = self.world.clock.now();
+                let mut commands = 0;
+                let outcome = inbound.for_each_frame(|frame| {
+                    commands += 1;
+                    self.client_frame(start, id, frame);
+                });
+                if commands > 0 {
+                    let end = self.world.clock.now();
+                    self.engine.record_decode(start, end, commands);
+                }
+                outcome
+            }
+            ConnectionRole::Stranger | ConnectionRole::Peer(_) => self.peer_frames(now, id, &mut inbound),
+        };
+        self.world.connections.put_inbound(id, inbound);
+        if let Err(error) = outcome {
+            self.bad_input(id, &error.to_string());
+        }
+        self.world.receive_again(id);
+    }
+
+    fn client_frame(&mut self, now: Instant, id: ConnectionId, frame: FrameRef<'_>) {
+        if self.world.connections.is_closing(id) {
+            return;
+        }
+        match FrameKind::try_from(frame.kind) {
+            Ok(FrameKind::Request) => {
+                let caller = Caller { connection: id.to_bits(), request: frame.id.0 };
+                self.engine.command(now, caller, frame.payload, &mut self.world);
+            }
+            Ok(FrameKind::StatusRequest) => {
+                let status = serde_json::to_vec(&self.status()).expect("a status is valid JSON");
+                self.world.append(id, FrameKind::Status.into(), frame.id, &status);
+            }
+            Ok(kind @ (FrameKind::Answer | FrameKind::Status | FrameKind::Error)) => {
+                self.bad_input(id, &format!("a client does not send frames of kind {kind:?}"));
+            }
+            Err(unknown) => self.bad_input(id, &unknown.to_string()),
+        }
+    }
+
+    /// Frames between replicas own their payload: a batch lives on in the log, the database and the recent batches.
+    fn peer_frames(
+        &mut self,
+        now: Instant,
+        id: ConnectionId,
+        inbound: &mut synod_net::Inbound,
+    ) -> Result<(), FrameError> {
+        while let Some(frame) = inbound.next_frame()? {
+            if self.world.connections.is_closing(id) {
+                break;
+            }
+            match self.world.connections.role(id) {
+                ConnectionRole::Peer(from) => match codec::decode_message(frame.kind, frame.payload) {
+                    Ok(message) => self.engine.message(now, from, message, &mut self.world),
+                    Err(error) => self.bad_input(id, &error.to_string()),
+                },
+                ConnectionRole::Stranger if frame.kind == introduction::KIND_ASK => self.introduce(id, &frame.payload),
+                ConnectionRole::Stranger => {
+                    self.greet(id, FrameRef { kind: frame.kind, id: frame.id, payload: &frame.payload });
+                    if inbound.held_bytes() > 0 {
+                        // A replica waits for our answer before it goes on.
+                        self.bad_input(id, "bytes before the greeting was answered");
+                    } else {
+                        *inbound = World::peer_inbound();
+                    }
+                }
+                ConnectionRole::Client => unreachable!("a client does not become a replica"),
+            }
+        }
+        Ok(())
+    }
+
+    /// The first words of another replica (or of somebody who is lost).
+    fn greet(&mut self, id: ConnectionId, frame: FrameRef<'_>) {
+        let local = Local {
+            cell: self.identity.cell,
+            me: self.identity.replica,
+            members: &self.member_ids,
+            configuration: self.configuration_checksum,
+        };
+        let outcome = Hello::decode(frame).and_then(|hello| hello.check(local));
+        let answer = HelloAnswer::of(&outcome).encode();
+        self.world.append_raw(id, &answer);
+        match outcome {
+            Ok(greeted) => self.world.connections.greeted(id, ReplicaId(greeted.from)),
+            Err(refusal) => {
+                let what = if frame.kind == KIND_HELLO { "a hello" } else { "a stranger" };
+                eprintln!("synod: refused {what} on the replicas' port: {refusal}");
+                self.world.connections.refused(id);
+            }
+        }
+    }
+
+    /// A member of this new cell asks for the cell's id. Each is told once, and the note is durable first: the one
+    /// place where the hot core waits for a file, a few times in the life of a cell.
+    fn introduce(&mut self, id: ConnectionId, question: &[u8]) {
+        let outcome = <[u8; 2]>::try_from(question)
+            .map_err(|_| "the question is not a replica's id".to_owned())
+            .and_then(|asking| self.note_introduction(u16::from_le_bytes(asking)));
+        match outcome {
+            Ok(()) => {
+                let cell = self.identity.cell.to_le_bytes();
+                self.world.append(id, introduction::KIND_TELL, FrameId(0), &cell);
+            }
+            Err(reason) => {
+                eprintln!("synod: refused to introduce a replica: {reason}");
+                self.world.append(id, introduction::KIND_REFUSE, FrameId(0), reason.as_bytes());
+            }
+        }
+        self.world.connections.close_when_sent(id);
+    }
+
+    fn note_introduction(&mut self, asking: u16) -> Result<(), String> {
+        if asking == self.identity.replica || !self.member_ids.contains(&asking) {
+            return Err(format!("replica {asking} is not another member of this cell"));
+        }
+        if self.identity.introduced.contains(&asking) {
+            return Err(format!(
+                "replica {asking} has joined this cell before, so its state is lost: it may have forgotten what it \
+                 promised, and must not be bootstrapped again. (If this cell has never served anything, empty all \
+                 members' directories and bootstrap anew)"
+            ));
+        }
+        let mut identity = self.identity.clone();
+        identity.introduced.push(asking);
+        self.directory.write_identity(&identity).map_err(|error| error.to_string())?;
+        self.identity = identity;
+        Ok(())
+    }
+
+    /// What came on this connection is not ours to understand: say so, and close it. Nothing else is affected.
+    fn bad_input(&mut self, id: ConnectionId, why: &str) {
+        eprintln!("synod: closing a connection: {why}");
+        self.world.bad_connections += 1;
+        self.world.append(id, FrameKind::Error.into(), FrameId(0), why.as_bytes());
+        self.world.connections.close_when_sent(id);
+    }
+
+    fn want_segment(&mut self) {
+        if let Some(segment) = self.engine.wants_segment() {
+            self.segments.request(segment);
+        }
+    }
+
+    fn take_finished_segment(&mut self) -> Result<(), HotError> {
+        if let Some((segment, file)) = self.segments.take_finished() {
+            let file = file.map_err(HotError::Segment)?;
+            self.world.keep_segment(segment, Handle::from(file));
+            self.engine.segment_ready(segment);
+        }
+        Ok(())
+    }
+
+    fn status(&self) -> Status {
+        let replica = self.engine.replica();
+        let (role, coordinator) = match replica.role() {
+            Role::Following(coordinator) => ("following", coordinator.map(|id| id.0)),
+            Role::Campaigning => ("campaigning", None),
+            Role::Coordinating => ("coordinating", Some(self.identity.replica)),
+        };
+        let cell = self.engine.cell().status();
+        let log = self.engine.log();
+        let counters = self.engine.counters();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cell: format!("{:032x}", self.identity.cell),
+            replica: self.identity.replica,
+            role: role.to_owned(),
+            coordinator,
+            promised: replica.promised().to_string(),
+            chosen: replica.chosen().0,
+            open_slots: replica.open_slots(),
+            catching_up: replica.is_fetching(),
+            uptime_s: self.world.clock.now().0 / 1_000_000_000,
+            database: DatabaseStatus {
+                revision: cell.revision.0,
+                rows: cell.rows,
+                bytes: cell.bytes,
+                sessions: cell.sessions,
+            },
+            log: LogStatus {
+                appended: log.appended().0,
+                durable: log.durable().0,
+                unflushed_bytes: log.unflushed_bytes(),
+                full: replica.is_full(),
+            },
+            peers: self.world.peer_statuses().collect(),
+            clients: self.world.connections.clients(),
+            counters: CountersStatus {
+                commands: counters.commands,
+                batches: counters.batches,
+                refused: counters.refused,
+                abandoned: counters.abandoned,
+                flushes: counters.flushes,
+                elections_won: counters.elections_won,
+                entries_sent: counters.entries_sent,
+                log_read_failures: counters.log_read_failures,
+                kernel_entries: self.world.ring.enters(),
+                bad_connections: self.world.bad_connections,
+            },
+            stages: self.engine.stages().figures(),
+        }
+    }
+}
+
+fn listen(door: &'static str, address: SocketAddr) -> Result<TcpListener, HotError> {
+    // The standard library sets SO_REUSEADDR, so a restarted replica gets its port back at once.
+    TcpListener::bind(address).map_err(|source| HotError::Listen { door, address, source })
+}
+
+/// Of the members' ids: explains a refused hello, decides nothing.
+fn configuration_checksum(config: &Config) -> u64 {
+    let mut ids: Vec<u16> = config.members.iter().map(|member| member.id).collect();
+    ids.sort_unstable();
+    u64::from(crc32c::crc32c(&ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>()))
+}

@@ -1,0 +1,325 @@
+//! What the engine's wishes become: operations on the ring.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use synod_api::{FrameKind, limits};
+use synod_net::connection::InboundSizes;
+use synod_net::{Attempt, FrameId, FrameLimits, Hello, Inbound, SharedFrame};
+use synod_paxos::{Ballot, Configuration, Instant, Message, ReplicaId, Slot};
+use synod_ring::{Handle, Ring};
+use synod_wal::{SegmentId, directory};
+
+use super::connections::{ConnectionId, Connections, Door};
+use super::peers::Peer;
+use crate::codec;
+use crate::engine::{Caller, LogRead, Outlet};
+use crate::status::PeerStatus;
+
+/// What the hot core calls its operations on the ring.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Token {
+    Accept(Door),
+    Receive(ConnectionId),
+    Send(ConnectionId),
+    Dial(ReplicaId, Attempt),
+    LinkReceive(ReplicaId, Attempt),
+    LinkSend(ReplicaId, Attempt),
+    Flush,
+    LogRead(ReplicaId),
+}
+
+/// How long a frame from a client, and from another replica, may be.
+const CLIENT_SIZES: InboundSizes = InboundSizes::client(limits::COMMAND_BYTES_MAX as u32);
+/// A stranger on the replicas' port may say hello, and no more.
+const STRANGER_SIZES: InboundSizes =
+    InboundSizes { start_bytes: 1 << 10, keep_bytes: 1 << 10, limits: FrameLimits { payload_bytes_max: 256 } };
+const PEER_SIZES: InboundSizes =
+    InboundSizes::peer(codec::peer_payload_bytes_max(Configuration::HORIZON_DEFAULT, limits::BATCH_BYTES_MAX) as u32);
+
+/// Nanoseconds since the process started, monotonic.
+pub(crate) struct Clock(std::time::Instant);
+
+impl Clock {
+    pub(crate) fn now(&self) -> Instant {
+        Instant(u64::try_from(self.0.elapsed().as_nanos()).expect("the process runs for less than 584 years"))
+    }
+}
+
+/// Everything outside the engine.
+pub(crate) struct World {
+    pub(crate) ring: Ring<Token>,
+    pub(crate) clock: Clock,
+    pub(crate) connections: Connections,
+    pub(crate) bad_connections: u64,
+    /// What ends the process: set where there is nobody to return it to.
+    pub(crate) failure: Option<std::io::Error>,
+    dir: PathBuf,
+    doors: Vec<(Door, Handle)>,
+    peers: Vec<Peer>,
+    /// The log's segment in use and those ready for use.
+    segments: BTreeMap<SegmentId, Handle>,
+    flushing: bool,
+    log_reads: BTreeMap<ReplicaId, LogRead>,
+    /// Reads that could not even begin.
+    failed_reads: Vec<(LogRead, std::io::Error)>,
+    /// The last accept, encoded: the same goes to every peer.
+    last_accept: Option<((Ballot, Slot), SharedFrame)>,
+}
+
+impl World {
+    pub(crate) fn new(ring: Ring<Token>, dir: PathBuf, doors: [(Door, TcpListener); 2]) -> Self {
+        Self {
+            ring,
+            clock: Clock(std::time::Instant::now()),
+            connections: Connections::default(),
+            bad_connections: 0,
+            failure: None,
+            dir,
+            doors: doors.into_iter().map(|(door, listener)| (door, Handle::from(listener))).collect(),
+            peers: Vec::new(),
+            segments: BTreeMap::new(),
+            flushing: false,
+            log_reads: BTreeMap::new(),
+            failed_reads: Vec::new(),
+            last_accept: None,
+        }
+    }
+
+    // Connections.
+
+    pub(crate) fn open_doors(&mut self) {
+        for (door, listener) in &self.doors {
+            self.ring.accept(Token::Accept(*door), listener);
+        }
+    }
+
+    pub(crate) fn close_doors(&mut self) {
+        for (_, listener) in self.doors.drain(..) {
+            listener.shutdown();
+        }
+    }
+
+    pub(crate) fn accepted(&mut self, door: Door, result: std::io::Result<Handle>) {
+        let Some((_, listener)) = self.doors.iter().find(|(own, _)| *own == door) else { return };
+        self.ring.accept(Token::Accept(door), listener);
+        let handle = match result {
+            Ok(handle) => handle,
+            Err(error) => {
+                eprintln!("synod: cannot accept a connection: {error}");
+                return;
+            }
+        };
+        if let Err(error) = socket2::SockRef::from(&handle).set_tcp_nodelay(true) {
+            // It has gone already.
+            eprintln!("synod: a new connection failed at once: {error}");
+            return;
+        }
+        let sizes = match door {
+            Door::Clients => CLIENT_SIZES,
+            Door::Replicas => STRANGER_SIZES,
+        };
+        match self.connections.insert(door, handle, sizes) {
+            Ok(id) => self.receive_again(id),
+            Err(handle) => {
+                eprintln!("synod: refused a connection: there are {} already", super::connections::CONNECTIONS_MAX);
+                handle.shutdown();
+            }
+        }
+    }
+
+    /// What a stranger's connection receives into once it is a replica's.
+    pub(crate) fn peer_inbound() -> Inbound {
+        Inbound::new(PEER_SIZES)
+    }
+
+    pub(crate) fn receive_again(&mut self, id: ConnectionId) {
+        if let Some((handle, buffer)) = self.connections.start_receive(id) {
+            self.ring.recv(Token::Receive(id), &handle, buffer);
+        }
+    }
+
+    pub(crate) fn sent(&mut self, id: ConnectionId, pieces: Vec<Bytes>, result: std::io::Result<usize>) {
+        self.connections.sent(id, pieces, result);
+    }
+
+    pub(crate) fn append(&mut self, id: ConnectionId, kind: u8, frame: FrameId, payload: &[u8]) {
+        self.connections.queue(id, |outbound| outbound.append(kind, frame, &[payload]));
+    }
+
+    /// Queues a frame that is whole already.
+    pub(crate) fn append_raw(&mut self, id: ConnectionId, frame: &[u8]) {
+        self.connections.queue(id, |outbound| outbound.append_encoded(frame));
+    }
+
+    /// One send for every connection and link that has something to say.
+    pub(crate) fn send_all(&mut self) {
+        while let Some((id, handle, pieces)) = self.connections.next_send() {
+            self.ring.send(Token::Send(id), &handle, pieces);
+        }
+        for peer in &mut self.peers {
+            peer.send(&mut self.ring);
+        }
+    }
+
+    // Links.
+
+    pub(crate) fn add_peer(&mut self, id: ReplicaId, address: SocketAddr, hello: Hello, seed: u64) {
+        self.peers.push(Peer::new(id, address, hello, seed));
+    }
+
+    pub(crate) fn start_links(&mut self) {
+        let now = self.clock.now();
+        for peer in &mut self.peers {
+            peer.start(now, &mut self.ring);
+        }
+    }
+
+    pub(crate) fn links_deadline(&self) -> Option<Instant> {
+        self.peers.iter().filter_map(Peer::deadline).min()
+    }
+
+    pub(crate) fn tick_links(&mut self, now: Instant) {
+        for peer in &mut self.peers {
+            if peer.deadline().is_some_and(|deadline| now >= deadline) {
+                peer.tick(now, &mut self.ring);
+            }
+        }
+    }
+
+    pub(crate) fn dialed(&mut self, now: Instant, peer: ReplicaId, attempt: Attempt, result: std::io::Result<()>) {
+        let (peer, ring) = self.peer(peer);
+        peer.dialed(now, attempt, result, ring);
+    }
+
+    pub(crate) fn link_received(
+        &mut self,
+        now: Instant,
+        peer: ReplicaId,
+        attempt: Attempt,
+        buffer: bytes::BytesMut,
+        result: std::io::Result<usize>,
+    ) {
+        let (peer, ring) = self.peer(peer);
+        peer.received(now, attempt, buffer, result, ring);
+    }
+
+    pub(crate) fn link_sent(
+        &mut self,
+        now: Instant,
+        peer: ReplicaId,
+        attempt: Attempt,
+        pieces: Vec<Bytes>,
+        result: std::io::Result<usize>,
+    ) {
+        let (peer, ring) = self.peer(peer);
+        peer.sent(now, attempt, pieces, result, ring);
+    }
+
+    pub(crate) fn peer_statuses(&self) -> impl Iterator<Item = PeerStatus> {
+        self.peers.iter().map(|peer| peer.status(self.connections.has_peer(peer.id)))
+    }
+
+    fn peer(&mut self, id: ReplicaId) -> (&mut Peer, &mut Ring<Token>) {
+        let peer = self.peers.iter_mut().find(|peer| peer.id == id).expect("the members do not change while we run");
+        (peer, &mut self.ring)
+    }
+
+    // The log.
+
+    pub(crate) fn keep_segment(&mut self, segment: SegmentId, file: Handle) {
+        self.segments.insert(segment, file);
+    }
+
+    pub(crate) fn is_flushing(&self) -> bool {
+        self.flushing
+    }
+
+    pub(crate) fn flush_ended(&mut self) {
+        assert!(self.flushing, "a flush ends that has begun");
+        self.flushing = false;
+    }
+
+    pub(crate) fn take_log_read(&mut self, to: ReplicaId) -> LogRead {
+        self.log_reads.remove(&to).expect("one read a replica, until it ends")
+    }
+
+    pub(crate) fn take_failed_read(&mut self) -> Option<(LogRead, std::io::Error)> {
+        self.failed_reads.pop()
+    }
+
+    /// Opens a segment of before this start. Metadata is in memory, so this does not wait for the disk in practice.
+    fn open_segment(&self, segment: SegmentId) -> std::io::Result<Handle> {
+        Ok(Handle::from(directory::open_segment(&self.dir, segment)?))
+    }
+
+    fn encode(&mut self, message: &Message) -> SharedFrame {
+        let accept = match message {
+            Message::Accept { ballot, slot, .. } => Some((*ballot, *slot)),
+            _ => None,
+        };
+        if let (Some(accept), Some((last, frame))) = (accept, &self.last_accept)
+            && accept == *last
+        {
+            return frame.clone();
+        }
+        let codec::EncodedMessage { kind, head, body } = codec::encode_message(message);
+        let frame = SharedFrame::new(kind, FrameId(0), &head, body);
+        if let Some(accept) = accept {
+            self.last_accept = Some((accept, frame.clone()));
+        }
+        frame
+    }
+}
+
+impl Outlet for World {
+    fn now(&mut self) -> Instant {
+        self.clock.now()
+    }
+
+    fn send(&mut self, to: ReplicaId, message: Message) {
+        let frame = self.encode(&message);
+        // Dropped when the link is down or full; the link counts it.
+        self.peer(to).0.queue(&frame);
+    }
+
+    fn answer(&mut self, caller: Caller, answer: &[u8]) {
+        let id = ConnectionId::from_bits(caller.connection);
+        self.append(id, FrameKind::Answer.into(), FrameId(caller.request), answer);
+    }
+
+    fn flush(&mut self, flush: synod_wal::Flush) {
+        assert!(!self.flushing, "one flush at a time");
+        let synod_wal::Flush { segment, offset, buffer, length } = flush;
+        // Segments behind the one in use are not written any more.
+        self.segments.retain(|kept, _| *kept >= segment);
+        if !self.segments.contains_key(&segment) {
+            match self.open_segment(segment) {
+                Ok(file) => self.keep_segment(segment, file),
+                Err(error) => {
+                    self.failure = Some(error);
+                    return;
+                }
+            }
+        }
+        self.ring.write_durably(Token::Flush, &self.segments[&segment], offset, buffer, length);
+        self.flushing = true;
+    }
+
+    fn read_log(&mut self, read: LogRead) {
+        let file = match self.segments.get(&read.segment) {
+            Some(file) => Ok(file.clone()),
+            None => self.open_segment(read.segment),
+        };
+        match file {
+            Ok(file) => {
+                let buffer = synod_ring::AlignedBuffer::zeroed(read.length);
+                self.ring.read(Token::LogRead(read.to), &file, read.offset, buffer, read.length);
+                self.log_reads.insert(read.to, read);
+            }
+            Err(error) => self.failed_reads.push((read, error)),
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! A cell on this machine: one real process a replica, on loopback. What `synod cell`, the benchmark and the tests run.
+
+use std::fs::File;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::config::Member;
+use crate::status::Status;
+
+/// What a local cell is to be.
+#[derive(Clone, Debug)]
+pub struct LocalCellOptions {
+    /// How many replicas.
+    pub replicas: u16,
+    /// Where they keep their directories, `replica-1` and so on, and their logs of what they print.
+    pub dir: PathBuf,
+    /// The first of as many client ports in a row; free ones if it is not said. Peers use free ones.
+    pub first_port: Option<u16>,
+    /// More flags for every replica's `serve`.
+    pub serve_flags: Vec<String>,
+}
+
+/// One replica of a local cell.
+struct Process {
+    member: Member,
+    child: Option<Child>,
+}
+
+/// A running local cell. Dropping it ends its processes; their directories stay.
+pub struct LocalCell {
+    options: LocalCellOptions,
+    processes: Vec<Process>,
+}
+
+/// A local cell did not become what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum LocalCellError {
+    /// An operation of the system failed.
+    #[error("{doing}: {source}")]
+    System {
+        /// What was being done.
+        doing: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A replica ended by itself.
+    #[error("replica {id} ended with {status}; it printed, last:\n{last}")]
+    Ended {
+        /// Which.
+        id: u16,
+        /// How.
+        status: ExitStatus,
+        /// The end of what it printed.
+        last: String,
+    },
+    /// Nobody became coordinator in time.
+    #[error("no replica became coordinator within {0:?}")]
+    NoMaster(Duration),
+}
+
+fn system(doing: impl Into<String>) -> impl FnOnce(io::Error) -> LocalCellError {
+    let doing = doing.into();
+    move |source| LocalCellError::System { doing, source }
+}
+
+impl LocalCell {
+    /// Starts all replicas: this very program, re-executed with `serve`. Directories that exist are used again.
+    pub fn start(options: LocalCellOptions) -> Result<Self, LocalCellError> {
+        std::fs::create_dir_all(&options.dir).map_err(system(format!("cannot make {}", options.dir.display())))?;
+        let count = usize::from(options.replicas);
+        let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let free = free_ports(2 * count).map_err(system("cannot find free ports"))?;
+        let member = |index: usize| {
+            let client = options.first_port.map_or(free[count + index], |first| first + index as u16);
+            Member { id: index as u16 + 1, peer: loopback(free[index]), client: loopback(client) }
+        };
+        let processes = (0..count).map(|index| Process { member: member(index), child: None }).collect();
+        let mut cell = Self { options, processes };
+        for id in cell.ids() {
+            cell.start_replica(id)?;
+        }
+        Ok(cell)
+    }
+
+    /// The replicas' ids.
+    pub fn ids(&self) -> Vec<u16> {
+        self.processes.iter().map(|process| process.member.id).collect()
+    }
+
+    /// Where clients reach the replicas.
+    pub fn endpoints(&self) -> Vec<String> {
+        self.processes.iter().map(|process| process.member.client.to_string()).collect()
+    }
+
+    /// One replica's client address.
+    pub fn endpoint(&self, id: u16) -> String {
+        self.process(id).member.client.to_string()
+    }
+
+    /// One replica's address for other replicas.
+    pub fn peer_address(&self, id: u16) -> SocketAddr {
+        self.process(id).member.peer
+    }
+
+    /// One replica's directory.
+    pub fn replica_dir(&self, id: u16) -> PathBuf {
+        self.options.dir.join(format!("replica-{id}"))
+    }
+
+    /// Where one replica's messages go.
+    pub fn replica_log(&self, id: u16) -> PathBuf {
+        self.options.dir.join(format!("replica-{id}.log"))
+    }
+
+    /// One replica's process id, while it runs.
+    pub fn pid(&self, id: u16) -> Option<u32> {
+        self.process(id).child.as_ref().map(Child::id)
+    }
+
+    /// The flags that one replica's `serve` is started with.
+    pub fn serve_arguments(&self, id: u16) -> Vec<String> {
+        let mut arguments = vec!["serve".to_owned(), "--bootstrap".to_owned(), "--stop-with-parent".to_owned()];
+        arguments.extend(["--id".to_owned(), id.to_string(), "--dir".to_owned()]);
+        arguments.push(self.replica_dir(id).display().to_string());
+        for Process { member: Member { id, peer, client }, .. } in &self.processes {
+            arguments.extend(["--member".to_owned(), format!("{id}={peer},{client}")]);
+        }
+        arguments.extend(self.options.serve_flags.iter().cloned());
+        arguments
+    }
+
+    /// Starts one replica, which must not be running.
+    pub fn start_replica(&mut self, id: u16) -> Result<(), LocalCellError> {
+        assert!(self.process(id).child.is_none(), "replica {id} runs already");
+        let program = std::env::current_exe().map_err(system("cannot find this program"))?;
+        let log_path = self.replica_log(id);
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&log_path)
+            .map_err(system(format!("cannot open {}", log_path.display())))?;
+        let child = Command::new(program)
+            .args(self.serve_arguments(id))
+            // Its end tells the replica that we are gone, however we went.
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .map_err(system(format!("cannot start replica {id}")))?;
+        self.process_mut(id).child = Some(child);
+        Ok(())
+    }
+
+    /// Kills one replica with SIGKILL and reaps it.
+    pub fn kill_replica(&mut self, id: u16) -> Result<(), LocalCellError> {
+        if let Some(mut child) = self.process_mut(id).child.take() {
+            child.kill().map_err(system(format!("cannot kill replica {id}")))?;
+            child.wait().map_err(system(format!("cannot reap replica {id}")))?;
+        }
+        Ok(())
+    }
+
+    /// Stops one replica cleanly (its standard input ends) and reaps it.
+    pub fn stop_replica(&mut self, id: u16) -> Result<(), LocalCellError> {
+        if let Some(mut child) = self.process_mut(id).child.take() {
+            drop(child.stdin.take());
+            child.wait().map_err(system(format!("cannot reap replica {id}")))?;
+        }
+        Ok(())
+    }
+
+    /// Whether every replica that should run does.
+    pub fn check(&mut self) -> Result<(), LocalCellError> {
+        for id in self.ids() {
+            let log = self.replica_log(id);
+            let Some(child) = &mut self.process_mut(id).child else { continue };
+            if let Some(status) = child.try_wait().map_err(system(format!("cannot watch replica {id}")))? {
+                self.process_mut(id).child = None;
+                let last = std::fs::read_to_string(log).unwrap_or_default();
+                let last =
+                    last.lines().rev().take(5).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n");
+                return Err(LocalCellError::Ended { id, status, last });
+            }
+        }
+        Ok(())
+    }
+
+    /// One replica's own view, if it answers.
+    pub fn status(&self, id: u16) -> Option<Status> {
+        let text = synod_client::fetch_status(&self.endpoint(id), Duration::from_secs(1)).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+
+    /// Waits until a replica coordinates; says which.
+    pub fn wait_for_master(&mut self, patience: Duration) -> Result<u16, LocalCellError> {
+        let give_up = Instant::now() + patience;
+        loop {
+            self.check()?;
+            let running = |id: &u16| self.pid(*id).is_some();
+            let coordinates = |id: &u16| self.status(*id).is_some_and(|status| status.role == "coordinating");
+            if let Some(id) = self.ids().into_iter().filter(running).find(coordinates) {
+                return Ok(id);
+            }
+            if Instant::now() >= give_up {
+                return Err(LocalCellError::NoMaster(patience));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Stops all replicas cleanly.
+    pub fn stop(&mut self) -> Result<(), LocalCellError> {
+        // All at once, so that nobody campaigns because another has just left.
+        for process in &mut self.processes {
+            if let Some(child) = &mut process.child {
+                drop(child.stdin.take());
+            }
+        }
+        self.ids().into_iter().try_for_each(|id| self.stop_replica(id))
+    }
+
+    fn process(&self, id: u16) -> &Process {
+        self.processes.iter().find(|process| process.member.id == id).expect("a replica of this cell")
+    }
+
+    fn process_mut(&mut self, id: u16) -> &mut Process {
+        self.processes.iter_mut().find(|process| process.member.id == id).expect("a replica of this cell")
+    }
+}
+
+impl Drop for LocalCell {
+    fn drop(&mut self) {
+        for id in self.ids() {
+            if let Err(error) = self.kill_replica(id) {
+                eprintln!("synod: {error}");
+            }
+        }
+    }
+}
+
+/// Ports that are free now. Somebody may take one before it is used; the replica then says so and ends.
+pub fn free_ports(count: usize) -> io::Result<Vec<u16>> {
+    // All held at once, so that none is given twice.
+    let listeners: Vec<_> =
+        (0..count).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<io::Result<_>>()?;
+    listeners.iter().map(|listener| listener.local_addr().map(|address| address.port())).collect()
+}

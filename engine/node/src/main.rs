@@ -1,0 +1,282 @@
+//! `synod`: run replicas, run a local cell, and talk to one.
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use synod_client::{Client, Options, Outcome};
+use synod_node::cli::{ServeArgs, chain};
+use synod_node::local_cell::{LocalCell, LocalCellOptions};
+use synod_node::status::Status;
+
+/// A replicated, durable, linearizable database for bare-metal Linux, after "Paxos Made Live".
+///
+/// Try it: `synod cell --replicas 3 --dir /tmp/cell` prints three endpoints; then, elsewhere,
+/// `synod put --endpoints A,B,C greeting hello` and `synod get --endpoints A,B,C greeting`.
+#[derive(Parser)]
+#[command(name = "synod", version)]
+struct Cli {
+    #[command(flatten)]
+    client: ClientArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args, Clone)]
+struct ClientArgs {
+    /// Client addresses of the cell's replicas, any of them, separated by commas
+    #[arg(long, global = true, env = "SYNOD_ENDPOINTS", value_delimiter = ',', value_name = "A,B,C")]
+    endpoints: Vec<String>,
+    /// Give up after so many milliseconds; what is not known to have happened is then reported as unknown
+    #[arg(long, global = true, default_value_t = 5000, value_name = "MS")]
+    deadline_ms: u64,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run one replica of a cell
+    Serve(Box<ServeArgs>),
+    /// Run a whole cell on this machine, one process a replica, until ctrl-C
+    Cell(CellArgs),
+    /// Write a key
+    Put {
+        /// The key
+        key: String,
+        /// The value; from standard input if it is left out
+        value: Option<String>,
+    },
+    /// Read a key; the value goes to standard output, exit status 1 if there is none
+    Get {
+        /// The key
+        key: String,
+        /// Print revision and version too, as one line of JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete a key; exit status 1 if there was none
+    Del {
+        /// The key
+        key: String,
+    },
+    /// Ask every endpoint how it is
+    Status {
+        /// Print all that the replicas say, as one line of JSON each
+        #[arg(long)]
+        json: bool,
+        /// Print where a command's time goes at the coordinator, stage by stage
+        #[arg(long)]
+        stages: bool,
+    },
+}
+
+#[derive(Args)]
+struct CellArgs {
+    /// How many replicas
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
+    replicas: u16,
+    /// Where the replicas keep their directories; a cell that ran there before goes on
+    #[arg(long)]
+    dir: PathBuf,
+    /// The first of as many client ports in a row; free ones if it is left out
+    #[arg(long, value_name = "PORT")]
+    first_port: Option<u16>,
+    /// More flags for every replica, as for `synod serve`
+    #[arg(last = true, value_name = "SERVE_FLAGS")]
+    serve_flags: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Serve(args) => return args.run(),
+        Command::Cell(args) => run_cell(args).map(|()| ExitCode::SUCCESS),
+        Command::Put { key, value } => put(&cli.client, &key, value),
+        Command::Get { key, json } => get(&cli.client, &key, json),
+        Command::Del { key } => del(&cli.client, &key),
+        Command::Status { json, stages } => status(&cli.client, json, stages),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("synod: {}", chain(error.as_ref()));
+        match error.downcast_ref::<synod_client::Error>().map(synod_client::Error::outcome) {
+            // So that a script can tell "safe to try again" from "look first".
+            Some(Outcome::Unknown) => ExitCode::from(3),
+            Some(Outcome::DidNotHappen) | None => ExitCode::from(2),
+        }
+    })
+}
+
+fn run_cell(args: CellArgs) -> anyhow::Result<()> {
+    let (tell, told) = mpsc::channel();
+    // Before the replicas start, so that no signal finds them without their parent's care.
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot watch signals")?;
+    std::thread::spawn(move || {
+        for signal in signals.forever() {
+            if tell.send(signal).is_err() {
+                return;
+            }
+        }
+    });
+    let mut cell = LocalCell::start(LocalCellOptions {
+        replicas: args.replicas,
+        dir: args.dir,
+        first_port: args.first_port,
+        serve_flags: args.serve_flags,
+    })?;
+    cell.wait_for_master(Duration::from_secs(60))?;
+    let mut out = std::io::stdout().lock();
+    for endpoint in cell.endpoints() {
+        writeln!(out, "{endpoint}")?;
+    }
+    out.flush()?;
+    loop {
+        match told.recv_timeout(Duration::from_millis(200)) {
+            Ok(_) => break,
+            // A replica that ends is reported, and the others go on: that is what a cell is for.
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                if let Err(error) = cell.check() {
+                    eprintln!("synod: {error}");
+                }
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => bail!("the thread that watches signals has ended"),
+        }
+    }
+    eprintln!("synod: stopping the cell");
+    cell.stop()?;
+    Ok(())
+}
+
+fn connect(args: &ClientArgs) -> anyhow::Result<Client> {
+    if args.endpoints.is_empty() {
+        bail!("which cell? Say --endpoints A,B,C (or set SYNOD_ENDPOINTS) with its replicas' client addresses");
+    }
+    let endpoints: Vec<&str> = args.endpoints.iter().map(String::as_str).collect();
+    let options = Options { deadline: Duration::from_millis(args.deadline_ms), ..Options::default() };
+    Ok(Client::connect(&endpoints, options)?)
+}
+
+fn put(args: &ClientArgs, key: &str, value: Option<String>) -> anyhow::Result<ExitCode> {
+    let value = match value {
+        Some(value) => value.into_bytes(),
+        None => {
+            let mut bytes = Vec::new();
+            std::io::stdin().read_to_end(&mut bytes).context("cannot read the value from standard input")?;
+            bytes
+        }
+    };
+    connect(args)?.put(key.as_bytes(), &value)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn get(args: &ClientArgs, key: &str, json: bool) -> anyhow::Result<ExitCode> {
+    let Some(value) = connect(args)?.get(key.as_bytes())? else {
+        eprintln!("synod: there is no key {key:?}");
+        return Ok(ExitCode::from(1));
+    };
+    let mut out = std::io::stdout().lock();
+    if json {
+        let line = serde_json::json!({
+            "key": key,
+            "value": String::from_utf8_lossy(&value.value),
+            "create_revision": value.create_revision.0,
+            "modify_revision": value.modify_revision.0,
+            "version": value.version.0,
+        });
+        writeln!(out, "{line}")?;
+    } else {
+        out.write_all(&value.value)?;
+        writeln!(out)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn del(args: &ClientArgs, key: &str) -> anyhow::Result<ExitCode> {
+    if connect(args)?.delete(key.as_bytes())?.is_none() {
+        eprintln!("synod: there is no key {key:?}");
+        return Ok(ExitCode::from(1));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn status(args: &ClientArgs, json: bool, stages: bool) -> anyhow::Result<ExitCode> {
+    if args.endpoints.is_empty() {
+        bail!("which replicas? Say --endpoints A,B,C (or set SYNOD_ENDPOINTS)");
+    }
+    let mut out = std::io::stdout().lock();
+    let mut silent = 0;
+    for endpoint in &args.endpoints {
+        let text = match synod_client::fetch_status(endpoint, Duration::from_millis(args.deadline_ms)) {
+            Ok(text) => text,
+            Err(error) => {
+                silent += 1;
+                eprintln!("synod: {endpoint}: {}", chain(&error));
+                continue;
+            }
+        };
+        if json {
+            writeln!(out, "{text}")?;
+            continue;
+        }
+        let status: Status =
+            serde_json::from_str(&text).with_context(|| format!("{endpoint} said what is no status"))?;
+        print_status(&mut out, endpoint, &status)?;
+        if stages && status.role == "coordinating" {
+            print_stages(&mut out, &status)?;
+        }
+    }
+    Ok(if silent == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+fn print_status(out: &mut impl Write, endpoint: &str, status: &Status) -> std::io::Result<()> {
+    let connected = status.peers.iter().filter(|peer| peer.connected).count();
+    let coordinator = status.coordinator.map_or("nobody".to_owned(), |id| format!("replica {id}"));
+    writeln!(
+        out,
+        "{endpoint}  replica {} {} ({coordinator} coordinates), ballot {}, chosen {}, revision {}, {} rows, \
+         {} of {} peers connected, {} clients{}{}",
+        status.replica,
+        status.role,
+        status.promised,
+        status.chosen,
+        status.database.revision,
+        status.database.rows,
+        connected,
+        status.peers.len(),
+        status.clients,
+        if status.catching_up { ", catching up" } else { "" },
+        if status.log.full { ", LOG FULL: writes are refused" } else { "" },
+    )?;
+    for peer in &status.peers {
+        if let (false, Some(why)) = (peer.connected, &peer.last_failure) {
+            writeln!(out, "    cannot reach replica {} at {}: {why}", peer.replica, peer.address)?;
+        }
+    }
+    Ok(())
+}
+
+fn print_stages(out: &mut impl Write, status: &Status) -> std::io::Result<()> {
+    let us = |ns: u64| ns as f64 / 1000.0;
+    writeln!(
+        out,
+        "    {:<8}{:>12}{:>12}{:>12}{:>12}{:>14}",
+        "stage", "p50 us", "p99 us", "p99.9 us", "max us", "commands"
+    )?;
+    for figures in &status.stages {
+        writeln!(
+            out,
+            "    {:<8}{:>12.1}{:>12.1}{:>12.1}{:>12.1}{:>14}",
+            figures.stage,
+            us(figures.p50_ns),
+            us(figures.p99_ns),
+            us(figures.p999_ns),
+            us(figures.max_ns),
+            figures.commands
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! A replica as a process: what it prints, when it stops, and which status it leaves behind.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::config::Config;
+use crate::hot::{HotCore, HotError};
+use crate::start::{self, StartError};
+
+/// Exit statuses, so that a supervisor can tell what to do (the numbers are sysexits.h's where it has one).
+pub mod exit {
+    /// The configuration or the directory is refused: restarting will not help.
+    pub const CONFIG: u8 = 78;
+    /// The log's disk failed: the replica stopped at once and must not vote until the disk is seen to.
+    pub const LOG_FAILED: u8 = 74;
+    /// The system refused something a replica cannot do without (io_uring, a port).
+    pub const SYSTEM: u8 = 71;
+}
+
+/// Why a replica ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// It did not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// It ran, and had to stop.
+    #[error(transparent)]
+    Hot(#[from] HotError),
+    /// Signals or threads.
+    #[error("{doing}: {source}")]
+    System {
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+}
+
+impl ServeError {
+    /// The status the process ends with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            ServeError::Start(_) => exit::CONFIG,
+            ServeError::Hot(HotError::LogFailed { .. } | HotError::LogExhausted) => exit::LOG_FAILED,
+            ServeError::Hot(_) | ServeError::System { .. } => exit::SYSTEM,
+        }
+    }
+}
+
+/// How a replica's process is to behave.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ServeOptions {
+    /// The first start of the whole cell.
+    pub bootstrap: bool,
+    /// Stop when standard input ends: whoever started this process has gone.
+    pub stop_with_parent: bool,
+}
+
+/// Runs one replica until it is told to stop, or cannot go on.
+pub fn serve(config: &Config, options: ServeOptions) -> Result<(), ServeError> {
+    if let Some(cpu) = config.pin_to_cpu {
+        let pinned = core_affinity::set_for_current(core_affinity::CoreId { id: cpu });
+        if !pinned {
+            eprintln!("synod: cannot pin to cpu {cpu}; running unpinned");
+        }
+    }
+    let opened = start::open(config, options.bootstrap)?;
+    let report = opened.report;
+    eprintln!(
+        "synod: replica {} of cell {:032x}: recovered {} records in {} frames ({} bytes{}), all up to slot {} applied",
+        config.id,
+        opened.identity.cell,
+        report.records,
+        report.frames,
+        report.bytes,
+        if report.torn_tail { ", a torn tail cut off" } else { "" },
+        opened.start.recovered.chosen,
+    );
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut core = HotCore::new(config, opened, Arc::clone(&stop))?;
+    let waker = core.waker();
+
+    let mut signals = Signals::new([SIGINT, SIGTERM])
+        .map_err(|source| ServeError::System { doing: "cannot watch signals", source })?;
+    let spawn = |name: &str, watch: Box<dyn FnOnce() + Send>| {
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(watch)
+            .map_err(|source| ServeError::System { doing: "cannot start a thread", source })
+    };
+    let told = (Arc::clone(&stop), waker.clone());
+    spawn(
+        "signals",
+        Box::new(move || {
+            if signals.forever().next().is_some() {
+                told.0.store(true, Ordering::Release);
+                told.1.wake();
+            }
+        }),
+    )?;
+    if options.stop_with_parent {
+        spawn(
+            "parent",
+            Box::new(move || {
+                // Whatever ends the read, an end or an error, the other side is gone.
+                while matches!(std::io::stdin().read(&mut [0; 64]), Ok(1..)) {}
+                stop.store(true, Ordering::Release);
+                waker.wake();
+            }),
+        )?;
+    }
+    eprintln!("synod: serving clients on {}, replicas on {}", config.me().client, config.me().peer);
+    core.run()?;
+    eprintln!("synod: stopped");
+    Ok(())
+}

@@ -1,0 +1,308 @@
+//! From a directory to a replica that is ready to run: the first start of a cell, or recovery after any other.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use synod_cell::Cell;
+use synod_paxos::{
+    Ballot, Batch, Configuration, HardState, Incarnation, Record, Recovered, ReplicaId, Settings, Slot, StateMachine,
+};
+use synod_wal::directory::{DirectoryStorage, open_segment, prepare_segment};
+use synod_wal::{CellId, Log, SegmentId, StartId};
+
+use crate::codec::{self, CodecError};
+use crate::config::{Config, ConfigError};
+use crate::directory::{Directory, DirectoryError, Identity};
+use crate::engine;
+use crate::introduction::{self, IntroductionError};
+
+/// Why a replica does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The directory.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The cell's id could not be learned.
+    #[error(transparent)]
+    Introduction(#[from] IntroductionError),
+    /// The log does not open.
+    #[error("the log in {dir} does not open: {source}")]
+    Log {
+        /// The directory.
+        dir: std::path::PathBuf,
+        /// Why.
+        source: synod_wal::OpenError,
+    },
+    /// Sizes that make no log.
+    #[error("the log's settings: {0}")]
+    LogSettings(#[from] synod_wal::SettingsError),
+    /// A record whose checksum holds and that still makes no sense.
+    #[error("the log holds a record that this build cannot read: {0}")]
+    Record(#[from] CodecError),
+    /// The identity says that this replica has started before, and the log has nothing.
+    #[error(
+        "the log in {0} is empty, yet this replica has started before: its state is lost. It must not vote as if it had \
+         promised nothing; rejoining after a loss is not built yet, so the cell has to go on without it"
+    )]
+    LogLost(std::path::PathBuf),
+    /// Chosen slots are missing in between.
+    #[error("the log says that all up to slot {chosen} is chosen, but holds nothing for slot {missing}")]
+    Gap {
+        /// What should be there.
+        chosen: Slot,
+        /// What is not.
+        missing: Slot,
+    },
+    /// The members in the configuration are not those the log knows.
+    #[error(
+        "the configuration names members {configured:?}, but this cell was started with members {stored:?}: \
+         changing the members of a running cell is not built yet"
+    )]
+    Members {
+        /// By flags or file.
+        configured: Vec<u16>,
+        /// By the log.
+        stored: Vec<u16>,
+    },
+    /// An operation failed.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// A replica that is ready to run.
+pub struct Opened {
+    /// Its directory, locked.
+    pub directory: Directory,
+    /// Whose it is.
+    pub identity: Identity,
+    /// What the engine starts from.
+    pub start: engine::Start,
+    /// What recovery found, for the log line.
+    pub report: RecoveryReport,
+}
+
+/// What recovery found.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RecoveryReport {
+    /// Frames read.
+    pub frames: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Whether a flush was cut short by the crash: never acknowledged, cut off.
+    pub torn_tail: bool,
+}
+
+/// Opens the replica's directory: recovers it, or, with `bootstrap` and an empty directory, makes it a member of a new
+/// cell.
+pub fn open(config: &Config, bootstrap: bool) -> Result<Opened, StartError> {
+    config.validate()?;
+    let directory = Directory::open(&config.dir, config.volatile)?;
+    let identity = match directory.identity()? {
+        Some(identity) => identity,
+        None if bootstrap => first_start(config, &directory)?,
+        None => return Err(DirectoryError::Empty(config.dir.clone()).into()),
+    };
+    directory.expect_replica(&identity, config.id)?;
+
+    let mut replay = Replay::new();
+    let mut storage = DirectoryStorage::open(directory.path()).map_err(io_error("cannot open the log's directory"))?;
+    let log_identity = log_identity(&identity)?;
+    let mut on_record = |record: synod_wal::RecordRef<'_>| replay.take_raw(&record);
+    let recovered = synod_wal::recover(&mut storage, log_settings(config)?, &log_identity, &mut on_record)
+        .map_err(|source| StartError::Log { dir: config.dir.clone(), source })?;
+    let report = RecoveryReport {
+        frames: recovered.frames,
+        records: recovered.records,
+        bytes: recovered.bytes,
+        torn_tail: recovered.tail != synod_wal::Tail::Clean,
+    };
+    let (hard, protocol, cell) = replay.finish()?;
+    let Some(hard) = hard else { return Err(StartError::LogLost(config.dir.clone())) };
+
+    let configured = config.configuration().map_err(ConfigError::from)?;
+    let ids = |configuration: &Configuration| configuration.members().iter().map(|id| id.0).collect::<Vec<_>>();
+    if configured.members() != hard.configuration.members() {
+        return Err(StartError::Members { configured: ids(&configured), stored: ids(&hard.configuration) });
+    }
+    let seed = random_u64()?;
+    let mut settings = Settings::new(ReplicaId(config.id), hard.incarnation, hard.configuration, seed);
+    settings.window = config.window.min(settings.configuration.horizon());
+    settings.heartbeat = config.heartbeat();
+    settings.election_timeout = config.election_timeout();
+    let client_addresses: BTreeMap<_, _> =
+        config.members.iter().map(|member| (ReplicaId(member.id), member.client.to_string())).collect();
+    let start = engine::Start { settings, recovered: protocol, log: recovered.log, cell, client_addresses };
+    Ok(Opened { directory, identity, start, report })
+}
+
+/// The sizes of the log.
+fn log_settings(config: &Config) -> Result<synod_wal::Settings, StartError> {
+    const MIB: u64 = 1 << 20;
+    let settings = synod_wal::Settings {
+        segment_bytes: config.segment_mb * MIB,
+        log_bytes_max: config.log_mb_max * MIB,
+        ..synod_wal::Settings::default()
+    };
+    Ok(settings.validate()?)
+}
+
+fn log_identity(identity: &Identity) -> Result<synod_wal::Identity, StartError> {
+    Ok(synod_wal::Identity {
+        cell: CellId(identity.cell),
+        replica: synod_wal::ReplicaId(identity.replica),
+        incarnation: synod_wal::Incarnation(identity.incarnation),
+        start: StartId(random_u64()?),
+    })
+}
+
+/// The first start of the whole cell, at this member: a log with the first hard state, and then the identity. In this
+/// order, so that an identity always stands for a log that has begun.
+fn first_start(config: &Config, directory: &Directory) -> Result<Identity, StartError> {
+    let cell = if introduction::makes_the_id(config) { random_u128()? } else { introduction::ask(config)? };
+    let identity = Identity { cell, replica: config.id, incarnation: 1, introduced: Vec::new() };
+    let settings = log_settings(config)?;
+    let mut log = synod_wal::create(settings, log_identity(&identity)?);
+    let first = log.wants_segment().expect("an empty log wants its first segment");
+    prepare_segment(directory.path(), first, settings.segment_bytes)
+        .map_err(io_error("cannot make the first segment"))?;
+    log.segment_ready(first);
+    let hard_state = HardState {
+        promised: Ballot::NONE,
+        incarnation: Incarnation(identity.incarnation),
+        configuration: config.configuration().map_err(ConfigError::from)?,
+        cut: Slot::NONE,
+    };
+    codec::append_record(&mut log, &Record::HardState(hard_state));
+    let file = open_segment(directory.path(), first).map_err(io_error("cannot open the first segment"))?;
+    flush_all(&mut log, first, &file)
+        .map_err(|source| StartError::Io { doing: "cannot write the first frame", source })?;
+    directory.write_identity(&identity)?;
+    Ok(identity)
+}
+
+/// Writes all that is queued to one segment, blocking. Before the hot core runs there is no ring.
+fn flush_all(log: &mut Log, segment: SegmentId, file: &File) -> io::Result<()> {
+    while let Some(flush) = log.seal() {
+        assert_eq!(flush.segment, segment, "the first frames fit the first segment");
+        file.write_all_at(&flush.buffer[..flush.length], flush.offset)?;
+        file.sync_data()?;
+        log.flushed(flush.buffer);
+    }
+    Ok(())
+}
+
+fn io_error(doing: &'static str) -> impl Fn(synod_wal::directory::DirectoryError) -> StartError {
+    move |source| StartError::Io { doing, source: source.into() }
+}
+
+fn random_u64() -> Result<u64, StartError> {
+    getrandom::u64()
+        .map_err(|error| StartError::Io { doing: "cannot draw a random number", source: io::Error::other(error) })
+}
+
+fn random_u128() -> Result<u128, StartError> {
+    Ok(u128::from(random_u64()?) << 64 | u128::from(random_u64()?))
+}
+
+/// Rebuilds protocol state and database from the log's records, in the order in which they were appended.
+///
+/// What is known to be chosen is in the records themselves: each acceptance says how far its writer knew then, and by
+/// then the log held every value up to there. So batches are applied as soon as a later record covers them, and what is
+/// left at the end is undecided.
+pub struct Replay {
+    cell: Cell,
+    hard: Option<HardState>,
+    promised: Ballot,
+    chosen: Slot,
+    undecided: BTreeMap<Slot, (Ballot, Batch)>,
+    answer: Vec<u8>,
+    error: Option<StartError>,
+}
+
+impl Replay {
+    /// Nothing is known yet.
+    #[allow(clippy::new_without_default, reason = "an empty replay is no default of anything")]
+    pub fn new() -> Self {
+        Self {
+            cell: Cell::new(),
+            hard: None,
+            promised: Ballot::NONE,
+            chosen: Slot::NONE,
+            undecided: BTreeMap::new(),
+            answer: Vec::new(),
+            error: None,
+        }
+    }
+
+    /// Takes a record as the log hands it out; the first error is kept for [`Replay::finish`].
+    pub fn take_raw(&mut self, record: &synod_wal::RecordRef<'_>) {
+        if self.error.is_some() {
+            return;
+        }
+        let decoded = codec::decode_record(record.kind, record.slot, record.ballot, record.payload);
+        self.error = decoded.map_err(StartError::from).and_then(|record| self.take(record)).err();
+    }
+
+    fn take(&mut self, record: Record) -> Result<(), StartError> {
+        match record {
+            Record::HardState(state) => {
+                self.promised = self.promised.max(state.promised);
+                self.hard = Some(state);
+                Ok(())
+            }
+            Record::Accepted { slot, ballot, chosen, batch } => {
+                self.promised = self.promised.max(ballot);
+                self.apply_upto(chosen)?;
+                self.note(slot, ballot, batch);
+                Ok(())
+            }
+            Record::Chosen { slot, batch } => {
+                // Told by another replica: whatever was accepted here before, this is the value. It is told in order, so
+                // all below was known to be chosen by then.
+                self.note(slot, Ballot::NONE, batch);
+                self.apply_upto(slot)
+            }
+        }
+    }
+
+    /// The last record of a slot is the one that counts: ballots at a slot only rise, and a chosen value is final.
+    fn note(&mut self, slot: Slot, ballot: Ballot, batch: Batch) {
+        if slot > self.chosen {
+            self.undecided.insert(slot, (ballot, batch));
+        }
+    }
+
+    fn apply_upto(&mut self, chosen: Slot) -> Result<(), StartError> {
+        while self.chosen < chosen {
+            let slot = self.chosen.next();
+            let (_, batch) = self.undecided.remove(&slot).ok_or(StartError::Gap { chosen, missing: slot })?;
+            for command in batch.commands() {
+                self.answer.clear();
+                self.cell.apply(slot, command, &mut self.answer);
+            }
+            self.chosen = slot;
+        }
+        Ok(())
+    }
+
+    /// The hard state (none: the log never began), the protocol's state, and the database.
+    pub fn finish(self) -> Result<(Option<HardState>, Recovered, Cell), StartError> {
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        let recovered = Recovered { promised: self.promised, chosen: self.chosen, accepted: self.undecided };
+        Ok((self.hard, recovered, self.cell))
+    }
+}
