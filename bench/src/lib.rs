@@ -1,1 +1,12 @@
 //! Table 1 of Paxos Made Live, load, and the physical floor beside them.
+//!
+//! One module for each subcommand of `synod-bench`; each has its options, a `run` that measures and gives back numbers,
+//! and a `print`. Nothing but `run` is needed to put one measurement beside another.
+
+pub mod floor;
+pub mod load;
+pub mod measure;
+pub mod probe;
+mod progress;
+pub mod table1;
+pub mod workload;

@@ -1,13 +1,13 @@
 //! One connection's bytes, without the connection: what has arrived in part, and what waits to leave.
 //!
-//! [`Inbound`] owns the bytes of a frame that is not whole yet, and the buffer to receive the next ones into. Three kinds
-//! of drivers use it: a ring that receives into a buffer the kernel owns meanwhile ([`Inbound::buffer_for_recv`] and
-//! [`Inbound::received`]), a ring with a shared pool of buffers and a blocking reader, which have the bytes in a place of
-//! their own ([`Inbound::visit`]: whole frames are read there, and only a torn one is kept).
+//! [`Inbound`] owns the bytes of a frame that is not whole yet, and the buffer to receive the next ones into. Three
+//! kinds of drivers use it: a ring that receives into a buffer the kernel owns meanwhile ([`Inbound::buffer_for_recv`]
+//! and [`Inbound::received`]), a ring with a shared pool of buffers and a blocking reader, which have the bytes in a
+//! place of their own ([`Inbound::visit`]: whole frames are read there, and only a torn one is kept).
 //!
-//! [`Outbound`] owns what waits to be sent, and what is being sent. One send a connection at a time, for two reasons: the
-//! order of bytes, and that everything queued meanwhile goes in one system call (`ceiling.md`: a send an answer costs
-//! three quarters of the throughput, or more).
+//! [`Outbound`] owns what waits to be sent, and what is being sent. One send a connection at a time, for two reasons:
+//! the order of bytes, and that everything queued meanwhile goes in one system call (`ceiling.md`: a send an answer
+//! costs three quarters of the throughput, or more).
 //!
 //! Invariants:
 //!   - an inbound buffer never holds more than a frame within the limits and one receive;
@@ -108,8 +108,8 @@ impl Inbound {
         frame::for_each_frame(&mut self.buffer, self.sizes.limits, visit)
     }
 
-    /// Visits every frame that `arrived` completes, where it lies; only a torn one at its end is copied and kept. After an
-    /// error the connection is to be closed.
+    /// Visits every frame that `arrived` completes, where it lies; only a torn one at its end is copied and kept. After
+    /// an error the connection is to be closed.
     pub fn visit(&mut self, mut arrived: &[u8], mut visit: impl FnMut(FrameRef<'_>)) -> Result<(), FrameError> {
         assert!(self.lent.is_none(), "the buffer is with the driver");
         // First the frame that an earlier read tore: its header, then just what it lacks, so that the frames behind it
@@ -299,8 +299,8 @@ impl Outbound {
         Some(pieces)
     }
 
-    /// The send has ended and the kernel took the first `bytes` of what [`Outbound::take`] gave; what it did not take goes
-    /// first in the next send. Hand the vector back as it was given: it is used again.
+    /// The send has ended and the kernel took the first `bytes` of what [`Outbound::take`] gave; what it did not take
+    /// goes first in the next send. Hand the vector back as it was given: it is used again.
     pub fn sent(&mut self, mut pieces: Vec<Bytes>, bytes: usize) {
         let in_flight = self.in_flight_bytes.take().expect("a send was under way");
         assert!(bytes <= in_flight, "the kernel takes no more than it was given");

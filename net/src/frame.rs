@@ -473,7 +473,8 @@ mod tests {
             }
             let mut again = input.clone();
             let mut visited = Vec::new();
-            for_each_frame(&mut again, LIMITS, |frame| visited.push((frame.kind, frame.id.0, frame.payload.to_vec()))).unwrap();
+            let visit = |frame: FrameRef<'_>| visited.push((frame.kind, frame.id.0, frame.payload.to_vec()));
+            for_each_frame(&mut again, LIMITS, visit).unwrap();
             prop_assert_eq!(&visited, &frames);
             prop_assert!(again.is_empty());
             let mut decoded = Vec::new();

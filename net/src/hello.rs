@@ -1,9 +1,9 @@
 //! The greeting: the first words on a connection between replicas.
 //!
-//! Each replica dials every other, so a pair has two connections, one a direction. The one that dialed says hello and then
-//! sends its messages; the one that accepted answers the hello and then only reads. Nothing is believed of a connection
-//! before that: an address may lead to another cell's machine, or to another replica of this one, and messages of a
-//! stranger must never reach the protocol.
+//! Each replica dials every other, so a pair has two connections, one a direction. The one that dialed says hello and
+//! then sends its messages; the one that accepted answers the hello and then only reads. Nothing is believed of a
+//! connection before that: an address may lead to another cell's machine, or to another replica of this one, and
+//! messages of a stranger must never reach the protocol.
 //!
 //! Hello (kind `F0`), little-endian, 30 bytes:
 //!
@@ -189,8 +189,8 @@ impl Hello {
         })
     }
 
-    /// The accepting side's check of what arrived first on a connection. Whatever it says, the other side should be told:
-    /// [`HelloAnswer::of`].
+    /// The accepting side's check of what arrived first on a connection. Whatever it says, the other side should be
+    /// told: [`HelloAnswer::of`].
     pub fn check(&self, local: Local<'_>) -> Result<Greeted, Refusal> {
         let configurations_agree = self.configuration == local.configuration;
         if self.version != HELLO_VERSION {

@@ -1,18 +1,20 @@
 //! The outgoing half of a pair of replicas: dial, greet, be up, back off, dial again.
 //!
 //! Each replica dials every other. What it has to say goes out on the connection it dialed; the other side only answers
-//! the greeting there. So each direction has one owner who decides when to dial, and two replicas never argue over which
-//! of two connections is the one.
+//! the greeting there. So each direction has one owner who decides when to dial, and two replicas never argue over
+//! which of two connections is the one.
 //!
-//! The driver owns sockets and clock. It tells what happened, and carries out the [`Action`] it gets back: dial, or close.
-//! Every dial has an [`Attempt`], and what is told of an earlier attempt changes nothing: completions may come late.
+//! The driver owns sockets and clock. It tells what happened, and carries out the [`Action`] it gets back: dial, or
+//! close. Every dial has an [`Attempt`], and what is told of an earlier attempt changes nothing: completions may come
+//! late.
 //!
 //! Frames are queued while the link is up. While it is down, and when the queue is at its bound, they are dropped and
 //! counted: the protocol repeats what matters, a lagging peer catches up, and nobody else waits for it.
 //!
 //! Invariants:
 //!   - nothing but the hello is sent before the other side accepted it;
-//!   - two dials in a row are at least half of `backoff_min` apart, however the first one ended;
+//!   - two dials in a row are at least half of `backoff_min` apart, however the first one ended, unless the link was
+//!     stopped and started in between;
 //!   - `deadline` is set in every state in which only time could bring us further.
 
 use std::time::Duration;
@@ -120,7 +122,7 @@ pub enum Action {
     Nothing,
     /// Dial the peer, and tell what comes of it under this attempt.
     Dial(Attempt),
-    /// Close this attempt's connection, or stop dialing.
+    /// Close this attempt's connection if it is not closed yet, or stop dialing. Nothing more need be told of it.
     Close(Attempt),
 }
 

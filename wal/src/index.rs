@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use crate::record::{Location, Outline, RECORD_HEADER_BYTES, RecordKind};
+use crate::record::{Location, Outline, RecordKind};
 use crate::types::{SegmentId, Slot};
 
 /// The largest gap that is bridged by empty entries. Slots in use lie within the protocol's horizon of each other;

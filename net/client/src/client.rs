@@ -1,7 +1,7 @@
 //! The blocking client: [`ClientCore`] with a socket and a clock.
 //!
-//! All work is done in the calls themselves; there is no thread behind them. So between calls nothing is sent, received or
-//! retried, and a request that was submitted and is never waited for may stay where it is.
+//! All work is done in the calls themselves; there is no thread behind them. So between calls nothing is sent, received
+//! or retried, and a request that was submitted and is never waited for may stay where it is.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice, Read, Write};
@@ -189,8 +189,9 @@ impl Client {
         self.wait(ticket)
     }
 
-    /// Submits a request under the options' deadline, and sends it if that takes no waiting. Up to `UNANSWERED_MAX` may be
-    /// in flight or not waited for yet.
+    /// Submits a request under the options' deadline. It leaves with the next wait or [`Client::flush`], together with
+    /// all that were submitted before: one write for many. Up to `UNANSWERED_MAX` may be in flight or not waited for
+    /// yet.
     pub fn submit(&mut self, operation: Operation<'_>) -> Result<Ticket, Error> {
         let name = operation.name();
         if (self.results.len() + self.core.in_flight()) as u64 >= UNANSWERED_MAX {
@@ -202,6 +203,14 @@ impl Client {
             Ok(id) => Ok(Ticket(id)),
             Err(SubmitError::Limit(limit)) => Err(Error::not_tried(name, Cause::Limit(limit))),
             Err(error) => Err(Error::not_tried(name, Cause::Submit(error))),
+        }
+    }
+
+    /// Sends what was submitted, as far as the connection takes it now; without a connection it waits for nothing.
+    pub fn flush(&mut self) {
+        self.core.tick(self.now());
+        if self.socket.is_some() {
+            self.write();
         }
     }
 
@@ -245,9 +254,10 @@ impl Client {
     /// Does what is to be done, then waits until something comes, the core has something due, or `until`.
     fn turn(&mut self, until: Moment) {
         self.core.tick(self.now());
-        self.carry_out();
+        let acted = self.carry_out();
         let stuck = self.write();
-        if self.collect() {
+        if self.collect() || acted {
+            // The caller may wait for just that.
             return;
         }
         let due = self.core.next_deadline().map_or(until, |due| due.min(until));
@@ -255,19 +265,16 @@ impl Client {
         match &self.socket {
             // Bytes that could not be written are tried again soon.
             Some(_) => self.read(if stuck { wait.min(WRITE_TIME_MAX) } else { wait }),
-            // Actions that came up meanwhile need no wait.
-            None => {
-                self.carry_out();
-                if self.socket.is_none() && !wait.is_zero() {
-                    thread::sleep(wait.min(self.core.options().backoff_max));
-                }
-            }
+            None => thread::sleep(wait.min(self.core.options().backoff_max)),
         }
         self.collect();
     }
 
-    fn carry_out(&mut self) {
+    /// Dials and closes as the core asks. Whether it asked for anything.
+    fn carry_out(&mut self) -> bool {
+        let mut acted = false;
         while let Some(action) = self.core.poll_action() {
+            acted = true;
             match action {
                 Action::Close { attempt } => {
                     if self.socket.as_ref().is_some_and(|socket| socket.attempt == attempt) {
@@ -290,6 +297,7 @@ impl Client {
                 }
             }
         }
+        acted
     }
 
     /// Writes what waits. Whether the other side would not take all of it now.
@@ -356,7 +364,8 @@ impl Client {
 }
 
 impl Drop for Client {
-    /// Tells the cell that the session is over, if that takes no waiting to speak of. Otherwise it ends as the oldest one.
+    /// Tells the cell that the session is over, if that takes no waiting to speak of. Otherwise it ends as the oldest
+    /// one.
     fn drop(&mut self) {
         if !self.core.close_session() {
             return;
@@ -454,4 +463,320 @@ fn nonsense(operation: &'static str, answer: &Answer) -> Error {
     let cause = Cause::Nonsense(format!("{answer:?}"));
     let failure = Failure { operation, cause, attempts: 1, lasted: Duration::ZERO, endpoints: Vec::new() };
     Error::Unknown(Box::new(failure))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::net::{SocketAddr, TcpListener};
+    use std::sync::{Arc, Mutex};
+
+    use expect_test::expect;
+    use synod_api::limits::COMMAND_BYTES_MAX;
+    use synod_api::{Command, Refusal, SessionId};
+    use synod_net::FrameLimits;
+
+    use super::*;
+    use crate::error::Outcome;
+
+    /// How a replica behaves.
+    #[derive(Clone, Debug)]
+    enum Role {
+        Master,
+        /// Sends clients there.
+        Redirects(String),
+        /// Hangs up on the connection after so many commands, having done the last without an answer; then as a master.
+        HangsUpAfter(usize),
+        /// Never says anything.
+        Silent,
+    }
+
+    /// The cell's part: a map and what rule P10 asks for, shared by all replicas.
+    #[derive(Default)]
+    struct Database {
+        rows: BTreeMap<Vec<u8>, Vec<u8>>,
+        revision: u64,
+        sessions: BTreeSet<u64>,
+        results: BTreeMap<(u64, u64), Vec<u8>>,
+        closed: usize,
+    }
+
+    impl Database {
+        fn apply(&mut self, command: &Command<'_>) -> Vec<u8> {
+            let mut out = Vec::new();
+            let answer = |answer: Answer<&[u8]>| {
+                let mut out = Vec::new();
+                answer.encode(&mut out);
+                out
+            };
+            match command.operation {
+                Operation::OpenSession => {
+                    self.revision += 1;
+                    self.sessions.insert(self.revision);
+                    return answer(Answer::SessionOpened(SessionId(self.revision)));
+                }
+                Operation::Get { key } => {
+                    return answer(self.rows.get(key).map_or(Answer::Absent, |value| Answer::Value {
+                        value,
+                        create_revision: Revision(1),
+                        modify_revision: Revision(1),
+                        version: Version(1),
+                    }));
+                }
+                _ => {}
+            }
+            if !self.sessions.contains(&command.session.0) {
+                return answer(Answer::Refused(Refusal::SessionUnknown));
+            }
+            let stamp = (command.session.0, command.sequence.0);
+            if let Some(result) = self.results.get(&stamp) {
+                return result.clone();
+            }
+            self.results.retain(|&(session, sequence), _| {
+                session != command.session.0 || sequence >= command.unanswered_from.0
+            });
+            self.revision += 1;
+            let revision = Revision(self.revision);
+            match command.operation {
+                Operation::Put { key, value } => {
+                    self.rows.insert(key.to_vec(), value.to_vec());
+                    Answer::<&[u8]>::Written { revision }.encode(&mut out);
+                }
+                Operation::Delete { key } => {
+                    let there = self.rows.remove(key).is_some();
+                    let done = if there { Answer::<&[u8]>::Deleted { revision } } else { Answer::NotThere };
+                    done.encode(&mut out);
+                }
+                Operation::CompareAndSwap { key, expected, value } => {
+                    let current = self.rows.get(key).cloned();
+                    let equal = match expected {
+                        Expected::Absent => current.is_none(),
+                        Expected::Value(expected) => current.as_deref() == Some(expected),
+                    };
+                    if equal {
+                        self.rows.insert(key.to_vec(), value.to_vec());
+                        Answer::<&[u8]>::Swapped { revision }.encode(&mut out);
+                    } else {
+                        Answer::Unequal { current }.encode(&mut out);
+                    }
+                }
+                Operation::CloseSession => {
+                    self.sessions.remove(&command.session.0);
+                    self.closed += 1;
+                    Answer::<&[u8]>::SessionClosed.encode(&mut out);
+                }
+                _ => Answer::<&[u8]>::Refused(Refusal::Malformed("not in this test".into())).encode(&mut out),
+            }
+            self.results.insert(stamp, out.clone());
+            out
+        }
+    }
+
+    /// A replica that speaks the frames, in a thread that ends with the test process.
+    fn replica(role: Role, database: &Arc<Mutex<Database>>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let database = Arc::clone(database);
+        let hang_ups = Arc::new(Mutex::new(match role {
+            Role::HangsUpAfter(commands) => Some(commands),
+            _ => None,
+        }));
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (role, database, hang_ups) = (role.clone(), Arc::clone(&database), Arc::clone(&hang_ups));
+                thread::spawn(move || serve(stream.unwrap(), &role, &database, &hang_ups));
+            }
+        });
+        address
+    }
+
+    fn serve(mut stream: TcpStream, role: &Role, database: &Mutex<Database>, hang_ups: &Mutex<Option<usize>>) {
+        let limits = FrameLimits { payload_bytes_max: COMMAND_BYTES_MAX as u32 };
+        let mut inbound = Inbound::new(InboundSizes { start_bytes: 4096, keep_bytes: 4096, limits });
+        let mut buffer = [0; 4096];
+        loop {
+            let Ok(bytes @ 1..) = stream.read(&mut buffer) else { return };
+            let mut out = Vec::new();
+            let mut hang_up = false;
+            let result = inbound.visit(&buffer[..bytes], |request| {
+                if request.kind == u8::from(FrameKind::StatusRequest) {
+                    frame::append_frame(&mut out, FrameKind::Status.into(), request.id, &[b"{\"role\":\"master\"}"]);
+                    return;
+                }
+                let command = Command::decode(request.payload).unwrap();
+                let answer = match role {
+                    Role::Silent => return,
+                    Role::Redirects(to) => {
+                        let mut answer = Vec::new();
+                        let refusal = Refusal::NotMaster { master: Some(to.clone()) };
+                        Answer::<&[u8]>::Refused(refusal).encode(&mut answer);
+                        answer
+                    }
+                    Role::Master | Role::HangsUpAfter(_) => database.lock().unwrap().apply(&command),
+                };
+                let mut left = hang_ups.lock().unwrap();
+                *left = match *left {
+                    Some(1) => {
+                        hang_up = true;
+                        None
+                    }
+                    left => left.map(|commands| commands - 1),
+                };
+                if !hang_up {
+                    frame::append_frame(&mut out, FrameKind::Answer.into(), request.id, &[&answer]);
+                }
+            });
+            result.unwrap();
+            if stream.write_all(&out).is_err() || hang_up {
+                return;
+            }
+        }
+    }
+
+    fn connect(addresses: &[SocketAddr], options: Options) -> Result<Client, Error> {
+        let endpoints: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        Client::connect(&endpoints.iter().map(String::as_str).collect::<Vec<_>>(), options)
+    }
+
+    fn quick() -> Options {
+        Options {
+            deadline: Duration::from_millis(300),
+            silence_time_max: Duration::from_millis(100),
+            ..Options::default()
+        }
+    }
+
+    /// Small requests, one after the other: whether anything on the way waits for a timeout.
+    #[test]
+    fn a_call_waits_for_nothing_but_its_answer() {
+        let database = Arc::default();
+        let start = Instant::now();
+        let mut client = connect(&[replica(Role::Master, &database)], Options::default()).unwrap();
+        for n in 0..1000_u32 {
+            client.put(&n.to_be_bytes(), b"value").unwrap();
+        }
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn calls_do_what_they_say() {
+        let database = Arc::default();
+        let mut client = connect(&[replica(Role::Master, &database)], Options::default()).unwrap();
+        assert_eq!(client.get(b"key"), Ok(None));
+        assert_eq!(client.put(b"key", b"one"), Ok(Revision(2)));
+        assert_eq!(client.get(b"key").unwrap().unwrap().value, "one");
+        assert_eq!(client.compare_and_swap(b"key", Some(b"one"), b"two"), Ok(Swap::Swapped(Revision(3))));
+        assert_eq!(client.compare_and_swap(b"key", None, b"three"), Ok(Swap::Unequal(Some("two".into()))));
+        assert_eq!(client.delete(b"key"), Ok(Some(Revision(5))));
+        assert_eq!(client.delete(b"key"), Ok(None));
+        let large = vec![7; synod_api::limits::VALUE_BYTES_MAX];
+        client.put(b"large", &large).unwrap();
+        assert_eq!(client.get(b"large").unwrap().unwrap().value, large);
+        let error = client.put(b"", b"value").unwrap_err();
+        assert_eq!(error.outcome(), Outcome::DidNotHappen);
+        expect!["put did not happen: the key is empty: it needs at least 1 byte (sent 0 times in 0.0ns)"]
+            .assert_eq(&error.to_string());
+        assert_eq!(client.create_file(b"/f", b"").unwrap_err().outcome(), Outcome::DidNotHappen);
+    }
+
+    #[test]
+    fn many_requests_in_flight_at_once() {
+        let database = Arc::default();
+        let mut client = connect(&[replica(Role::Master, &database)], Options::default()).unwrap();
+        for round in 0..20_u32 {
+            let value = vec![0; 3000];
+            let keys: Vec<[u8; 4]> = (0..1000_u32).map(|n| (round * 1000 + n).to_be_bytes()).collect();
+            let tickets: Vec<Ticket> =
+                keys.iter().map(|key| client.submit(Operation::Put { key, value: &value }).unwrap()).collect();
+            for result in client.wait_all(tickets) {
+                assert!(matches!(result, Ok(Answer::Written { .. })));
+            }
+        }
+        assert_eq!(database.lock().unwrap().rows.len(), 20_000);
+        let tickets: Vec<Ticket> =
+            (0..UNANSWERED_MAX).map(|_| client.submit(Operation::Get { key: b"key" }).unwrap()).collect();
+        let error = client.submit(Operation::Get { key: b"key" }).unwrap_err();
+        assert!(matches!(error.failure().cause, Cause::Submit(SubmitError::TooMany)));
+        client.flush();
+        assert_eq!(client.wait_all(tickets).len() as u64, UNANSWERED_MAX);
+    }
+
+    #[test]
+    fn the_master_is_found_by_redirect() {
+        let database = Arc::default();
+        let master = replica(Role::Master, &database);
+        let other = replica(Role::Redirects(master.to_string()), &database);
+        let mut client = connect(&[other], Options::default()).unwrap();
+        client.put(b"key", b"value").unwrap();
+        assert_eq!(client.connected_endpoint(), Some(master.to_string().as_str()));
+        assert_eq!(client.counts().not_master, 1);
+    }
+
+    #[test]
+    fn a_write_that_was_done_without_an_answer_is_done_once() {
+        let database = Arc::<Mutex<Database>>::default();
+        // The session, a put, and the swap.
+        let mut client = connect(&[replica(Role::HangsUpAfter(3), &database)], Options::default()).unwrap();
+        client.put(b"key", b"one").unwrap();
+        // Done anew it would find "two" and fail.
+        assert_eq!(client.compare_and_swap(b"key", Some(b"one"), b"two"), Ok(Swap::Swapped(Revision(3))));
+        assert_eq!(client.counts().lost, 1);
+    }
+
+    #[test]
+    fn a_silent_replica_is_left_for_one_that_speaks() {
+        let database = Arc::default();
+        let addresses = [replica(Role::Silent, &database), replica(Role::Master, &database)];
+        let options = Options { silence_time_max: Duration::from_millis(50), ..Options::default() };
+        for seed in 1..4 {
+            let mut client = connect(&addresses, Options { seed, ..options }).unwrap();
+            client.put(b"key", b"value").unwrap();
+        }
+    }
+
+    #[test]
+    fn nobody_there_is_told_by_the_deadline() {
+        let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let start = Instant::now();
+        let error = connect(&[gone], quick()).unwrap_err();
+        assert!(start.elapsed() >= Duration::from_millis(300));
+        assert!(start.elapsed() < Duration::from_secs(5));
+        assert_eq!(error.outcome(), Outcome::DidNotHappen);
+        assert!(error.to_string().contains("refused"), "{error}");
+    }
+
+    #[test]
+    fn nobody_speaking_is_told_by_the_deadline() {
+        let database = Arc::default();
+        let mut client = connect(&[replica(Role::Silent, &database)], quick()).unwrap();
+        let start = Instant::now();
+        let error = client.get(b"key").unwrap_err();
+        assert!(start.elapsed() < Duration::from_secs(5));
+        assert_eq!(error.outcome(), Outcome::DidNotHappen);
+        assert!(error.to_string().contains("no answer within 100ms"), "{error}");
+    }
+
+    #[test]
+    fn dropped_it_ends_its_session() {
+        let database = Arc::<Mutex<Database>>::default();
+        let mut client = connect(&[replica(Role::Master, &database)], Options::default()).unwrap();
+        client.put(b"key", b"value").unwrap();
+        drop(client);
+        let start = Instant::now();
+        while database.lock().unwrap().closed == 0 {
+            assert!(start.elapsed() < Duration::from_secs(5));
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn the_status_of_any_replica() {
+        let database = Arc::default();
+        let master = replica(Role::Master, &database);
+        assert_eq!(fetch_status(&master.to_string(), Duration::from_secs(5)).unwrap(), "{\"role\":\"master\"}");
+        let client = connect(&[master], Options::default()).unwrap();
+        assert_eq!(client.status(&master.to_string()).unwrap(), "{\"role\":\"master\"}");
+        let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        assert_eq!(client.status(&gone.to_string()).unwrap_err().outcome(), Outcome::DidNotHappen);
+    }
 }

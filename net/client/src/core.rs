@@ -512,9 +512,17 @@ impl ClientCore {
         full.mul_f64(0.5 + self.random.f64() / 2.0)
     }
 
+    #[cfg(test)]
+    fn outstanding_for_test(&self) -> usize {
+        self.requests.outstanding()
+    }
+
     fn silence_ends(&self) -> Option<Moment> {
         self.silent_since.map(|since| since.after(self.options.silence_time_max))
     }
 }
 
 const SIZES: InboundSizes = InboundSizes::client(ANSWER_BYTES_MAX as u32);
+
+#[cfg(test)]
+mod tests;

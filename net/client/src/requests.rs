@@ -1,10 +1,10 @@
 //! What was asked and is not answered yet, and the session it is asked in.
 //!
 //! A request is in one of two phases: *ready*, waiting to be sent (again), or *outstanding*, sent on the current
-//! connection and unanswered. Apart from that it is *doubtful* once an attempt's answer can no longer come: the connection
-//! broke, or mastership was lost under it. A refusal is certain of the attempt it answers and says nothing of an earlier
-//! one, so a doubtful request stays so until a real answer comes (rule P10). At its end a request that is doubtful or
-//! outstanding is *unknown*; any other did not happen.
+//! connection and unanswered. Apart from that it is *doubtful* once an attempt's answer can no longer come: the
+//! connection broke, or mastership was lost under it. A refusal is certain of the attempt it answers and says nothing
+//! of an earlier one, so a doubtful request stays so until a real answer comes (rule P10). At its end a request that is
+//! doubtful or outstanding is *unknown*; any other did not happen.
 //!
 //! A write gets its sequence when it is first sent, and keeps it for every retry. It may be given another one, in a new
 //! session, only while it is not doubtful.

@@ -1,0 +1,41 @@
+//! `synod-bench`: one subcommand a module, see the library.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use synod_bench::{floor, load, table1};
+use synod_node::cli::ServeArgs;
+
+/// Measures Synod, and the machine under it.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Table 1 of "Paxos Made Live", on a cell of real processes on this machine
+    Table1(table1::Table1Options),
+    /// A closed loop against any cell
+    Load(load::LoadOptions),
+    /// One replica; the bench starts these itself
+    #[command(hide = true)]
+    Serve(Box<ServeArgs>),
+    /// The least that any such system must do here: a bare relay with a durable write in each process.
+    Floor(floor::FloorOptions),
+    /// One process of the floor's relay; the bench starts these itself.
+    #[command(hide = true)]
+    FloorReplica(floor::replica::ReplicaOptions),
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    match Arguments::parse().command {
+        Command::Table1(options) => table1::main(&options),
+        Command::Load(options) => load::main(&options),
+        Command::Serve(args) => Ok(args.run()),
+        Command::Floor(options) => floor::main(&options),
+        Command::FloorReplica(options) => floor::replica::main(&options).map(|()| ExitCode::SUCCESS),
+    }
+}

@@ -1,0 +1,275 @@
+//! `synod-bench table1`: the table of *Paxos Made Live* section 6, on this machine, with the physical floor beside it.
+//!
+//! As the paper defines it: a worker is a loop that creates a small file, waits for the answer, and creates the next;
+//! one creation in flight a worker; the whole path from client library to disk and back. Real replicas, one process
+//! each, on loopback and a real file system, with a database of 100 MB. Where the paper is silent: every creation uses a
+//! fresh name, and KB is 1024 bytes.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::Args;
+use serde::Serialize;
+use synod_node::local_cell::{LocalCell, LocalCellOptions};
+
+use crate::floor::{self, Floor, FloorOptions};
+use crate::load::{Row, connections_for};
+use crate::measure::measure;
+use crate::probe::DiskProbe;
+use crate::progress;
+use crate::workload::{Plan, Work, Workload};
+
+/// Run Table 1 of "Paxos Made Live" on a cell of real processes on this machine.
+#[derive(Args, Clone, Debug)]
+pub struct Table1Options {
+    /// How many replicas; the paper had five
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=9))]
+    pub replicas: u16,
+    /// How many seconds each row runs
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pub seconds: u32,
+    /// The size of the database before the first row, in MB (1024 * 1024 bytes)
+    #[arg(long, default_value_t = 100)]
+    pub db_mb: u64,
+    /// Write the result as JSON to this file, or to standard output for `-`
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Where the replicas keep their files meanwhile: on the disk to be measured [default: the temporary directory]
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+}
+
+/// One row of the paper's table.
+struct PaperRow {
+    test: &'static str,
+    workers: usize,
+    bytes: usize,
+    /// As printed: operations or KB a second; a range where snapshots lowered it.
+    paxos_chubby: &'static str,
+    three_db_chubby: &'static str,
+    /// The high end of the paper's figure, to compare with.
+    high: f64,
+}
+
+/// The six rows (PML section 6, Table 1).
+const PAPER: [PaperRow; 6] = [
+    PaperRow { test: "ops", workers: 1, bytes: 5, paxos_chubby: "91", three_db_chubby: "75", high: 91.0 },
+    PaperRow { test: "ops", workers: 10, bytes: 5, paxos_chubby: "490", three_db_chubby: "134", high: 490.0 },
+    PaperRow { test: "ops", workers: 20, bytes: 5, paxos_chubby: "640", three_db_chubby: "178", high: 640.0 },
+    PaperRow { test: "kb", workers: 1, bytes: 8 << 10, paxos_chubby: "345", three_db_chubby: "172", high: 345.0 },
+    PaperRow { test: "kb", workers: 4, bytes: 8 << 10, paxos_chubby: "777-949", three_db_chubby: "217", high: 949.0 },
+    PaperRow { test: "kb", workers: 1, bytes: 32 << 10, paxos_chubby: "672-822", three_db_chubby: "338", high: 822.0 },
+];
+
+/// The size of the files that fill the database: most of Chubby's were up to 1 KB.
+const FILL_BYTES: usize = 1024;
+const FILL_WORKERS: usize = 256;
+const FILL_CONNECTIONS: usize = 8;
+const FILL_TIME_MAX: Duration = Duration::from_secs(600);
+const ELECTION_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// The whole result, as written by `--json`.
+#[derive(Serialize)]
+struct Report {
+    replicas: u16,
+    db_mb: u64,
+    seconds: u32,
+    floor_p50_us: f64,
+    floor_void: bool,
+    rows: Vec<ReportRow>,
+}
+
+#[derive(Serialize)]
+struct ReportRow {
+    #[serde(flatten)]
+    row: Row,
+    paper: &'static str,
+    paper_3db: &'static str,
+    /// Synod's rate over the paper's (over its high end).
+    paper_ratio: f64,
+    /// Synod's p50 over the floor's.
+    floor_ratio: f64,
+}
+
+/// Runs the table and prints it. Fails if a row is void.
+pub fn main(options: &Table1Options) -> anyhow::Result<ExitCode> {
+    let parent = options.dir.clone().unwrap_or_else(std::env::temp_dir);
+    std::fs::create_dir_all(&parent)?;
+    let dir = tempfile::Builder::new()
+        .prefix("synod-table1-")
+        .tempdir_in(&parent)
+        .with_context(|| format!("cannot make a directory in {}", parent.display()))?;
+
+    let floor = measure_floor(options, dir.path())?;
+    let mut cell = LocalCell::start(LocalCellOptions {
+        replicas: options.replicas,
+        dir: dir.path().join("cell"),
+        first_port: None,
+        serve_flags: Vec::new(),
+    })?;
+    cell.wait_for_master(ELECTION_TIME_MAX)?;
+    fill(&mut cell, options.db_mb)?;
+    let probe = DiskProbe::start(dir.path())?;
+    let mut rows = Vec::new();
+    for paper in &PAPER {
+        let row = run_row(&cell, &probe, paper, options.seconds)?;
+        cell.check()?;
+        let rate = if paper.test == "ops" { row.ops_per_s } else { row.kb_per_s };
+        rows.push(ReportRow {
+            paper: paper.paxos_chubby,
+            paper_3db: paper.three_db_chubby,
+            paper_ratio: rate / paper.high,
+            floor_ratio: row.p50_us / floor.p50_us,
+            row,
+        });
+    }
+    cell.stop()?;
+
+    let report = Report {
+        replicas: options.replicas,
+        db_mb: options.db_mb,
+        seconds: options.seconds,
+        floor_p50_us: floor.p50_us,
+        floor_void: floor.void,
+        rows,
+    };
+    print(&report, &floor)?;
+    if let Some(path) = &options.json {
+        write_json(path, &report)?;
+    }
+    let void: Vec<_> = report.rows.iter().filter_map(|row| row.row.void.as_ref()).collect();
+    for reason in &void {
+        eprintln!("synod-bench: a row is void: {reason}");
+    }
+    Ok(if void.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+fn measure_floor(options: &Table1Options, dir: &Path) -> anyhow::Result<Floor> {
+    eprintln!("measuring the floor: {} processes, one durable write each, and nothing else", options.replicas);
+    let floor_options = FloorOptions {
+        replicas: u8::try_from(options.replicas).expect("at most nine"),
+        seconds: 3.0,
+        dir: Some(dir.to_owned()),
+        ..FloorOptions::default()
+    };
+    floor::run(&floor_options)
+}
+
+/// Fills the database by the same road as everything else.
+fn fill(cell: &mut LocalCell, db_mb: u64) -> anyhow::Result<()> {
+    let files = (db_mb << 20).div_ceil(FILL_BYTES as u64);
+    if files == 0 {
+        return Ok(());
+    }
+    let mut workload = Workload::new(Plan {
+        endpoints: cell.endpoints(),
+        workers: FILL_WORKERS.min(files as usize),
+        connections: FILL_CONNECTIONS,
+        value_bytes: FILL_BYTES,
+        work: Work::CreateFiles { prefix: "/fill".to_owned() },
+    })?;
+    let bar = progress::bar(files, "database");
+    let began = Instant::now();
+    let mut done = 0;
+    while done < files {
+        let figures = workload.run(Duration::from_millis(200), files - done)?;
+        anyhow::ensure!(
+            figures.failures == 0,
+            "filling the database failed: {}",
+            figures.last_failure.as_deref().unwrap_or("?")
+        );
+        anyhow::ensure!(began.elapsed() < FILL_TIME_MAX, "filling the database took over {FILL_TIME_MAX:?}");
+        done += figures.operations();
+        bar.set_position(done);
+    }
+    workload.finish()?;
+    bar.finish_and_clear();
+    let master = cell.wait_for_master(ELECTION_TIME_MAX)?;
+    let bytes = cell.status(master).context("the coordinator does not answer")?.database.bytes;
+    anyhow::ensure!(bytes >= db_mb << 20, "the database has {bytes} bytes, {db_mb} MB were asked for");
+    eprintln!("the database has {} MB in {done} files", bytes >> 20);
+    Ok(())
+}
+
+fn run_row(cell: &LocalCell, probe: &DiskProbe, paper: &PaperRow, seconds: u32) -> anyhow::Result<Row> {
+    let mut workload = Workload::new(Plan {
+        endpoints: cell.endpoints(),
+        workers: paper.workers,
+        connections: connections_for(paper.workers),
+        value_bytes: paper.bytes,
+        work: Work::CreateFiles { prefix: format!("/table1-{}-{}-{}", paper.test, paper.workers, paper.bytes) },
+    })?;
+    let bar = progress::bar(u64::from(seconds), "table 1");
+    bar.set_message(format!("{} workers, {} bytes", paper.workers, paper.bytes));
+    let measurement = measure(&mut workload, probe, seconds, |_| bar.inc(1))?;
+    bar.finish_and_clear();
+    workload.finish()?;
+    let row = Row::new(paper.test, paper.workers, paper.bytes, &measurement);
+    anyhow::ensure!(
+        row.failures == 0,
+        "{} of {} creations failed: {}",
+        row.failures,
+        row.operations,
+        measurement.figures.last_failure.as_deref().unwrap_or("?")
+    );
+    Ok(row)
+}
+
+fn print(report: &Report, floor: &Floor) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(
+        out,
+        "\nTable 1 of \"Paxos Made Live\", {} replicas, {} MB database, {} s a row\n",
+        report.replicas, report.db_mb, report.seconds
+    )?;
+    writeln!(
+        out,
+        "{:<8}{:>8}{:>8} |{:>12}{:>12} |{:>12}{:>10}{:>10} |{:>10}{:>10}",
+        "test", "workers", "size", "Paxos-", "3DB-", "Synod", "p50", "p99", "to the", "to the"
+    )?;
+    writeln!(
+        out,
+        "{:<8}{:>8}{:>8} |{:>12}{:>12} |{:>12}{:>10}{:>10} |{:>10}{:>10}",
+        "", "", "bytes", "Chubby", "Chubby", "", "us", "us", "paper", "floor"
+    )?;
+    writeln!(out, "{}", "-".repeat(108))?;
+    for ReportRow { row, paper, paper_3db, paper_ratio, floor_ratio } in &report.rows {
+        let (test, rate) = if row.test == "ops" { ("ops/s", row.ops_per_s) } else { ("KB/s", row.kb_per_s) };
+        writeln!(
+            out,
+            "{test:<8}{:>8}{:>8} |{paper:>12}{paper_3db:>12} |{rate:>12.0}{:>10.0}{:>10.0} |{:>10}{:>10}{}",
+            row.workers,
+            row.bytes,
+            row.p50_us,
+            row.p99_us,
+            format!("{paper_ratio:.1}x"),
+            format!("{floor_ratio:.2}x"),
+            if row.void.is_some() { "  VOID" } else { "" },
+        )?;
+    }
+    writeln!(
+        out,
+        "\nThe floor: {:.0} us p50 for a bare relay ({}): one durable write of {:.0} us while {} processes write, and two \
+         round trips of {:.0} us{}.\nThe ratio to the paper is of rates (rows 5 and 6: to its high end), the ratio to the \
+         floor of p50 latencies.",
+        floor.p50_us,
+        floor.form,
+        floor.durable_write_p50_us,
+        report.replicas,
+        floor.round_trip_p50_us,
+        if floor.void { "; VOID: the machine was disturbed" } else { "" },
+    )?;
+    Ok(())
+}
+
+fn write_json(path: &Path, report: &Report) -> anyhow::Result<()> {
+    let text = serde_json::to_string(report)?;
+    if path == Path::new("-") {
+        writeln!(std::io::stdout().lock(), "{text}")?;
+        return Ok(());
+    }
+    std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))
+}

@@ -1,0 +1,395 @@
+//! The load: so many workers, each with one operation in flight, over so many connections.
+//!
+//! One thread drives them all on one ring, with the client library's own state machine per connection, so that what is
+//! measured is the full client path (sessions, retries, redirects) and the client takes as little of the replicas' cores
+//! as it can.
+
+use std::ops::AddAssign;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use bytes::BytesMut;
+use hdrhistogram::Histogram;
+use synod_api::limits::UNANSWERED_MAX;
+use synod_api::{Answer, Operation};
+use synod_client::{Action, Attempt, ClientCore, Options};
+use synod_net::Moment;
+use synod_ring::{Completion, Handle, Outcome, Ring};
+
+/// An operation that takes longer is counted as failed. Longer than an election.
+const OPERATION_TIME_MAX: Duration = Duration::from_secs(10);
+/// How often the clients' timers are looked at. They are about failures, not about speed.
+const TICK: Duration = Duration::from_millis(20);
+/// Latencies above this are recorded as this, in nanoseconds.
+const LONGEST_NS: u64 = 60_000_000_000;
+
+/// What each worker does over and over.
+#[derive(Clone, Debug)]
+pub enum Work {
+    /// Creates a small file under a name never used before, as in the paper's benchmark.
+    CreateFiles {
+        /// The directory of this run.
+        prefix: String,
+    },
+    /// Writes its own key, or reads it, so many times in a hundred.
+    OwnKey {
+        /// Reads in a hundred operations.
+        reads_percent: u8,
+    },
+}
+
+/// A closed loop.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The cell's client addresses.
+    pub endpoints: Vec<String>,
+    /// How many workers.
+    pub workers: usize,
+    /// Over how many connections they are spread.
+    pub connections: usize,
+    /// The size of a value or file, in bytes.
+    pub value_bytes: usize,
+    /// What they do.
+    pub work: Work,
+}
+
+/// What happened while it ran for a while.
+#[derive(Clone, Debug)]
+pub struct Figures {
+    /// Latencies of operations that succeeded, in nanoseconds.
+    pub latencies: Histogram<u64>,
+    /// Operations that did not succeed, whatever the reason.
+    pub failures: u64,
+    /// For how long.
+    pub elapsed: Duration,
+    /// Why the last failure.
+    pub last_failure: Option<String>,
+}
+
+impl Default for Figures {
+    fn default() -> Self {
+        let latencies = Histogram::new_with_bounds(1, LONGEST_NS, 3).expect("the bounds are valid");
+        Self { latencies, failures: 0, elapsed: Duration::ZERO, last_failure: None }
+    }
+}
+
+impl AddAssign for Figures {
+    fn add_assign(&mut self, other: Self) {
+        self.latencies += &other.latencies;
+        self.failures += other.failures;
+        self.elapsed += other.elapsed;
+        self.last_failure = other.last_failure.or_else(|| self.last_failure.take());
+    }
+}
+
+impl Figures {
+    /// Operations that succeeded.
+    pub fn operations(&self) -> u64 {
+        self.latencies.len()
+    }
+
+    /// Operations a second.
+    pub fn per_second(&self) -> f64 {
+        self.operations() as f64 / self.elapsed.as_secs_f64()
+    }
+
+    /// A quantile of the latency, in microseconds.
+    pub fn quantile_us(&self, quantile: f64) -> f64 {
+        self.latencies.value_at_quantile(quantile) as f64 / 1000.0
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Token {
+    Dial(usize, Attempt),
+    Receive(usize, Attempt),
+    Send(usize, Attempt),
+}
+
+struct Connection {
+    core: ClientCore,
+    socket: Option<(Attempt, Handle)>,
+    /// Which worker waits for the request in this place of the client's table.
+    owners: Vec<usize>,
+    /// It may have something to send.
+    touched: bool,
+}
+
+struct Worker {
+    connection: usize,
+    started: Moment,
+    done: u64,
+}
+
+/// Workers and connections, between and during measurements.
+pub struct Workload {
+    plan: Plan,
+    ring: Ring<Token>,
+    start: Instant,
+    connections: Vec<Connection>,
+    workers: Vec<Worker>,
+    value: Vec<u8>,
+    name: String,
+    idle: Vec<usize>,
+    touched: Vec<usize>,
+    next_tick: Moment,
+    in_flight: usize,
+    figures: Figures,
+    completions: Vec<Completion<Token>>,
+}
+
+impl Workload {
+    /// Sets the workers up; nothing is sent before the first [`Workload::run`].
+    pub fn new(plan: Plan) -> anyhow::Result<Self> {
+        anyhow::ensure!(plan.workers >= 1, "at least one worker is needed");
+        anyhow::ensure!(plan.connections >= 1, "at least one connection is needed");
+        let connections = plan.connections.min(plan.workers);
+        let per_connection = plan.workers.div_ceil(connections);
+        anyhow::ensure!(
+            per_connection <= UNANSWERED_MAX as usize,
+            "{per_connection} workers a connection: a session has at most {UNANSWERED_MAX} commands in flight; \
+             use more connections"
+        );
+        let endpoints: Vec<&str> = plan.endpoints.iter().map(String::as_str).collect();
+        let connection = |index: usize| Connection {
+            core: ClientCore::new(&endpoints, Options { seed: index as u64, ..Options::default() }),
+            socket: None,
+            owners: vec![0; UNANSWERED_MAX as usize],
+            touched: false,
+        };
+        let worker = |index: usize| Worker { connection: index % connections, started: Moment(0), done: 0 };
+        Ok(Self {
+            ring: Ring::new(synod_ring::Options::default()).context("the load needs io_uring")?,
+            start: Instant::now(),
+            connections: (0..connections).map(connection).collect(),
+            workers: (0..plan.workers).map(worker).collect(),
+            // Not all alike, so that nobody is tempted to compress it.
+            value: (0..plan.value_bytes).map(|at| (at * 31 % 251) as u8).collect(),
+            name: String::new(),
+            idle: (0..plan.workers).collect(),
+            touched: Vec::new(),
+            next_tick: Moment(0),
+            in_flight: 0,
+            figures: Figures::default(),
+            completions: Vec::new(),
+            plan,
+        })
+    }
+
+    /// Keeps all workers busy for so long, or until so many operations have been done.
+    pub fn run(&mut self, time: Duration, operations_max: u64) -> anyhow::Result<Figures> {
+        let start = self.now();
+        let end = start.after(time);
+        self.figures = Figures::default();
+        while self.now() < end && self.figures.operations() < operations_max {
+            for worker in std::mem::take(&mut self.idle) {
+                self.begin(worker)?;
+            }
+            self.turn(end)?;
+        }
+        let mut figures = std::mem::take(&mut self.figures);
+        figures.elapsed = self.now().since(start);
+        Ok(figures)
+    }
+
+    /// Lets what is in flight end, and closes the sessions.
+    pub fn finish(mut self) -> anyhow::Result<()> {
+        let end = self.now().after(OPERATION_TIME_MAX);
+        while self.in_flight > 0 && self.now() < end {
+            self.turn(end)?;
+        }
+        for index in 0..self.connections.len() {
+            if self.connections[index].core.close_session() {
+                self.touch(index);
+            }
+        }
+        // The answers to that need not be awaited: the next turns send it.
+        let end = self.now().after(TICK);
+        while self.now() < end {
+            self.turn(end)?;
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> Moment {
+        Moment(0).after(self.start.elapsed())
+    }
+
+    fn begin(&mut self, index: usize) -> anyhow::Result<()> {
+        use std::fmt::Write;
+        let now = self.now();
+        let worker = &mut self.workers[index];
+        self.name.clear();
+        let operation = match &self.plan.work {
+            Work::CreateFiles { prefix } => {
+                write!(self.name, "{prefix}/{index}/{}", worker.done).expect("a string takes everything");
+                Operation::CreateFile { path: self.name.as_bytes(), contents: &self.value }
+            }
+            Work::OwnKey { reads_percent } => {
+                write!(self.name, "load/{index:08}").expect("a string takes everything");
+                // Spread evenly, and the same in every run.
+                if worker.done * 37 % 100 < u64::from(*reads_percent) {
+                    Operation::Get { key: self.name.as_bytes() }
+                } else {
+                    Operation::Put { key: self.name.as_bytes(), value: &self.value }
+                }
+            }
+        };
+        worker.started = now;
+        worker.done += 1;
+        let connection = &mut self.connections[worker.connection];
+        let id = connection.core.submit(now, operation, now.after(OPERATION_TIME_MAX))?;
+        connection.owners[id.slot()] = index;
+        self.in_flight += 1;
+        let connection = worker.connection;
+        self.touch(connection);
+        Ok(())
+    }
+
+    fn touch(&mut self, index: usize) {
+        if !std::mem::replace(&mut self.connections[index].touched, true) {
+            self.touched.push(index);
+        }
+    }
+
+    fn turn(&mut self, end: Moment) -> anyhow::Result<()> {
+        let now = self.now();
+        if now >= self.next_tick {
+            self.next_tick = now.after(TICK);
+            for index in 0..self.connections.len() {
+                self.connections[index].core.tick(now);
+                self.touch(index);
+            }
+        }
+        while let Some(index) = self.touched.pop() {
+            self.connections[index].touched = false;
+            self.serve(index);
+        }
+        let timeout = end.min(self.next_tick).since(self.now());
+        let mut completions = std::mem::take(&mut self.completions);
+        self.ring.enter(Some(timeout), &mut completions)?;
+        let now = self.now();
+        for Completion { token, outcome } in completions.drain(..) {
+            self.completed(now, token, outcome);
+        }
+        self.completions = completions;
+        Ok(())
+    }
+
+    /// Does what a connection's client asks for, and sends what it has to say.
+    fn serve(&mut self, index: usize) {
+        let now = self.now();
+        let connection = &mut self.connections[index];
+        while let Some(action) = connection.core.poll_action() {
+            match action {
+                Action::Dial { attempt, endpoint } => match dial(&endpoint) {
+                    Ok((socket, address)) => {
+                        self.ring.connect(Token::Dial(index, attempt), &socket, address);
+                        connection.socket = Some((attempt, socket));
+                    }
+                    Err(error) => connection.core.lost(now, attempt, &error.to_string()),
+                },
+                Action::Close { attempt } => {
+                    if let Some((_, socket)) = connection.socket.take_if(|(current, _)| *current == attempt) {
+                        socket.shutdown();
+                    }
+                }
+            }
+        }
+        if let Some((current, socket)) = &connection.socket
+            && let Some((attempt, pieces)) = connection.core.take()
+        {
+            assert_eq!(attempt, *current, "a client sends on the connection it has");
+            self.ring.send(Token::Send(index, attempt), socket, pieces);
+        }
+        self.collect(now, index);
+    }
+
+    /// Takes over what has ended on a connection; its workers are idle again.
+    fn collect(&mut self, now: Moment, index: usize) {
+        let connection = &mut self.connections[index];
+        while let Some((id, result)) = connection.core.poll_completed() {
+            let owner = connection.owners[id.slot()];
+            self.in_flight -= 1;
+            self.idle.push(owner);
+            count(&mut self.figures, now.since(self.workers[owner].started), result);
+        }
+    }
+
+    fn completed(&mut self, now: Moment, token: Token, outcome: Outcome) {
+        let index = match (token, outcome) {
+            (Token::Dial(index, attempt), Outcome::Connected(result)) => {
+                let connection = &mut self.connections[index];
+                match result {
+                    Ok(()) => {
+                        connection.core.connected(now, attempt);
+                        self.receive(index, attempt, BytesMut::with_capacity(RECEIVE_BYTES));
+                    }
+                    Err(error) => connection.core.lost(now, attempt, &error.to_string()),
+                }
+                index
+            }
+            (Token::Receive(index, attempt), Outcome::Received { mut buffer, result }) => {
+                let core = &mut self.connections[index].core;
+                match result {
+                    Ok(0) => core.lost(now, attempt, "the replica closed the connection"),
+                    Ok(_) => {
+                        core.received(now, attempt, &buffer);
+                        buffer.clear();
+                        self.receive(index, attempt, buffer);
+                    }
+                    Err(error) => core.lost(now, attempt, &error.to_string()),
+                }
+                index
+            }
+            (Token::Send(index, attempt), Outcome::Sent { pieces, result }) => {
+                let core = &mut self.connections[index].core;
+                match result {
+                    Ok(bytes) => core.sent(now, attempt, pieces, bytes),
+                    Err(error) => core.lost(now, attempt, &error.to_string()),
+                }
+                index
+            }
+            (token, outcome) => panic!("the ring answered {token:?} with {outcome:?}"),
+        };
+        self.touch(index);
+        // At once, so that a worker's next operation leaves in this very turn.
+        self.collect(now, index);
+    }
+
+    fn receive(&mut self, index: usize, attempt: Attempt, buffer: BytesMut) {
+        if let Some((current, socket)) = &self.connections[index].socket
+            && *current == attempt
+        {
+            self.ring.recv(Token::Receive(index, attempt), socket, buffer);
+        }
+    }
+}
+
+const RECEIVE_BYTES: usize = 64 << 10;
+
+fn count(figures: &mut Figures, latency: Duration, result: Result<Answer, synod_client::Error>) {
+    match result {
+        Ok(Answer::Created { .. } | Answer::Written { .. } | Answer::Value { .. } | Answer::Absent) => {
+            let ns = u64::try_from(latency.as_nanos()).unwrap_or(LONGEST_NS);
+            figures.latencies.saturating_record(ns.max(1));
+        }
+        Ok(other) => {
+            figures.failures += 1;
+            figures.last_failure = Some(format!("unexpected answer {other:?}"));
+        }
+        Err(error) => {
+            figures.failures += 1;
+            figures.last_failure = Some(error.to_string());
+        }
+    }
+}
+
+fn dial(endpoint: &str) -> anyhow::Result<(Handle, std::net::SocketAddr)> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let address: std::net::SocketAddr =
+        endpoint.parse().with_context(|| format!("the endpoint {endpoint:?} is not IP:PORT"))?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
+    Ok((Handle::from(std::os::fd::OwnedFd::from(socket)), address))
+}
