@@ -1,0 +1,82 @@
+//! Messages, records and values in the paper's words.
+
+use synod_paxos::{Batch, Message, Record, Recovered, ReplicaId};
+
+/// A message, as in "1 -> 2: accept 1.1 slot 7 a, chosen 6".
+pub(crate) fn message(message: &Message) -> String {
+    match message {
+        Message::Propose { ballot } => format!("propose {ballot}"),
+        Message::Promise { ballot, cut: _, chosen, accepted } => {
+            let mut words = format!("promise {ballot}, chosen {chosen}");
+            for one in accepted {
+                words += &format!(", accepted {} at {} {:?}", one.slot, one.ballot, one.batch);
+            }
+            words
+        }
+        Message::Accept { ballot, slot, batch, chosen } => {
+            format!("accept {ballot} slot {slot} {batch:?}, chosen {chosen}")
+        }
+        Message::Acknowledge { ballot, slot } => format!("acknowledge {ballot} slot {slot}"),
+        Message::Reject { promised } => format!("reject, promised {promised}"),
+        Message::Commit { ballot, chosen } => format!("commit {ballot}, chosen {chosen}"),
+        Message::Fetch { from } => format!("fetch from slot {from}"),
+        Message::Entries { first, batches, chosen } => {
+            let batches: Vec<_> = batches.iter().zip(first.0..).map(|(batch, slot)| format!("{slot} {batch:?}")).collect();
+            format!("entries {}, chosen {chosen}", batches.join(", "))
+        }
+    }
+}
+
+/// What kind of message it is, as scripts select it.
+pub(crate) fn kind(message: &Message) -> &'static str {
+    match message {
+        Message::Propose { .. } => "propose",
+        Message::Promise { .. } => "promise",
+        Message::Accept { .. } => "accept",
+        Message::Acknowledge { .. } => "acknowledge",
+        Message::Reject { .. } => "reject",
+        Message::Commit { .. } => "commit",
+        Message::Fetch { .. } => "fetch",
+        Message::Entries { .. } => "entries",
+    }
+}
+
+/// A record, as in "accepted 7 at 1.1 a".
+pub(crate) fn record(record: &Record) -> String {
+    match record {
+        Record::HardState(state) => format!("promise {}", state.promised),
+        Record::Accepted { slot, ballot, chosen: _, batch } => format!("accepted {slot} at {ballot} {batch:?}"),
+        Record::Chosen { slot, batch } => format!("chosen {slot} {batch:?}"),
+    }
+}
+
+/// Records, one after the other.
+pub(crate) fn records(records: &[Record]) -> String {
+    if records.is_empty() {
+        return "nothing".to_owned();
+    }
+    records.iter().map(record).collect::<Vec<_>>().join(", ")
+}
+
+/// What a replica starts from.
+pub(crate) fn recovered(recovered: &Recovered) -> String {
+    let mut words = format!("promised {}, chosen {}", recovered.promised, recovered.chosen);
+    for (slot, (ballot, batch)) in &recovered.accepted {
+        words += &format!(", accepted {slot} at {ballot} {batch:?}");
+    }
+    words
+}
+
+/// "1,2,3".
+pub(crate) fn replicas(ids: impl IntoIterator<Item = ReplicaId>) -> String {
+    ids.into_iter().map(|id| id.to_string()).collect::<Vec<_>>().join(",")
+}
+
+/// The batch that a script writes as "a", or "a+b" for two commands in one.
+pub(crate) fn batch(words: &str) -> Batch {
+    let mut builder = synod_paxos::BatchBuilder::default();
+    for command in words.split('+') {
+        builder.push(command.as_bytes());
+    }
+    builder.take()
+}
