@@ -1,0 +1,180 @@
+//! A disk in memory that can stop at any moment.
+//!
+//! A flush has two steps, as on a device with a volatile cache: it is *written*, and may be lost with the power, and it
+//! is *synced*, and stays. A crash in between, or before, leaves any part of it, in sectors of 512 bytes. What a mere
+//! end of the process leaves in the cache is read back by the next life, and can still be lost until that life syncs it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+
+use fastrand::Rng;
+use synod_wal::{Flush, SegmentId, Storage};
+
+use super::swarm::Tearing;
+
+const SECTOR_BYTES: usize = 512;
+
+/// What stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Crash {
+    /// The process alone.
+    Process,
+    /// The machine: the device's cache is lost.
+    Power,
+}
+
+/// What lies in the device's cache only.
+struct Cached {
+    segment: SegmentId,
+    offset: usize,
+    /// What is on the platter instead.
+    before: Vec<u8>,
+}
+
+/// One replica's disk.
+pub(crate) struct Disk {
+    segment_bytes: u64,
+    segments: BTreeMap<SegmentId, Vec<u8>>,
+    /// Flushes under way, oldest first; one, unless the log was lied to.
+    under_way: VecDeque<Flush>,
+    /// The first of them is in the cache.
+    written: bool,
+    cached: Vec<Cached>,
+}
+
+impl Disk {
+    pub(crate) fn new(segment_bytes: u64) -> Disk {
+        let (segments, under_way) = (BTreeMap::new(), VecDeque::new());
+        Disk { segment_bytes, segments, under_way, written: false, cached: Vec::new() }
+    }
+
+    /// A segment of zeros, durable at once.
+    pub(crate) fn make_segment(&mut self, segment: SegmentId) {
+        let bytes = usize::try_from(self.segment_bytes).expect("simulated segments are small");
+        let before = self.segments.insert(segment, vec![0; bytes]);
+        assert!(before.is_none(), "no segment is made twice");
+    }
+
+    /// Takes a flush to carry out. Whether it is the only one: else its turn comes later.
+    pub(crate) fn begin(&mut self, flush: Flush) -> bool {
+        self.under_way.push_back(flush);
+        self.under_way.len() == 1
+    }
+
+    /// The first flush is in the cache.
+    pub(crate) fn write(&mut self) {
+        let flush = self.under_way.front().expect("something is being flushed");
+        let segment = self.segments.get_mut(&flush.segment).expect("a flush goes to a segment that is ready");
+        let offset = flush.offset as usize;
+        let place = &mut segment[offset..offset + flush.length];
+        self.cached.push(Cached { segment: flush.segment, offset, before: place.to_vec() });
+        place.copy_from_slice(&flush.buffer[..flush.length]);
+        self.written = true;
+    }
+
+    /// The first flush, and all else in its segment, is durable.
+    pub(crate) fn sync_written(&mut self) -> Flush {
+        assert!(self.written, "a flush is synced after it was written");
+        self.written = false;
+        let flush = self.under_way.pop_front().expect("it was written");
+        self.cached.retain(|cached| cached.segment != flush.segment);
+        flush
+    }
+
+    /// Whether a flush is under way.
+    pub(crate) fn is_flushing(&self) -> bool {
+        !self.under_way.is_empty()
+    }
+
+    /// Everything stops. Says how many bytes were torn: part of a flush is there and part is not.
+    pub(crate) fn crash(&mut self, crash: Crash, tearing: Tearing, random: &mut Rng) -> usize {
+        let mut torn = 0;
+        let under_way = std::mem::take(&mut self.under_way);
+        for flush in under_way.iter().skip(usize::from(self.written)) {
+            let segment = self.segments.get_mut(&flush.segment).expect("a flush goes to a segment that is ready");
+            let mut survives = survivors(tearing, flush.length / SECTOR_BYTES, random);
+            torn += tear(&survives);
+            let offset = flush.offset as usize;
+            let place = &mut segment[offset..offset + flush.length];
+            for (to, from) in place.chunks_mut(SECTOR_BYTES).zip(flush.buffer[..flush.length].chunks(SECTOR_BYTES)) {
+                if survives.pop().expect("one for each sector") {
+                    to.copy_from_slice(from);
+                }
+            }
+        }
+        self.written = false;
+        if crash == Crash::Power {
+            // The last written first, so that what was written twice goes back to what it was before both.
+            for Cached { segment, offset, before } in std::mem::take(&mut self.cached).into_iter().rev() {
+                let segment = self.segments.get_mut(&segment).expect("segments stay");
+                let mut survives = survivors(tearing, before.len() / SECTOR_BYTES, random);
+                torn += tear(&survives);
+                let place = &mut segment[offset..offset + before.len()];
+                for (to, from) in place.chunks_mut(SECTOR_BYTES).zip(before.chunks(SECTOR_BYTES)) {
+                    if !survives.pop().expect("one for each sector") {
+                        to.copy_from_slice(from);
+                    }
+                }
+            }
+        }
+        torn
+    }
+
+    /// A part of a segment, as it is read now.
+    pub(crate) fn bytes(&self, segment: SegmentId, offset: u64, length: usize) -> &[u8] {
+        let offset = offset as usize;
+        &self.segments[&segment][offset..offset + length]
+    }
+
+    /// How many segments there are.
+    pub(crate) fn segments(&self) -> usize {
+        self.segments.len()
+    }
+}
+
+/// Which sectors survive, last one first.
+fn survivors(tearing: Tearing, sectors: usize, random: &mut Rng) -> Vec<bool> {
+    let tearing = match tearing {
+        Tearing::Any => {
+            *random.choice(&[Tearing::Whole, Tearing::Prefix, Tearing::Sectors]).expect("there are three")
+        }
+        one => one,
+    };
+    match tearing {
+        Tearing::Whole | Tearing::Any => vec![random.bool(); sectors],
+        Tearing::Prefix => {
+            let lost = random.usize(..=sectors);
+            (0..sectors).map(|sector| sector >= lost).collect()
+        }
+        Tearing::Sectors => {
+            // Nearly all, nearly none, or anything between.
+            let chance = random.f64();
+            (0..sectors).map(|_| random.f64() < chance).collect()
+        }
+    }
+}
+
+fn tear(survives: &[bool]) -> usize {
+    let kept = survives.iter().filter(|kept| **kept).count();
+    if kept == 0 || kept == survives.len() { 0 } else { (survives.len() - kept) * SECTOR_BYTES }
+}
+
+impl Storage for Disk {
+    fn segments(&mut self) -> io::Result<Vec<SegmentId>> {
+        Ok(self.segments.keys().copied().collect())
+    }
+
+    fn segment_bytes(&mut self, segment: SegmentId) -> io::Result<u64> {
+        Ok(self.segments[&segment].len() as u64)
+    }
+
+    fn read(&mut self, segment: SegmentId, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        into.copy_from_slice(self.bytes(segment, offset, into.len()));
+        Ok(())
+    }
+
+    fn sync(&mut self, segment: SegmentId) -> io::Result<()> {
+        self.cached.retain(|cached| cached.segment != segment);
+        Ok(())
+    }
+}
