@@ -3,6 +3,7 @@
 //! One module for each subcommand of `synod-bench`; each has its options, a `run` that measures and gives back numbers,
 //! and a `print`. Nothing but `run` is needed to put one measurement beside another.
 
+pub mod fill;
 pub mod floor;
 pub mod load;
 pub mod measure;

@@ -32,6 +32,9 @@ pub struct LoadOptions {
     /// Reads in a hundred operations
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub read_share: u8,
+    /// First fill the database with so many MB of 1 KB files
+    #[arg(long, default_value_t = 0)]
+    pub fill_mb: u64,
     /// Print one line of JSON instead of the table
     #[arg(long)]
     pub json: bool,
@@ -105,6 +108,7 @@ pub fn main(options: &LoadOptions) -> anyhow::Result<ExitCode> {
         value_bytes: options.size,
         work: Work::OwnKey { reads_percent: options.read_share },
     };
+    crate::fill::fill(&options.endpoints, options.fill_mb)?;
     let probe_dir = tempfile::Builder::new()
         .prefix("synod-load-")
         .tempdir_in(options.probe_dir.clone().unwrap_or_else(std::env::temp_dir))?;

@@ -8,13 +8,14 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 use synod_node::local_cell::{LocalCell, LocalCellOptions};
 
+use crate::fill::fill;
 use crate::floor::{self, Floor, FloorOptions};
 use crate::load::{Row, connections_for};
 use crate::measure::measure;
@@ -64,11 +65,6 @@ const PAPER: [PaperRow; 6] = [
     PaperRow { test: "kb", workers: 1, bytes: 32 << 10, paxos_chubby: "672-822", three_db_chubby: "338", high: 822.0 },
 ];
 
-/// The size of the files that fill the database: most of Chubby's were up to 1 KB.
-const FILL_BYTES: usize = 1024;
-const FILL_WORKERS: usize = 256;
-const FILL_CONNECTIONS: usize = 8;
-const FILL_TIME_MAX: Duration = Duration::from_secs(600);
 const ELECTION_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// The whole result, as written by `--json`.
@@ -111,7 +107,8 @@ pub fn main(options: &Table1Options) -> anyhow::Result<ExitCode> {
         serve_flags: Vec::new(),
     })?;
     cell.wait_for_master(ELECTION_TIME_MAX)?;
-    fill(&mut cell, options.db_mb)?;
+    fill(&cell.endpoints(), options.db_mb)?;
+    check_size(&mut cell, options.db_mb)?;
     let probe = DiskProbe::start(dir.path())?;
     let mut rows = Vec::new();
     for paper in &PAPER {
@@ -158,39 +155,11 @@ fn measure_floor(options: &Table1Options, dir: &Path) -> anyhow::Result<Floor> {
     floor::run(&floor_options)
 }
 
-/// Fills the database by the same road as everything else.
-fn fill(cell: &mut LocalCell, db_mb: u64) -> anyhow::Result<()> {
-    let files = (db_mb << 20).div_ceil(FILL_BYTES as u64);
-    if files == 0 {
-        return Ok(());
-    }
-    let mut workload = Workload::new(Plan {
-        endpoints: cell.endpoints(),
-        workers: FILL_WORKERS.min(files as usize),
-        connections: FILL_CONNECTIONS,
-        value_bytes: FILL_BYTES,
-        work: Work::CreateFiles { prefix: "/fill".to_owned() },
-    })?;
-    let bar = progress::bar(files, "database");
-    let began = Instant::now();
-    let mut done = 0;
-    while done < files {
-        let figures = workload.run(Duration::from_millis(200), files - done)?;
-        anyhow::ensure!(
-            figures.failures == 0,
-            "filling the database failed: {}",
-            figures.last_failure.as_deref().unwrap_or("?")
-        );
-        anyhow::ensure!(began.elapsed() < FILL_TIME_MAX, "filling the database took over {FILL_TIME_MAX:?}");
-        done += figures.operations();
-        bar.set_position(done);
-    }
-    workload.finish()?;
-    bar.finish_and_clear();
+/// The database must be as large as was asked for before anything is measured.
+fn check_size(cell: &mut LocalCell, db_mb: u64) -> anyhow::Result<()> {
     let master = cell.wait_for_master(ELECTION_TIME_MAX)?;
     let bytes = cell.status(master).context("the coordinator does not answer")?.database.bytes;
     anyhow::ensure!(bytes >= db_mb << 20, "the database has {bytes} bytes, {db_mb} MB were asked for");
-    eprintln!("the database has {} MB in {done} files", bytes >> 20);
     Ok(())
 }
 

@@ -131,6 +131,8 @@ pub struct Engine {
     reading_for: BTreeSet<ReplicaId>,
     answer: Vec<u8>,
     was_coordinating: bool,
+    /// The log is so nearly full that a master takes nothing new (rule L7). As of the last turn's end.
+    refuses_as_full: bool,
     counters: Counters,
     stages: StageTimes,
     /// Own batches whose record is not durable yet, for the flush stage.
@@ -177,6 +179,7 @@ impl Engine {
             reading_for: BTreeSet::new(),
             answer: Vec::new(),
             was_coordinating: false,
+            refuses_as_full: false,
             counters: Counters::default(),
             stages: StageTimes::default(),
             unflushed: VecDeque::new(),
@@ -209,7 +212,7 @@ impl Engine {
         if self.replica.role() != Role::Coordinating {
             return Err(self.not_master());
         }
-        if self.replica.is_full() {
+        if self.refuses_as_full {
             return Err(Refusal::LogFull);
         }
         // Checked before it costs a slot; every replica checks again when it applies, because the log is what counts.
@@ -229,7 +232,7 @@ impl Engine {
             Role::Following(Some(coordinator)) => self.client_addresses.get(&coordinator).cloned(),
             Role::Following(None) | Role::Campaigning | Role::Coordinating => None,
         };
-        if master.is_none() && self.replica.is_full() { Refusal::LogFull } else { Refusal::NotMaster { master } }
+        if master.is_none() && self.refuses_as_full { Refusal::LogFull } else { Refusal::NotMaster { master } }
     }
 
     fn refuse(&mut self, caller: Caller, refusal: Refusal, outlet: &mut impl Outlet) {
@@ -283,6 +286,7 @@ impl Engine {
     /// All that arrived in this turn is in: propose what waits while the window is open, and hand the log's next frame
     /// to the outlet if no flush is under way.
     pub fn end_turn(&mut self, now: Instant, outlet: &mut impl Outlet) {
+        self.refuses_as_full = self.log.is_nearly_full();
         if self.log.is_full() && !self.replica.is_full() {
             self.step(now, Event::LogFull, outlet);
         }
@@ -539,6 +543,11 @@ impl Engine {
     /// Everything up to here is durable in this replica's log.
     pub fn durable(&self) -> PersistId {
         self.durable
+    }
+
+    /// Whether new commands are refused because the log is at its bound (rule L7).
+    pub fn refuses_as_full(&self) -> bool {
+        self.refuses_as_full
     }
 
     /// Whether commands wait for a slot or for their outcome.

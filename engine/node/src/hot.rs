@@ -39,6 +39,12 @@ const IDLE_BEAT: Duration = Duration::from_millis(100);
 /// A stopping replica waits this long for its last flush.
 const STOP_TIME_MAX: Duration = Duration::from_secs(2);
 
+/// What is pushed between two entries to the kernel without an extra one.
+const RING_ENTRIES: u32 = 1024;
+/// A receive and a send for each connection, and room for links, flush, reads and doors.
+const OPERATIONS_MAX: u32 = 2 * connections::CONNECTIONS_MAX as u32 + 256;
+const _: () = assert!(OPERATIONS_MAX <= synod_ring::OPERATIONS_MAX);
+
 /// Why the hot core ended, or never began.
 #[derive(Debug, thiserror::Error)]
 pub enum HotError {
@@ -101,7 +107,8 @@ impl HotCore {
     /// Binds the ports and sets up the ring; [`HotCore::run`] then serves. To be called on the thread that will run it.
     pub fn new(config: &Config, opened: Opened, stop: Arc<AtomicBool>) -> Result<Self, HotError> {
         let Opened { directory, identity, start, .. } = opened;
-        let ring = Ring::new(Options::default())?;
+        raise_open_files_limit();
+        let ring = Ring::new(Options { entries: RING_ENTRIES, operations_max: OPERATIONS_MAX })?;
         let me = config.me();
         let doors = [(Door::Clients, listen("clients", me.client)?), (Door::Replicas, listen("replicas", me.peer)?)];
         let segment_bytes = start.log.settings().segment_bytes;
@@ -170,6 +177,7 @@ impl HotCore {
             self.engine.mark();
         }
         self.world.tick_links(now);
+        self.world.reopen_doors(now);
         self.engine.end_turn(now, &mut self.world);
         while let Some((read, error)) = self.world.take_failed_read() {
             self.engine.log_read(read, Err(error), &mut self.world);
@@ -188,7 +196,7 @@ impl HotCore {
 
     fn deadline(&self) -> Instant {
         let mut deadline = self.engine.deadline();
-        for other in [self.mark_at, self.world.links_deadline()].into_iter().flatten() {
+        for other in [self.mark_at, self.world.links_deadline(), self.world.doors_deadline()].into_iter().flatten() {
             deadline = deadline.min(other);
         }
         deadline
@@ -218,7 +226,7 @@ impl HotCore {
     /// Every completion is matched to what was asked for, by its token (rule R3).
     fn completed(&mut self, now: Instant, token: Token, outcome: Outcome) -> Result<(), HotError> {
         match (token, outcome) {
-            (Token::Accept(door), Outcome::Accepted(result)) => self.world.accepted(door, result),
+            (Token::Accept(door), Outcome::Accepted(result)) => self.world.accepted(now, door, result),
             (Token::Receive(id), Outcome::Received { buffer, result }) => self.received(now, id, buffer, result),
             (Token::Send(id), Outcome::Sent { pieces, result }) => self.world.sent(id, pieces, result),
             (Token::Dial(peer, attempt), Outcome::Connected(result)) => self.world.dialed(now, peer, attempt, result),
@@ -444,7 +452,7 @@ impl HotCore {
                 appended: log.appended().0,
                 durable: log.durable().0,
                 unflushed_bytes: log.unflushed_bytes(),
-                full: replica.is_full(),
+                full: self.engine.refuses_as_full(),
             },
             peers: self.world.peer_statuses().collect(),
             clients: self.world.connections.clients(),
@@ -462,6 +470,15 @@ impl HotCore {
             },
             stages: self.engine.stages().figures(),
         }
+    }
+}
+
+/// As many open files as we may have: a connection each. What is refused here shows when a connection is.
+fn raise_open_files_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        eprintln!("synod: cannot raise the limit of open files: {error}");
     }
 }
 

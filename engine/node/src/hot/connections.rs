@@ -10,7 +10,7 @@ use synod_paxos::ReplicaId;
 use synod_ring::Handle;
 
 /// How many connections there may be at once; one more is told so and closed.
-pub(crate) const CONNECTIONS_MAX: usize = 8192;
+pub(crate) const CONNECTIONS_MAX: usize = 4096;
 /// What may wait for one client to read it. A client that is slower than this is closed, and finds out by asking again.
 const CLIENT_QUEUE_BYTES_MAX: usize = 32 << 20;
 /// On a connection that another replica dialed only greetings are answered.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::Bytes;
 use synod_api::{FrameKind, limits};
@@ -39,6 +40,9 @@ const STRANGER_SIZES: InboundSizes =
 const PEER_SIZES: InboundSizes =
     InboundSizes::peer(codec::peer_payload_bytes_max(Configuration::HORIZON_DEFAULT, limits::BATCH_BYTES_MAX) as u32);
 
+/// A door that could not let somebody in stays shut for so long.
+const DOOR_PAUSE: Duration = Duration::from_millis(100);
+
 /// Nanoseconds since the process started, monotonic.
 pub(crate) struct Clock(std::time::Instant);
 
@@ -58,6 +62,8 @@ pub(crate) struct World {
     pub(crate) failure: Option<std::io::Error>,
     dir: PathBuf,
     doors: Vec<(Door, Handle)>,
+    /// Doors that failed to let somebody in, and when they are opened again.
+    shut_doors: Vec<(Door, Instant)>,
     peers: Vec<Peer>,
     /// The log's segment in use and those ready for use.
     segments: BTreeMap<SegmentId, Handle>,
@@ -79,6 +85,7 @@ impl World {
             failure: None,
             dir,
             doors: doors.into_iter().map(|(door, listener)| (door, Handle::from(listener))).collect(),
+            shut_doors: Vec::new(),
             peers: Vec::new(),
             segments: BTreeMap::new(),
             flushing: false,
@@ -96,22 +103,37 @@ impl World {
         }
     }
 
+    pub(crate) fn doors_deadline(&self) -> Option<Instant> {
+        self.shut_doors.iter().map(|(_, until)| *until).min()
+    }
+
+    pub(crate) fn reopen_doors(&mut self, now: Instant) {
+        while let Some(at) = self.shut_doors.iter().position(|(_, until)| now >= *until) {
+            let (door, _) = self.shut_doors.swap_remove(at);
+            if let Some((_, listener)) = self.doors.iter().find(|(own, _)| *own == door) {
+                self.ring.accept(Token::Accept(door), listener);
+            }
+        }
+    }
+
     pub(crate) fn close_doors(&mut self) {
         for (_, listener) in self.doors.drain(..) {
             listener.shutdown();
         }
     }
 
-    pub(crate) fn accepted(&mut self, door: Door, result: std::io::Result<Handle>) {
+    pub(crate) fn accepted(&mut self, now: Instant, door: Door, result: std::io::Result<Handle>) {
         let Some((_, listener)) = self.doors.iter().find(|(own, _)| *own == door) else { return };
-        self.ring.accept(Token::Accept(door), listener);
         let handle = match result {
             Ok(handle) => handle,
             Err(error) => {
+                // Out of files, say. Asked again at once, the kernel would refuse again at once, and the loop would spin.
                 eprintln!("synod: cannot accept a connection: {error}");
+                self.shut_doors.push((door, now.after(DOOR_PAUSE)));
                 return;
             }
         };
+        self.ring.accept(Token::Accept(door), listener);
         if let Err(error) = socket2::SockRef::from(&handle).set_tcp_nodelay(true) {
             // It has gone already.
             eprintln!("synod: a new connection failed at once: {error}");
