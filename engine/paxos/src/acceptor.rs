@@ -148,6 +148,12 @@ impl Acceptor {
         if self.obey_or_reject(from, ballot, world) == Verdict::Rejected {
             return Verdict::Rejected;
         }
+        if slot <= chosen {
+            // What is chosen is told, not voted on again. A record of this acceptance would stand behind the chosen
+            // value's in the log, and the sender may be long superseded, with another value.
+            world.effects.push(Effect::SendEntries { to: from, from: slot, chosen });
+            return Verdict::Obeyed;
+        }
         let bound = chosen.plus(2 * world.settings.configuration.horizon());
         if slot > bound || world.journal.is_backed_up(world.settings) {
             // Too far ahead of what we know, or of our disk. Not an error of the sender's: catch-up brings the value.
@@ -158,9 +164,7 @@ impl Acceptor {
         }
         let record = Record::Accepted { slot, ballot, chosen, batch: batch.clone() };
         let upto = world.persist(record);
-        if slot > chosen {
-            self.accepted.insert(slot, (ballot, batch));
-        }
+        self.accepted.insert(slot, (ballot, batch));
         world.effects.push(Effect::SendOnceDurable { to: from, message: Message::Acknowledge { ballot, slot }, upto });
         Verdict::Obeyed
     }

@@ -34,7 +34,7 @@ enum State {
 }
 
 /// What can happen to a coordinator.
-pub(crate) enum Event {
+pub(crate) enum Event<'a> {
     Ticked,
     /// The own acceptor promised to this ballot, which may be the own.
     Promised {
@@ -61,6 +61,11 @@ pub(crate) enum Event {
     Submitted {
         ticket: Ticket,
         batch: Batch,
+    },
+    /// Another replica tells what is chosen from a slot on.
+    Told {
+        first: Slot,
+        batches: &'a [Batch],
     },
     /// More slots are chosen and applied than before.
     Progressed,
@@ -230,6 +235,18 @@ impl Coordinator {
             }
             // Late: the majority stood without it, or the candidacy is over.
             (state @ (State::Following { .. } | State::Leading(_)), Event::Promise { .. }) => state,
+
+            (State::Leading(leadership), Event::Told { first, batches }) => {
+                if leadership.is_contradicted(first, batches, learner.chosen()) {
+                    self.step_down(leadership, world)
+                } else {
+                    State::Leading(leadership.agree(first, batches, acceptor, learner, world))
+                }
+            }
+            (
+                state @ (State::Following { .. } | State::Proposing { .. } | State::CatchingUp { .. }),
+                Event::Told { .. },
+            ) => state,
 
             (State::CatchingUp { candidacy, deadline }, Event::Progressed) => {
                 if learner.chosen() >= candidacy.chosen {
@@ -458,6 +475,37 @@ impl Leadership {
         if open.votes.is_majority(&world.settings.configuration) {
             let open = self.open.remove(&slot).expect("it was found above");
             learner.decide(slot, open.batch, open.ticket, acceptor, world);
+        }
+        self
+    }
+
+    /// Whether somebody chose what we did not propose: then a higher ballot has been at work, and we are superseded. To
+    /// go on would be wrong, not only useless: our commit slot would cover a value that we never proposed, and prove to
+    /// a follower that what it accepted from us is chosen (rule P4).
+    fn is_contradicted(&self, first: Slot, batches: &[Batch], chosen: Slot) -> bool {
+        (first.0..).map(Slot).zip(batches).any(|(slot, batch)| {
+            slot > chosen && self.open.get(&slot).is_none_or(|open| open.batch != *batch) && !self.is_decided(slot)
+        })
+    }
+
+    /// Whether a majority has been counted for a slot that waits behind a gap.
+    fn is_decided(&self, slot: Slot) -> bool {
+        slot < self.next && !self.open.contains_key(&slot)
+    }
+
+    /// What we proposed is chosen, says somebody who knows: no more votes are needed.
+    fn agree(
+        mut self,
+        first: Slot,
+        batches: &[Batch],
+        acceptor: &mut Acceptor,
+        learner: &mut Learner,
+        world: &mut World<'_>,
+    ) -> Self {
+        for slot in (first.0..).map(Slot).take(batches.len()) {
+            if let Some(open) = self.open.remove(&slot) {
+                learner.decide(slot, open.batch, open.ticket, acceptor, world);
+            }
         }
         self
     }

@@ -92,9 +92,17 @@ impl Learner {
         world: &mut World<'_>,
     ) {
         if slot > self.chosen {
-            self.early.insert(slot, (batch, ticket));
+            self.note(slot, batch, ticket);
             self.advance(acceptor, world);
         }
+    }
+
+    /// Keeps a chosen batch until all below it is there. A slot may be found chosen more than once, by one ballot after
+    /// another, and a ticket that it had is kept: its submitter still waits.
+    fn note(&mut self, slot: Slot, batch: Batch, ticket: Option<Ticket>) {
+        let (known, waiting) = self.early.entry(slot).or_insert_with(|| (batch.clone(), ticket));
+        assert!(*known == batch, "two values chosen at slot {slot}");
+        *waiting = waiting.or(ticket);
     }
 
     pub(crate) fn step(&mut self, event: Event, acceptor: &mut Acceptor, world: &mut World<'_>) {
@@ -130,7 +138,7 @@ impl Learner {
                 Some((accepted, batch)) if *accepted == ballot => batch.clone(),
                 Some(_) | None => break,
             };
-            self.early.entry(slot).or_insert((batch, None));
+            self.note(slot, batch, None);
             self.advance(acceptor, world);
         }
     }
@@ -159,7 +167,7 @@ impl Learner {
         for batch in batches {
             if slot > self.chosen {
                 world.persist(Record::Chosen { slot, batch: batch.clone() });
-                self.early.insert(slot, (batch, None));
+                self.note(slot, batch, None);
                 self.advance(acceptor, world);
             }
             slot = slot.next();

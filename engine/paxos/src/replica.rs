@@ -168,6 +168,8 @@ fn receive(
             }
         }
         Message::Entries { first, batches, chosen: upto } => {
+            let event = coordinator::Event::Told { first, batches: &batches };
+            coordinator.step(event, acceptor, learner, world);
             learner.step(learner::Event::Entries { from, first, batches, upto }, acceptor, world);
         }
     }
