@@ -1,0 +1,134 @@
+//! House rules as ordinary tests: who may know whom, where unsafe code may live, and that pages do not point nowhere.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The arrows of ARCHITECTURE.md: crate directory, and the workspace crates it may depend on. `None`: all.
+const ARROWS: &[(&str, Option<&[&str]>)] = &[
+    ("engine/paxos", Some(&[])),
+    ("engine/api", Some(&[])),
+    ("engine/store", Some(&[])),
+    ("engine/ring", Some(&[])),
+    ("net", Some(&[])),
+    ("wal", Some(&["synod-ring"])),
+    ("engine/cell", Some(&["synod-api", "synod-paxos", "synod-store"])),
+    ("net/client", Some(&["synod-api", "synod-net"])),
+    (
+        "engine/node",
+        Some(&[
+            "synod-api",
+            "synod-cell",
+            "synod-client",
+            "synod-net",
+            "synod-paxos",
+            "synod-ring",
+            "synod-store",
+            "synod-wal",
+        ]),
+    ),
+    ("bench", None),
+    ("tests", None),
+];
+
+/// The one crate that may have unsafe code; every other inherits the workspace's `forbid`.
+const ISLANDS: &[&str] = &["engine/ring"];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate is in the workspace").to_owned()
+}
+
+fn manifest(directory: &str) -> String {
+    fs::read_to_string(root().join(directory).join("Cargo.toml")).unwrap()
+}
+
+/// The workspace crates named under `[dependencies]`.
+fn dependencies(manifest: &str) -> BTreeSet<String> {
+    let section = manifest.split("\n[dependencies]\n").nth(1).unwrap_or("");
+    let section = section.split("\n[").next().unwrap_or("");
+    section
+        .lines()
+        .filter_map(|line| line.split(['.', ' ', '=']).next())
+        .filter(|name| name.starts_with("synod-"))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// All files with this ending, tracked or about to be: everything but build output and hidden directories.
+fn files(ending: &str) -> Vec<PathBuf> {
+    fn walk(directory: &Path, ending: &str, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if path.is_dir() && name != "target" && !name.starts_with('.') {
+                walk(&path, ending, found);
+            } else if name.ends_with(ending) {
+                found.push(path);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(&root(), ending, &mut found);
+    found
+}
+
+#[test]
+fn dependencies_follow_the_arrows() {
+    for (directory, allowed) in ARROWS {
+        let Some(allowed) = allowed else { continue };
+        for dependency in dependencies(&manifest(directory)) {
+            assert!(allowed.contains(&dependency.as_str()), "{directory} may not depend on {dependency}");
+        }
+    }
+}
+
+#[test]
+fn every_crate_has_its_arrows_and_the_lints() {
+    let workspace = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let members = workspace.split("members = [").nth(1).unwrap().split(']').next().unwrap();
+    for member in members.split(',').map(|member| member.trim().trim_matches('"')).filter(|member| !member.is_empty()) {
+        assert!(ARROWS.iter().any(|(directory, _)| *directory == member), "{member} has no arrows in this test");
+        if !ISLANDS.contains(&member) {
+            let inherits = manifest(member).contains("[lints]\nworkspace = true");
+            assert!(inherits, "{member} does not inherit the workspace's lints, unsafe_code = forbid among them");
+        }
+    }
+}
+
+#[test]
+fn no_source_file_leaves_a_note_to_itself() {
+    for path in files(".rs") {
+        if path.ends_with("tidy.rs") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        for mark in ["TODO", "FIXME", "XXX", "dbg!("] {
+            assert!(!text.contains(mark), "{} has a {mark}", path.display());
+        }
+    }
+}
+
+#[test]
+fn pages_point_at_what_exists() {
+    for page in files(".md") {
+        let text = fs::read_to_string(&page).unwrap();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let path = target.split('#').next().unwrap();
+            if path.is_empty() || path.contains("://") {
+                continue;
+            }
+            assert!(page.parent().unwrap().join(path).exists(), "{} points at {path}", page.display());
+        }
+    }
+    // Paths in the two pages' prose and tables, in back quotes.
+    for page in ["README.md", "ARCHITECTURE.md"] {
+        let text = fs::read_to_string(root().join(page)).unwrap();
+        for name in text.split('`').skip(1).step_by(2) {
+            let is_path = name.contains('/') && !name.contains([' ', '*', '<']) && !name.starts_with('/');
+            let first = name.split('/').next().unwrap();
+            if is_path && root().join(first).is_dir() && !first.is_empty() && first != "target" {
+                assert!(root().join(name).exists(), "{page} names {name}");
+            }
+        }
+    }
+}
