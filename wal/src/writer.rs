@@ -382,10 +382,15 @@ impl Log {
         self.durable_frame
     }
 
-    /// Where the last durable record of `slot` lies. `None` for a record that is not durable yet (it still is in memory with the protocol), for one below
-    /// `forget_below`, and for one that an installed snapshot has left far behind.
+    /// Where the last record of `slot` lies. `None` while that may be one that is not durable yet (the protocol still has
+    /// it in memory; an older record of the slot may hold another value), for one below `forget_below`, and for one that
+    /// an installed snapshot has left far behind.
     pub fn locate(&self, slot: Slot) -> Option<Location> {
-        self.index.get(slot)
+        let flying = self.in_flight.is_some().then_some(&self.place.link.summary);
+        let volatile = flying.into_iter().chain(self.queue.iter().map(|filling| &filling.summary));
+        // By range, which may say too much and never too little: a slot in doubt is read a little later.
+        let in_doubt = |summary: &Summary| summary.first_slot <= slot && slot <= summary.last_slot;
+        if volatile.into_iter().any(in_doubt) { None } else { self.index.get(slot) }
     }
 
     /// The log was cut: slots below are in a snapshot and need no longer be located.

@@ -151,6 +151,7 @@ impl Acceptor {
         if slot <= chosen {
             // What is chosen is told, not voted on again. A record of this acceptance would stand behind the chosen
             // value's in the log, and the sender may be long superseded, with another value.
+            assert!(from != world.settings.me, "the own coordinator knows what is chosen here");
             world.effects.push(Effect::SendEntries { to: from, from: slot, chosen });
             return Verdict::Obeyed;
         }

@@ -1,4 +1,4 @@
-//! A batch: what one slot carries, a sequence of commands (PML §5.2).
+//! A batch: what one slot carries, a sequence of commands (PML §4.2).
 //!
 //! The bytes are built once by the master, and the same bytes travel to the log and the peers. Each command is a
 //! little-endian `u32` length and then its bytes. An empty batch is the no-op that fills a gap.

@@ -179,9 +179,7 @@ impl Coordinator {
         let vacant = State::Following { coordinator: None, deadline: world.now };
         self.state = match (std::mem::replace(&mut self.state, vacant), event) {
             (State::Following { deadline, coordinator }, Event::Ticked) => {
-                if world.now < deadline || acceptor.is_full() {
-                    // A replica without room in its log could not finish what it would adopt.
-                    let deadline = if world.now < deadline { deadline } else { self.election_deadline(world) };
+                if world.now < deadline {
                     State::Following { coordinator, deadline }
                 } else {
                     self.campaign(acceptor, learner, world)
@@ -231,6 +229,8 @@ impl Coordinator {
             }
             (State::CatchingUp { mut candidacy, deadline }, Event::Promise { from, ballot, chosen, accepted }) => {
                 candidacy.count(from, ballot, chosen, accepted, world);
+                // It may know more than the majority did, and may be the one to ask.
+                learner.step(candidacy.outrun(), acceptor, world);
                 State::CatchingUp { candidacy, deadline }
             }
             // Late: the majority stood without it, or the candidacy is over.
@@ -298,8 +298,12 @@ impl Coordinator {
         State::Following { coordinator, deadline: self.election_deadline(world) }
     }
 
-    /// Asks everyone, ourselves first, for a promise under a ballot never used before.
+    /// Asks everyone, ourselves first, for a promise under a ballot never used before. A replica whose log has no room, or
+    /// whose disk is far behind, could not finish what it would adopt: it waits.
     fn campaign(&mut self, acceptor: &mut Acceptor, learner: &Learner, world: &mut World<'_>) -> State {
+        if acceptor.is_full() || world.journal.is_backed_up(world.settings) {
+            return self.follow(None, world);
+        }
         self.round = self.round.max(acceptor.promised().round).checked_add(1).expect("fewer than 2^64 elections");
         let Settings { me, incarnation, .. } = *world.settings;
         let ballot = Ballot { round: self.round, replica: me, incarnation };
@@ -345,8 +349,7 @@ impl Coordinator {
         if learner.chosen() >= candidacy.chosen {
             return State::Leading(self.lead(candidacy, acceptor, learner, world));
         }
-        let outrun = learner::Event::Outrun { from: candidacy.chosen_at, upto: candidacy.chosen };
-        learner.step(outrun, acceptor, world);
+        learner.step(candidacy.outrun(), acceptor, world);
         State::CatchingUp { candidacy, deadline: self.election_deadline(world) }
     }
 
@@ -393,6 +396,10 @@ fn election_deadline(random: &mut fastrand::Rng, settings: &Settings, now: Insta
 }
 
 impl Candidacy {
+    fn outrun(&self) -> learner::Event {
+        learner::Event::Outrun { from: self.chosen_at, upto: self.chosen }
+    }
+
     /// Counts a promise, and keeps of each slot the value with the highest ballot.
     fn count(&mut self, from: ReplicaId, ballot: Ballot, chosen: Slot, accepted: Vec<AcceptedSlot>, world: &World<'_>) {
         if ballot != self.ballot {
@@ -520,8 +527,8 @@ impl Leadership {
             if world.now < open.sent_at.after(world.settings.resend()) {
                 continue;
             }
+            // No heartbeat to those who need not be sent this again.
             open.sent_at = world.now;
-            self.last_sent = world.now;
             for to in world.settings.others() {
                 if !open.votes.has(to, &world.settings.configuration) {
                     let message =

@@ -8,7 +8,8 @@ use std::collections::VecDeque;
 use crate::message::Message;
 use crate::types::{PersistId, ReplicaId};
 
-/// Messages that wait for their records. Bounded by what makes them: one per record of the unflushed backlog.
+/// Messages that wait for their records. Bounded by what makes them: one for each record of the unflushed backlog, and one
+/// for each member when the record is a candidate's own promise.
 #[derive(Default)]
 pub struct DurableQueue {
     waiting: VecDeque<(PersistId, ReplicaId, Message)>,

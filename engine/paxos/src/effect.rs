@@ -76,7 +76,7 @@ pub enum Effect {
         slot: Slot,
         /// The value.
         batch: Batch,
-        /// The submitter's name for it, if this replica proposed it and still coordinates.
+        /// The submitter's name for it, if this replica proposed it and counted its majority.
         ticket: Option<Ticket>,
     },
     /// The batch was never proposed: for certain it did not happen.

@@ -11,11 +11,13 @@
 //! | [`learner`] | which slots are chosen, applying them in order, catching up |
 //! | [`durable`] | the one mechanism for "send once durable" (rule P15) |
 //!
-//! Words and messages are those of *Paxos Made Live* (PML); where this crate leaves the paper, `divergence.md` says why.
+//! Words and messages are those of *Paxos Made Live* (PML); where this crate leaves the paper, [`divergence`] says why.
 
 pub mod acceptor;
 pub mod batch;
 mod configuration;
+#[doc = include_str!("../docs/divergence.md")]
+pub mod divergence {}
 pub mod coordinator;
 pub mod durable;
 mod effect;

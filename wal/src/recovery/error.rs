@@ -7,7 +7,6 @@ use crate::types::{CellId, FrameNumber, Generation, ReplicaId, SegmentId};
 /// Why a log would not open. A torn tail is not listed: that is how a crash normally ends. After an error, what was
 /// already handed to `on_record` is to be thrown away.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum OpenError {
     /// A frame that was durable is gone, or not what it was. The others may have what it held; do not vote meanwhile.
     #[error("frame {frame} is damaged (segment {segment}, offset {offset}), yet frame {later} was written after it")]

@@ -1,8 +1,8 @@
 //! A cell on one thread: replicas, their disks, and the network between them. Nothing moves unless it is told to.
 //!
 //! A record is volatile until its disk is flushed, and a crash loses it. What is flushed comes back as the node's own
-//! recovery brings it back (`Replay` in engine/node/src/start.rs). What must hold whatever happens is checked all along:
-//! a slot has one value everywhere, a ballot proposes one value at a slot, a ticket ends exactly once.
+//! recovery brings it back (`Replay` in engine/node/src/start.rs). What must hold whatever happens is checked all
+//! along: a slot has one value everywhere, a ballot proposes one value at a slot, a ticket ends exactly once.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -33,12 +33,25 @@ pub(crate) struct InFlight {
 
 /// Something to tell.
 pub(crate) enum Line {
-    Send { from: ReplicaId, to: Vec<ReplicaId>, what: String },
-    Persist { who: ReplicaId, what: String },
+    Send {
+        from: ReplicaId,
+        to: Vec<ReplicaId>,
+        what: String,
+    },
+    Persist {
+        who: ReplicaId,
+        what: String,
+    },
     /// What a story is made of: leads, applies, gives up. The aside is left out of stories.
-    Deed { who: ReplicaId, what: String, aside: String },
+    Deed {
+        who: ReplicaId,
+        what: String,
+        aside: String,
+    },
     /// How the interpreter's own doing went.
-    Note { what: String },
+    Note {
+        what: String,
+    },
 }
 
 /// One replica's machine.
@@ -146,10 +159,7 @@ impl Cell {
     pub(crate) fn event(&mut self, id: ReplicaId, event: Event) -> Result<(), String> {
         self.replica(id)?;
         self.step(id, event);
-        while self.nodes[&id].flushes_at_once && self.has_volatile(id) {
-            self.flush(id)?;
-        }
-        Ok(())
+        self.keep_up(id)
     }
 
     pub(crate) fn submit(&mut self, id: ReplicaId, batch: Batch) -> Result<(), String> {
@@ -169,7 +179,7 @@ impl Cell {
         let running = self.node(id).running.as_mut().expect("only what runs is stepped");
         let (role, promised, fetching) = running.looks();
         let ticket = if let Event::Submitted { ticket, .. } = event { Some(ticket) } else { None };
-        let promise = if let Event::Received { message: Message::Promise { .. }, .. } = event { true } else { false };
+        let promise = matches!(event, Event::Received { message: Message::Promise { .. }, .. });
         let mut effects = Effects::new();
         running.replica.step(now, event, &mut effects);
         let (role_now, promised_now, fetching_now) = running.looks();
@@ -183,14 +193,22 @@ impl Cell {
                 self.deed(id, format!("promised {promised_now} by {by}, catches up first"));
             }
             (Role::Campaigning, Role::Coordinating) => self.tell_of_leading(id, promised_now, &effects),
-            (Role::Campaigning | Role::Coordinating, Role::Following(Some(other))) => {
-                self.deed(id, format!("follows {other}"));
-            }
-            (Role::Campaigning | Role::Coordinating, Role::Following(None)) => self.deed(id, "gives up".to_owned()),
             _ => {}
         }
+        // An end is told where it comes: before what it leaves open, after what was still done.
+        let mut end = match (role, role_now) {
+            (Role::Campaigning | Role::Coordinating, Role::Following(Some(other))) => Some(format!("follows {other}")),
+            (Role::Campaigning | Role::Coordinating, Role::Following(None)) => Some("gives up".to_owned()),
+            _ => None,
+        };
         for effect in effects {
+            if let Some(end) = end.take_if(|_| matches!(effect, Effect::Abandon { .. })) {
+                self.deed(id, end);
+            }
             self.carry_out(id, effect, ticket);
+        }
+        if let Some(end) = end {
+            self.deed(id, end);
         }
         self.drain_inbox(id);
     }
@@ -295,7 +313,11 @@ impl Cell {
         }
         let what = words::message(&message);
         match self.lines.last_mut() {
-            Some(Line::Send { from: before, to: all, what: same }) if *before == from && *same == what => all.push(to),
+            Some(Line::Send { from: before, to: all, what: same })
+                if *before == from && *same == what && !all.contains(&to) =>
+            {
+                all.push(to);
+            }
             _ => self.lines.push(Line::Send { from, to: vec![to], what }),
         }
         if from == to {
@@ -327,13 +349,18 @@ impl Cell {
 
     // The disks.
 
-    pub(crate) fn run_disk(&mut self, id: ReplicaId, flushes_at_once: bool) {
-        self.node(id).flushes_at_once = flushes_at_once;
+    pub(crate) fn run_disk(&mut self, id: ReplicaId, flushes_at_once: bool) -> Result<(), String> {
+        let node = self.nodes.get_mut(&id).ok_or_else(|| format!("there is no replica {id}"))?;
+        node.flushes_at_once = flushes_at_once;
+        self.keep_up(id)
     }
 
-    pub(crate) fn has_volatile(&self, id: ReplicaId) -> bool {
-        let node = &self.nodes[&id];
-        node.running.is_some() && node.durable < node.log.len()
+    /// A disk that is not slow has flushed by the time anybody looks.
+    fn keep_up(&mut self, id: ReplicaId) -> Result<(), String> {
+        while self.nodes[&id].flushes_at_once && self.nodes[&id].durable < self.nodes[&id].log.len() {
+            self.flush(id)?;
+        }
+        Ok(())
     }
 
     /// All records asked for so far become durable.

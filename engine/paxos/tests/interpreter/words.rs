@@ -21,7 +21,8 @@ pub(crate) fn message(message: &Message) -> String {
         Message::Commit { ballot, chosen } => format!("commit {ballot}, chosen {chosen}"),
         Message::Fetch { from } => format!("fetch from slot {from}"),
         Message::Entries { first, batches, chosen } => {
-            let batches: Vec<_> = batches.iter().zip(first.0..).map(|(batch, slot)| format!("{slot} {batch:?}")).collect();
+            let batches: Vec<_> =
+                batches.iter().zip(first.0..).map(|(batch, slot)| format!("{slot} {batch:?}")).collect();
             format!("entries {}, chosen {chosen}", batches.join(", "))
         }
     }
