@@ -183,6 +183,7 @@ impl Alone {
             log: synod_wal::create(log_settings, identity()),
             cell: Cell::new(),
             client_addresses: BTreeMap::new(),
+            gather_time_max: std::time::Duration::ZERO,
         };
         let mut alone = Self { engine: Engine::new(start, Instant(0)), world: Nowhere::default(), sequence: 0 };
         let deadline = alone.engine.deadline();

@@ -105,6 +105,7 @@ pub fn main(options: &Table1Options) -> anyhow::Result<ExitCode> {
         dir: dir.path().join("cell"),
         first_port: None,
         serve_flags: Vec::new(),
+        program: None,
     })?;
     cell.wait_for_master(ELECTION_TIME_MAX)?;
     fill(&cell.endpoints(), options.db_mb)?;

@@ -43,6 +43,9 @@ pub struct ServeArgs {
     /// How many slots may be open at once [default: 1]
     #[arg(long, value_name = "SLOTS")]
     pub window: Option<u64>,
+    /// Let a batch wait so long, right after a commit, for the clients just answered to ask again [default: 60; 0 = off]
+    #[arg(long, value_name = "US")]
+    pub gather_us: Option<u64>,
     /// How often an idle coordinator tells that it lives [default: 200]
     #[arg(long, value_name = "MS")]
     pub heartbeat_ms: Option<u64>,
@@ -80,6 +83,7 @@ impl ServeArgs {
         set(&mut config.segment_mb, self.segment_mb);
         set(&mut config.log_mb_max, self.log_mb_max);
         set(&mut config.window, self.window);
+        set(&mut config.gather_us, self.gather_us);
         set(&mut config.heartbeat_ms, self.heartbeat_ms);
         set(&mut config.election_timeout_ms, self.election_timeout_ms);
         config.pin_to_cpu = self.pin_to_cpu.or(config.pin_to_cpu);
@@ -125,6 +129,7 @@ const _: () = {
     assert!(defaults::segment_mb() == 64);
     assert!(defaults::log_mb_max() == 16384);
     assert!(defaults::window() == 1);
+    assert!(defaults::gather_us() == 60);
     assert!(defaults::heartbeat_ms() == 200);
     assert!(defaults::election_timeout_ms() == 900);
 };

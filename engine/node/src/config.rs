@@ -46,6 +46,9 @@ pub struct Config {
     /// How many slots may be open at once.
     #[serde(default = "defaults::window")]
     pub window: u64,
+    /// How long a batch may wait, right after a commit, for the clients just answered to ask again, in microseconds.
+    #[serde(default = "defaults::gather_us")]
+    pub gather_us: u64,
     /// How often an idle coordinator tells that it lives, in milliseconds.
     #[serde(default = "defaults::heartbeat_ms")]
     pub heartbeat_ms: u64,
@@ -70,6 +73,10 @@ pub mod defaults {
     /// Slots open at once: one, because the log's flushes are serial and batching is nearly free (`ceiling.md`).
     pub const fn window() -> u64 {
         1
+    }
+    /// Microseconds a batch may wait for its clients.
+    pub const fn gather_us() -> u64 {
+        60
     }
     /// Milliseconds between heartbeats.
     pub const fn heartbeat_ms() -> u64 {
@@ -139,6 +146,11 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// The smallest segment, in MiB: it holds its opening and two frames with a full batch each.
+    pub const SEGMENT_MB_MIN: u64 = 4;
+    /// The largest.
+    pub const SEGMENT_MB_MAX: u64 = 1024;
+
     /// A configuration with every default, for member `id` of `members`, kept in `dir`.
     pub fn new(id: u16, dir: PathBuf, members: Vec<Member>) -> Self {
         Self {
@@ -150,6 +162,7 @@ impl Config {
             segment_mb: defaults::segment_mb(),
             log_mb_max: defaults::log_mb_max(),
             window: defaults::window(),
+            gather_us: defaults::gather_us(),
             heartbeat_ms: defaults::heartbeat_ms(),
             election_timeout_ms: defaults::election_timeout_ms(),
             pin_to_cpu: None,
@@ -184,9 +197,10 @@ impl Config {
         let within = |name, value, low: u64, high: u64, bounds| {
             if (low..=high).contains(&value) { Ok(()) } else { Err(ConfigError::Bounds { name, value, bounds }) }
         };
-        within("segment_mb", self.segment_mb, 4, 1024, "4 to 1024 MiB")?;
+        within("segment_mb", self.segment_mb, Self::SEGMENT_MB_MIN, Self::SEGMENT_MB_MAX, "4 to 1024 MiB")?;
         within("log_mb_max", self.log_mb_max, 4 * self.segment_mb, 1 << 24, "at least four segments, at most 16 TiB")?;
         within("window", self.window, 1, Configuration::HORIZON_DEFAULT, "1 to the horizon of 16 slots")?;
+        within("gather_us", self.gather_us, 0, 10_000, "0 (off) to 10000 us")?;
         within("heartbeat_ms", self.heartbeat_ms, 1, 10_000, "1 to 10000 ms")?;
         let low = 2 * self.heartbeat_ms;
         within("election_timeout_ms", self.election_timeout_ms, low, 600_000, "at least two heartbeats, at most 10 min")
@@ -201,6 +215,11 @@ impl Config {
     /// The member this replica is.
     pub fn me(&self) -> &Member {
         self.members.iter().find(|member| member.id == self.id).expect("validate found this replica among the members")
+    }
+
+    /// The gather as a duration.
+    pub fn gather(&self) -> Duration {
+        Duration::from_micros(self.gather_us)
     }
 
     /// The heartbeat as a duration.

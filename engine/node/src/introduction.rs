@@ -64,6 +64,7 @@ pub fn ask(config: &Config) -> Result<u128, IntroductionError> {
     let first = config.members.iter().min_by_key(|member| member.id).expect("the configuration was validated");
     let (first, address) = (first.id, first.peer);
     let give_up = Instant::now() + PATIENCE;
+    let mut told = false;
     loop {
         let last = match ask_once(address, config.id) {
             Ok(Ok(cell)) => return Ok(cell),
@@ -72,6 +73,12 @@ pub fn ask(config: &Config) -> Result<u128, IntroductionError> {
         };
         if Instant::now() >= give_up {
             return Err(IntroductionError::Silent { first, address, last });
+        }
+        if !std::mem::replace(&mut told, true) {
+            eprintln!(
+                "synod: waiting for member {first} at {address}, which makes the new cell's id ({last}); it is to be \
+                 started with --bootstrap too"
+            );
         }
         std::thread::sleep(RETRY);
     }

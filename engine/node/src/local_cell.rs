@@ -21,6 +21,8 @@ pub struct LocalCellOptions {
     pub first_port: Option<u16>,
     /// More flags for every replica's `serve`.
     pub serve_flags: Vec<String>,
+    /// The program that is run with `serve`; this very one if it is not said. (A test is not one that serves.)
+    pub program: Option<PathBuf>,
 }
 
 /// One replica of a local cell.
@@ -56,6 +58,14 @@ pub enum LocalCellError {
         /// The end of what it printed.
         last: String,
     },
+    /// The client ports run past the last one.
+    #[error("{count} client ports from {first} on: ports are 1 to 65535, so start lower")]
+    Ports {
+        /// The first.
+        first: u16,
+        /// How many.
+        count: u16,
+    },
     /// Nobody became coordinator in time.
     #[error("no replica became coordinator within {0:?}")]
     NoMaster(Duration),
@@ -67,17 +77,26 @@ fn system(doing: impl Into<String>) -> impl FnOnce(io::Error) -> LocalCellError 
 }
 
 impl LocalCell {
-    /// Starts all replicas: this very program, re-executed with `serve`. Directories that exist are used again.
+    /// Starts all replicas: the program, executed with `serve`. Directories that exist are used again.
     pub fn start(options: LocalCellOptions) -> Result<Self, LocalCellError> {
-        std::fs::create_dir_all(&options.dir).map_err(system(format!("cannot make {}", options.dir.display())))?;
-        let count = usize::from(options.replicas);
-        let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let free = free_ports(2 * count).map_err(system("cannot find free ports"))?;
-        let member = |index: usize| {
-            let client = options.first_port.map_or(free[count + index], |first| first + index as u16);
-            Member { id: index as u16 + 1, peer: loopback(free[index]), client: loopback(client) }
+        let count = options.replicas;
+        let wanted = match options.first_port {
+            Some(first) if first == 0 || first.checked_add(count.saturating_sub(1)).is_none() => {
+                return Err(LocalCellError::Ports { first, count });
+            }
+            Some(first) => (0..count).map(|index| first + index).collect(),
+            None => Vec::new(),
         };
-        let processes = (0..count).map(|index| Process { member: member(index), child: None }).collect();
+        std::fs::create_dir_all(&options.dir).map_err(system(format!("cannot make {}", options.dir.display())))?;
+        let mut free = free_ports(3 * usize::from(count)).map_err(system("cannot find free ports"))?;
+        free.retain(|port| !wanted.contains(port));
+        let mut free = free.into_iter().map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        let mut next = || free.next().expect("two a replica are left, whatever was wanted");
+        let process = |id| {
+            let client = wanted.get(usize::from(id) - 1).map(|&port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+            Process { member: Member { id, peer: next(), client: client.unwrap_or_else(&mut next) }, child: None }
+        };
+        let processes = (1..=count).map(process).collect();
         let mut cell = Self { options, processes };
         for id in cell.ids() {
             cell.start_replica(id)?;
@@ -135,7 +154,10 @@ impl LocalCell {
     /// Starts one replica, which must not be running.
     pub fn start_replica(&mut self, id: u16) -> Result<(), LocalCellError> {
         assert!(self.process(id).child.is_none(), "replica {id} runs already");
-        let program = std::env::current_exe().map_err(system("cannot find this program"))?;
+        let program = match &self.options.program {
+            Some(program) => program.clone(),
+            None => std::env::current_exe().map_err(system("cannot find this program"))?,
+        };
         let log_path = self.replica_log(id);
         let log = File::options()
             .create(true)
@@ -243,8 +265,35 @@ impl Drop for LocalCell {
 
 /// Ports that are free now. Somebody may take one before it is used; the replica then says so and ends.
 pub fn free_ports(count: usize) -> io::Result<Vec<u16>> {
+    // Not where the kernel takes the near ends of connections from: while a replica is down, its port must not become
+    // somebody's near end, or it could not listen there again.
+    let near_ends = near_ends();
+    let usable: Vec<u16> = FREE_PORTS.filter(|port| !near_ends.contains(port)).collect();
+    let enough = usable.len() > 100 * count;
     // All held at once, so that none is given twice.
-    let listeners: Vec<_> =
-        (0..count).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<io::Result<_>>()?;
+    let mut listeners = Vec::with_capacity(count);
+    let mut tries = 100 * count;
+    while listeners.len() < count {
+        let port = if enough && tries > 0 { usable[fastrand::usize(..usable.len())] } else { 0 };
+        tries = tries.saturating_sub(1);
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if port != 0 && error.kind() == io::ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error),
+        }
+    }
     listeners.iter().map(|listener| listener.local_addr().map(|address| address.port())).collect()
+}
+
+/// Where free ports are looked for: above those that well-known services have.
+const FREE_PORTS: std::ops::RangeInclusive<u16> = 15_000..=65_535;
+
+/// The ports that the kernel gives to whoever connects; its default when it does not say.
+fn near_ends() -> std::ops::RangeInclusive<u16> {
+    let said = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut numbers = said.split_whitespace().map_while(|word| word.parse().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(low), Some(high)) => low..=high,
+        _ => 32_768..=60_999,
+    }
 }

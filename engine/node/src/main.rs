@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
@@ -12,7 +12,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use synod_client::{Client, Options, Outcome};
 use synod_node::cli::{ServeArgs, chain};
-use synod_node::local_cell::{LocalCell, LocalCellOptions};
+use synod_node::local_cell::{LocalCell, LocalCellError, LocalCellOptions};
 use synod_node::status::Status;
 
 /// A replicated, durable, linearizable database for bare-metal Linux, after "Paxos Made Live".
@@ -51,11 +51,11 @@ enum Command {
         /// The value; from standard input if it is left out
         value: Option<String>,
     },
-    /// Read a key; the value goes to standard output, exit status 1 if there is none
+    /// Read a key; the value goes to standard output with a newline after it, exit status 1 if there is none
     Get {
         /// The key
         key: String,
-        /// Print revision and version too, as one line of JSON
+        /// Print revision and version too, as one line of JSON (a value that is not UTF-8 as value_hex)
         #[arg(long)]
         json: bool,
     },
@@ -64,7 +64,7 @@ enum Command {
         /// The key
         key: String,
     },
-    /// Ask every endpoint how it is
+    /// Ask every endpoint how it is; exit status 1 if not all answer, 2 if none does
     Status {
         /// Print all that the replicas say, as one line of JSON each
         #[arg(long)]
@@ -102,6 +102,10 @@ fn main() -> ExitCode {
         Command::Status { json, stages } => status(&cli.client, json, stages),
     };
     outcome.unwrap_or_else(|error| {
+        // Whoever read our output has seen enough of it (`synod status | head -1`).
+        if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
+            return ExitCode::SUCCESS;
+        }
         eprintln!("synod: {}", chain(error.as_ref()));
         match error.downcast_ref::<synod_client::Error>().map(synod_client::Error::outcome) {
             // So that a script can tell "safe to try again" from "look first".
@@ -127,8 +131,21 @@ fn run_cell(args: CellArgs) -> anyhow::Result<()> {
         dir: args.dir,
         first_port: args.first_port,
         serve_flags: args.serve_flags,
+        program: None,
     })?;
-    cell.wait_for_master(Duration::from_secs(60))?;
+    let give_up = Instant::now() + Duration::from_secs(60);
+    loop {
+        match cell.wait_for_master(Duration::from_millis(200)) {
+            Ok(_) => break,
+            // From a terminal the replicas get the signal too, and may have ended before we look.
+            Err(_) if told.try_recv().is_ok() => {
+                eprintln!("synod: stopping the cell before it served");
+                return Ok(cell.stop()?);
+            }
+            Err(LocalCellError::NoMaster(_)) if Instant::now() < give_up => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
     let mut out = std::io::stdout().lock();
     for endpoint in cell.endpoints() {
         writeln!(out, "{endpoint}")?;
@@ -151,12 +168,34 @@ fn run_cell(args: CellArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn connect(args: &ClientArgs) -> anyhow::Result<Client> {
-    if args.endpoints.is_empty() {
+/// The endpoints that were said. Not checked while the flags are read: a variable in the environment that is for
+/// somebody else must not keep a replica from starting.
+fn endpoints(args: &ClientArgs) -> anyhow::Result<Vec<&str>> {
+    let endpoints: Vec<&str> =
+        args.endpoints.iter().map(|endpoint| endpoint.trim()).filter(|text| !text.is_empty()).collect();
+    if endpoints.is_empty() {
         bail!("which cell? Say --endpoints A,B,C (or set SYNOD_ENDPOINTS) with its replicas' client addresses");
     }
-    let endpoints: Vec<&str> = args.endpoints.iter().map(String::as_str).collect();
-    let options = Options { deadline: Duration::from_millis(args.deadline_ms), ..Options::default() };
+    for endpoint in &endpoints {
+        let in_a_name = |letter: char| letter.is_ascii_alphanumeric() || ".-_:[]%".contains(letter);
+        let is_name = |host: &str| !host.is_empty() && host.chars().all(in_a_name);
+        if !endpoint.rsplit_once(':').is_some_and(|(host, port)| is_name(host) && port.parse::<u16>().is_ok()) {
+            bail!("{endpoint:?} is no endpoint: write HOST:PORT, as in 127.0.0.1:7001, with commas between them");
+        }
+    }
+    Ok(endpoints)
+}
+
+fn connect(args: &ClientArgs) -> anyhow::Result<Client> {
+    let endpoints = endpoints(args)?;
+    let (deadline, usual) = (Duration::from_millis(args.deadline_ms), Options::default());
+    let options = Options {
+        deadline,
+        // Within a short deadline, too, a replica that says nothing must leave time to ask another.
+        connect_time_max: usual.connect_time_max.min(deadline / 2),
+        silence_time_max: usual.silence_time_max.min(deadline / 2),
+        ..usual
+    };
     Ok(Client::connect(&endpoints, options)?)
 }
 
@@ -180,13 +219,19 @@ fn get(args: &ClientArgs, key: &str, json: bool) -> anyhow::Result<ExitCode> {
     };
     let mut out = std::io::stdout().lock();
     if json {
-        let line = serde_json::json!({
+        let mut line = serde_json::json!({
             "key": key,
-            "value": String::from_utf8_lossy(&value.value),
             "create_revision": value.create_revision.0,
             "modify_revision": value.modify_revision.0,
             "version": value.version.0,
         });
+        // JSON has text only, and a value is bytes: what is no text is not made to look like some.
+        match std::str::from_utf8(&value.value) {
+            Ok(text) => line["value"] = text.into(),
+            Err(_) => {
+                line["value_hex"] = value.value.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into();
+            }
+        }
         writeln!(out, "{line}")?;
     } else {
         out.write_all(&value.value)?;
@@ -204,17 +249,16 @@ fn del(args: &ClientArgs, key: &str) -> anyhow::Result<ExitCode> {
 }
 
 fn status(args: &ClientArgs, json: bool, stages: bool) -> anyhow::Result<ExitCode> {
-    if args.endpoints.is_empty() {
-        bail!("which replicas? Say --endpoints A,B,C (or set SYNOD_ENDPOINTS)");
-    }
+    let endpoints = endpoints(args)?;
     let mut out = std::io::stdout().lock();
     let mut silent = 0;
-    for endpoint in &args.endpoints {
+    let mut coordinated = false;
+    for endpoint in &endpoints {
         let text = match synod_client::fetch_status(endpoint, Duration::from_millis(args.deadline_ms)) {
             Ok(text) => text,
             Err(error) => {
                 silent += 1;
-                eprintln!("synod: {endpoint}: {}", chain(&error));
+                eprintln!("synod: {}", chain(&error));
                 continue;
             }
         };
@@ -225,11 +269,21 @@ fn status(args: &ClientArgs, json: bool, stages: bool) -> anyhow::Result<ExitCod
         let status: Status =
             serde_json::from_str(&text).with_context(|| format!("{endpoint} said what is no status"))?;
         print_status(&mut out, endpoint, &status)?;
-        if stages && status.role == "coordinating" {
-            print_stages(&mut out, &status)?;
+        if status.role == "coordinating" {
+            coordinated = true;
+            if stages {
+                print_stages(&mut out, &status)?;
+            }
         }
     }
-    Ok(if silent == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    if stages && !json && !coordinated {
+        eprintln!("synod: none of these replicas coordinates, so there are no stages to show");
+    }
+    Ok(match silent {
+        0 => ExitCode::SUCCESS,
+        silent if silent < endpoints.len() => ExitCode::from(1),
+        _ => ExitCode::from(2),
+    })
 }
 
 fn print_status(out: &mut impl Write, endpoint: &str, status: &Status) -> std::io::Result<()> {

@@ -1,11 +1,12 @@
 //! A replica as a process: what it prints, when it stops, and which status it leaves behind.
 
 use std::io::Read;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use synod_ring::Waker;
 
 use crate::config::Config;
 use crate::hot::{HotCore, HotError};
@@ -68,6 +69,30 @@ pub fn serve(config: &Config, options: ServeOptions) -> Result<(), ServeError> {
             eprintln!("synod: cannot pin to cpu {cpu}; running unpinned");
         }
     }
+    let spawn = |name: &str, watch: Box<dyn FnOnce() + Send>| {
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(watch)
+            .map_err(|source| ServeError::System { doing: "cannot start a thread", source })
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    let running = Arc::new(OnceLock::<Waker>::new());
+    if options.stop_with_parent {
+        let told = (Arc::clone(&stop), Arc::clone(&running));
+        spawn(
+            "parent",
+            Box::new(move || {
+                // Whatever ends the read, an end or an error, the other side is gone.
+                while matches!(std::io::stdin().read(&mut [0; 64]), Ok(1..)) {}
+                told.0.store(true, Ordering::Release);
+                match told.1.get() {
+                    Some(waker) => waker.wake(),
+                    // Still opening, or waiting to be introduced. A start must survive being cut short anyway.
+                    None => std::process::exit(0),
+                }
+            }),
+        )?;
+    }
     let opened = start::open(config, options.bootstrap)?;
     let report = opened.report;
     eprintln!(
@@ -80,39 +105,21 @@ pub fn serve(config: &Config, options: ServeOptions) -> Result<(), ServeError> {
         if report.torn_tail { ", a torn tail cut off" } else { "" },
         opened.start.recovered.chosen,
     );
-    let stop = Arc::new(AtomicBool::new(false));
     let mut core = HotCore::new(config, opened, Arc::clone(&stop))?;
     let waker = core.waker();
+    running.get_or_init(|| waker.clone());
 
     let mut signals = Signals::new([SIGINT, SIGTERM])
         .map_err(|source| ServeError::System { doing: "cannot watch signals", source })?;
-    let spawn = |name: &str, watch: Box<dyn FnOnce() + Send>| {
-        std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(watch)
-            .map_err(|source| ServeError::System { doing: "cannot start a thread", source })
-    };
-    let told = (Arc::clone(&stop), waker.clone());
     spawn(
         "signals",
         Box::new(move || {
             if signals.forever().next().is_some() {
-                told.0.store(true, Ordering::Release);
-                told.1.wake();
+                stop.store(true, Ordering::Release);
+                waker.wake();
             }
         }),
     )?;
-    if options.stop_with_parent {
-        spawn(
-            "parent",
-            Box::new(move || {
-                // Whatever ends the read, an end or an error, the other side is gone.
-                while matches!(std::io::stdin().read(&mut [0; 64]), Ok(1..)) {}
-                stop.store(true, Ordering::Release);
-                waker.wake();
-            }),
-        )?;
-    }
     eprintln!("synod: serving clients on {}, replicas on {}", config.me().client, config.me().peer);
     core.run()?;
     eprintln!("synod: stopped");

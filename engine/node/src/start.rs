@@ -9,6 +9,7 @@ use synod_cell::Cell;
 use synod_paxos::{
     Ballot, Batch, Configuration, HardState, Incarnation, Record, Recovered, ReplicaId, Settings, Slot, StateMachine,
 };
+use synod_ring::BLOCK_BYTES;
 use synod_wal::directory::{DirectoryStorage, open_segment, prepare_segment};
 use synod_wal::{CellId, Log, SegmentId, StartId};
 
@@ -31,7 +32,7 @@ pub enum StartError {
     #[error(transparent)]
     Introduction(#[from] IntroductionError),
     /// The log does not open.
-    #[error("the log in {dir} does not open: {source}")]
+    #[error("the log in {dir} does not open: {source}{}", what_to_do(source))]
     Log {
         /// The directory.
         dir: std::path::PathBuf,
@@ -143,19 +144,65 @@ pub fn open(config: &Config, bootstrap: bool) -> Result<Opened, StartError> {
     settings.election_timeout = config.election_timeout();
     let client_addresses: BTreeMap<_, _> =
         config.members.iter().map(|member| (ReplicaId(member.id), member.client.to_string())).collect();
-    let start = engine::Start { settings, recovered: protocol, log: recovered.log, cell, client_addresses };
+    let start = engine::Start {
+        settings,
+        recovered: protocol,
+        log: recovered.log,
+        cell,
+        client_addresses,
+        gather_time_max: config.gather(),
+    };
     Ok(Opened { directory, identity, start, report })
 }
 
-/// The sizes of the log.
+/// The sizes of the log. A segment must hold its opening and two of the longest frames, so small segments have shorter
+/// ones; the smallest still takes a full batch.
 fn log_settings(config: &Config) -> Result<synod_wal::Settings, StartError> {
-    const MIB: u64 = 1 << 20;
+    let segment_bytes = config.segment_mb * MIB;
     let settings = synod_wal::Settings {
-        segment_bytes: config.segment_mb * MIB,
+        segment_bytes,
         log_bytes_max: config.log_mb_max * MIB,
-        ..synod_wal::Settings::default()
+        frame_bytes_max: synod_wal::Settings::default().frame_bytes_max.min(frame_bytes_that_fit(segment_bytes)),
     };
     Ok(settings.validate()?)
+}
+
+const MIB: u64 = 1 << 20;
+/// What a frame needs beside its batch: headers, and the few numbers that go with a batch.
+const FRAME_SPARE_BYTES: usize = 64 << 10;
+const _: () = assert!(
+    frame_bytes_that_fit(Config::SEGMENT_MB_MIN * MIB) >= synod_api::limits::BATCH_BYTES_MAX + FRAME_SPARE_BYTES
+);
+
+const fn frame_bytes_that_fit(segment_bytes: u64) -> usize {
+    (segment_bytes as usize - synod_wal::OPENING_BYTES_MAX) / 2 / BLOCK_BYTES * BLOCK_BYTES
+}
+
+/// A log that does not open needs a person; this is what they can do.
+fn what_to_do(error: &synod_wal::OpenError) -> &'static str {
+    use synod_wal::OpenError;
+    match error {
+        OpenError::Damaged { .. }
+        | OpenError::Missing { .. }
+        | OpenError::Stale { .. }
+        | OpenError::Malformed { .. } => {
+            ". What is lost may have been acknowledged, so this replica must not vote without it. Nothing was changed: keep \
+             the directory as it is. Repair from the other replicas is not built yet, so the cell has to go on without \
+             this one"
+        }
+        OpenError::Misplaced { .. }
+        | OpenError::OtherCell { .. }
+        | OpenError::OtherReplica { .. }
+        | OpenError::OtherLog { .. } => {
+            ". The file is not of this directory's log. Nothing was changed: put the right file back"
+        }
+        OpenError::WrongSize { .. } => {
+            ". Say the --segment-mb that the log was made with; if you did, the file was cut short or replaced"
+        }
+        OpenError::NewerVersion { .. } => ". Use the build that wrote it, or a newer one",
+        // Reading and listing: the operating system's own words follow, and say more than we could.
+        _ => "",
+    }
 }
 
 fn log_identity(identity: &Identity) -> Result<synod_wal::Identity, StartError> {
@@ -304,5 +351,21 @@ impl Replay {
         }
         let recovered = Recovered { promised: self.promised, chosen: self.chosen, accepted: self.undecided };
         Ok((self.hard, recovered, self.cell))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_segment_size_that_the_configuration_allows_makes_a_log() {
+        for segment_mb in Config::SEGMENT_MB_MIN..=Config::SEGMENT_MB_MAX {
+            let mut config = Config::new(1, "d".into(), Vec::new());
+            config.segment_mb = segment_mb;
+            config.log_mb_max = 4 * segment_mb;
+            let settings = log_settings(&config).unwrap();
+            assert!(settings.payload_bytes_max() > synod_api::limits::BATCH_BYTES_MAX, "{settings:?}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::Counters;
 use crate::stages::StageFigures;
 
 /// One replica's own view, at one moment.
@@ -87,22 +88,9 @@ pub struct PeerStatus {
 /// Numbers that only grow.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CountersStatus {
-    /// Commands answered from the database.
-    pub commands: u64,
-    /// Batches they came in.
-    pub batches: u64,
-    /// Commands refused before they were proposed.
-    pub refused: u64,
-    /// Commands whose outcome was lost with mastership.
-    pub abandoned: u64,
-    /// Flushes of the log.
-    pub flushes: u64,
-    /// Elections won.
-    pub elections_won: u64,
-    /// Batches sent to lagging replicas.
-    pub entries_sent: u64,
-    /// Reads of the own log that failed.
-    pub log_read_failures: u64,
+    /// What the engine counts.
+    #[serde(flatten)]
+    pub engine: Counters,
     /// Entries to the kernel by the hot core.
     pub kernel_entries: u64,
     /// Connections closed because of what they sent.
