@@ -1,1 +1,4 @@
 //! The simulator, the torture commands, and the tests of whole cells.
+
+pub mod sim;
+pub mod torture;

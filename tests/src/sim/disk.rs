@@ -135,9 +135,7 @@ impl Disk {
 /// Which sectors survive, last one first.
 fn survivors(tearing: Tearing, sectors: usize, random: &mut Rng) -> Vec<bool> {
     let tearing = match tearing {
-        Tearing::Any => {
-            *random.choice(&[Tearing::Whole, Tearing::Prefix, Tearing::Sectors]).expect("there are three")
-        }
+        Tearing::Any => *random.choice(&[Tearing::Whole, Tearing::Prefix, Tearing::Sectors]).expect("there are three"),
         one => one,
     };
     match tearing {

@@ -62,6 +62,8 @@ pub(crate) struct Swarm {
     pub(crate) sync_mean: u64,
     pub(crate) stall_chance: f64,
     pub(crate) stall: u64,
+    /// One replica's disk takes so many times as long; 1: none is slow.
+    pub(crate) slow_disk_factor: u64,
     /// How long the making of a segment takes.
     pub(crate) segment_mean: u64,
     pub(crate) segment_bytes: u64,
@@ -69,6 +71,8 @@ pub(crate) struct Swarm {
     /// How long a turn of the hot core takes: what comes meanwhile is one batch.
     pub(crate) turn_mean: u64,
 
+    /// How long a master waits for more commands after a commit.
+    pub(crate) gather_max: Duration,
     pub(crate) clients: usize,
     /// How many requests a client has under way at once.
     pub(crate) outstanding: usize,
@@ -148,14 +152,20 @@ impl Swarm {
             sync_mean,
             stall_chance: if random.u8(..10) < 4 { random.f64() * 0.02 } else { 0.0 },
             stall: scale(random, 20 * MILLISECOND, 2 * SECOND),
+            slow_disk_factor: if random.u8(..10) < 4 { scale(random, 4, 100) } else { 1 },
             segment_mean: scale(random, MILLISECOND, 300 * MILLISECOND),
             segment_bytes: segment_blocks * 4096,
             frame_bytes_max: frame_blocks as usize * 4096,
             turn_mean: scale(random, MICROSECOND, 200 * MICROSECOND),
+            gather_max: Duration::from_nanos(if random.bool() {
+                scale(random, MICROSECOND, 5 * MILLISECOND)
+            } else {
+                0
+            }),
             clients,
             outstanding,
             keys: within(random, 1, 12),
-            value_bytes_max: room.saturating_sub(120).clamp(16, 400),
+            value_bytes_max: (room.saturating_sub(120) / 2).clamp(16, 3000),
             think_mean: safety / 700 * (clients * outstanding) as u64,
             patience: (4 * election_timeout).max(within(random, SECOND, 8 * SECOND)),
             safety,
@@ -169,6 +179,7 @@ impl Swarm {
         self.delay_long_chance = 0.0;
         self.reset = 0.0;
         self.stall_chance = 0.0;
+        self.slow_disk_factor = 1;
         self.partition_every = None;
         self.crash_every = None;
         self.pause_every = None;

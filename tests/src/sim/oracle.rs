@@ -1,0 +1,511 @@
+//! The judge of the protocol: it sees every disk and every message, and believes no replica.
+//!
+//! What is *chosen* it decides by the definition alone: a value is chosen at a slot once a majority has it accepted
+//! under one ballot **on its disk**, as read from the bytes that were flushed. A copy of the state machine follows these
+//! values, and every replica is held against it.
+//!
+//! | checker | what it says |
+//! |---|---|
+//! | agreement | one value a slot, one value a ballot and slot; later ballots propose what is chosen; replicas apply only what is chosen, and come to the same database |
+//! | promises | what a replica has told others it never falls back behind, restarts included; promises tell all that was accepted |
+//! | durable before told | a promise, an acknowledgement, a propose leaves only when a crash would no longer forget it |
+//! | answers | what a client is told is what the state machine answers at the slot where its command is chosen, each time it is told |
+
+use std::collections::BTreeMap;
+
+use synod_api::{Answer, Command, Operation};
+use synod_cell::Cell;
+use synod_paxos::{AcceptedSlot, Ballot, Batch, Message, Record, ReplicaId, Slot, StateMachine};
+
+/// Which checker saw it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Checker {
+    /// Two values at one slot, or what leads there.
+    Agreement,
+    /// A promise that was taken back.
+    Promises,
+    /// Told before it was durable.
+    DurableBeforeTold,
+    /// A client was told what the log does not say.
+    Answers,
+    /// Acknowledged and gone, there twice, or there though it did not happen.
+    AcknowledgedWrites,
+    /// What clients saw fits no order.
+    Linearizability,
+    /// A crash after which the log does not open.
+    Recovery,
+    /// Faults have stopped, and still it does not go on.
+    Liveness,
+    /// Two runs of one seed differ.
+    Determinism,
+}
+
+impl Checker {
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Checker::Agreement => "agreement",
+            Checker::Promises => "promises",
+            Checker::DurableBeforeTold => "durable before told",
+            Checker::Answers => "answers",
+            Checker::AcknowledgedWrites => "acknowledged writes",
+            Checker::Linearizability => "linearizability",
+            Checker::Recovery => "recovery",
+            Checker::Liveness => "liveness",
+            Checker::Determinism => "determinism",
+        }
+    }
+}
+
+/// Something that must never happen, and did.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    /// Who saw it.
+    pub checker: Checker,
+    /// What, in words.
+    pub what: String,
+}
+
+/// What a checker makes of an event.
+pub(crate) type Verdict = Result<(), Violation>;
+
+pub(crate) fn violation<T>(checker: Checker, what: String) -> Result<T, Violation> {
+    Err(Violation { checker, what })
+}
+
+/// What one change of the database did.
+pub(crate) struct Change {
+    /// Its place in the order; dense.
+    pub(crate) revision: u64,
+    /// Key or path; the two never look alike.
+    pub(crate) key: Vec<u8>,
+    /// The new value; `None`: removed.
+    pub(crate) value: Option<Vec<u8>>,
+}
+
+/// A database in short.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Fingerprint {
+    revision: u64,
+    rows: u64,
+    bytes: u64,
+    sessions: u64,
+    /// Of all rows; taken at some slots only.
+    contents: Option<u64>,
+}
+
+/// The whole contents are compared at each slot that is a multiple of this.
+const CONTENTS_EVERY: u64 = 8;
+
+impl Fingerprint {
+    fn of(cell: &Cell, slot: Slot) -> Fingerprint {
+        let status = cell.status();
+        let contents = slot.0.is_multiple_of(CONTENTS_EVERY).then(|| cell.contents_hash());
+        let revision = status.revision.0;
+        Fingerprint { revision, rows: status.rows, bytes: status.bytes, sessions: status.sessions, contents }
+    }
+}
+
+struct Proposal {
+    batch: Batch,
+    /// Whose disks have it, as bits.
+    accepted_by: u64,
+}
+
+struct Chosen {
+    ballot: Ballot,
+    batch: Batch,
+}
+
+/// What a replica's disk would say after a crash in this moment, at the least; and what the replica has told.
+#[derive(Default)]
+struct Disk {
+    promised: Option<Ballot>,
+    /// The highest ballot accepted, a slot. Slots that are chosen stay: it must not vanish there either.
+    accepted: BTreeMap<Slot, Ballot>,
+    told: Option<Ballot>,
+}
+
+/// What a client asked, as far as the answer can be checked by it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Stamp {
+    session: u64,
+    sequence: u64,
+}
+
+/// A question that was put to a replica.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Asked {
+    Stamped(Stamp),
+    Session,
+    Read,
+}
+
+impl Asked {
+    pub(crate) fn of(command: &[u8]) -> Asked {
+        let command = Command::decode(command).expect("clients send sound commands");
+        match command.operation {
+            Operation::OpenSession | Operation::CloseSession => Asked::Session,
+            operation if operation.changes() => {
+                Asked::Stamped(Stamp { session: command.session.0, sequence: command.sequence.0 })
+            }
+            _ => Asked::Read,
+        }
+    }
+}
+
+/// See the module.
+pub(crate) struct Oracle {
+    majority: usize,
+    disks: Vec<Disk>,
+    /// By slot and ballot: all that was proposed.
+    proposals: BTreeMap<(Slot, Ballot), Proposal>,
+    /// Which life of which replica uses a ballot.
+    coordinators: BTreeMap<Ballot, u64>,
+    /// From slot 1 on, without a gap.
+    chosen: Vec<Chosen>,
+    /// Chosen, with a gap below.
+    early: BTreeMap<Slot, Chosen>,
+    cell: Cell,
+    /// By slot, from 0 on.
+    fingerprints: Vec<Fingerprint>,
+    answers: BTreeMap<Stamp, Vec<u8>>,
+    /// Sessions opened, and how many clients were told so.
+    sessions: BTreeMap<u64, u32>,
+    /// By revision.
+    pub(crate) changes: Vec<Change>,
+}
+
+impl Oracle {
+    pub(crate) fn new(replicas: u16) -> Oracle {
+        let cell = Cell::new();
+        let fingerprints = vec![Fingerprint::of(&cell, Slot::NONE)];
+        Oracle {
+            majority: usize::from(replicas) / 2 + 1,
+            disks: (0..replicas).map(|_| Disk::default()).collect(),
+            proposals: BTreeMap::new(),
+            coordinators: BTreeMap::new(),
+            chosen: Vec::new(),
+            early: BTreeMap::new(),
+            cell,
+            fingerprints,
+            answers: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            changes: Vec::new(),
+        }
+    }
+
+    /// All up to here is chosen.
+    pub(crate) fn upto(&self) -> Slot {
+        Slot(self.chosen.len() as u64)
+    }
+
+    pub(crate) fn contents_hash(&self) -> u64 {
+        self.cell.contents_hash()
+    }
+
+    fn chosen_at(&self, slot: Slot) -> Option<&Chosen> {
+        let place = usize::try_from(slot.0).ok()?.checked_sub(1)?;
+        self.chosen.get(place).or_else(|| self.early.get(&slot))
+    }
+
+    fn disk(&mut self, replica: ReplicaId) -> &mut Disk {
+        &mut self.disks[usize::from(replica.0) - 1]
+    }
+
+    /// A record reached the disk, or was found there after a crash.
+    pub(crate) fn durable(&mut self, replica: ReplicaId, record: Record) -> Verdict {
+        match record {
+            Record::HardState(state) => {
+                let disk = self.disk(replica);
+                disk.promised = disk.promised.max(Some(state.promised));
+                Ok(())
+            }
+            Record::Accepted { slot, ballot, chosen: _, batch } => {
+                let disk = self.disk(replica);
+                disk.promised = disk.promised.max(Some(ballot));
+                let accepted = disk.accepted.entry(slot).or_insert(ballot);
+                *accepted = ballot.max(*accepted);
+                self.proposed(slot, ballot, &batch, &format!("the disk of replica {replica}"))?;
+                let proposal = self.proposals.get_mut(&(slot, ballot)).expect("just noted");
+                proposal.accepted_by |= 1 << replica.0;
+                if proposal.accepted_by.count_ones() as usize >= self.majority {
+                    self.choose(slot, ballot, batch)?;
+                }
+                Ok(())
+            }
+            Record::Chosen { slot, batch } => self.told_chosen(slot, &batch, &format!("the disk of replica {replica}")),
+        }
+    }
+
+    /// Somebody holds this value to be chosen.
+    fn told_chosen(&self, slot: Slot, batch: &Batch, who: &str) -> Verdict {
+        match self.chosen_at(slot) {
+            Some(chosen) if chosen.batch == *batch => Ok(()),
+            Some(chosen) => violation(
+                Checker::Agreement,
+                format!("{who} holds another value for chosen slot {slot}: {batch:?}, chosen is {:?}", chosen.batch),
+            ),
+            None => violation(
+                Checker::Agreement,
+                format!("{who} holds slot {slot} to be chosen, which no majority has on disk: {batch:?}"),
+            ),
+        }
+    }
+
+    /// Somebody proposes this value, or has accepted it.
+    fn proposed(&mut self, slot: Slot, ballot: Ballot, batch: &Batch, who: &str) -> Verdict {
+        if let Some(chosen) = self.chosen_at(slot)
+            && ballot >= chosen.ballot
+            && chosen.batch != *batch
+        {
+            return violation(
+                Checker::Agreement,
+                format!(
+                    "{who} has for slot {slot} under ballot {ballot} {batch:?}, but chosen there under ballot {} is {:?}",
+                    chosen.ballot, chosen.batch
+                ),
+            );
+        }
+        let noted =
+            self.proposals.entry((slot, ballot)).or_insert_with(|| Proposal { batch: batch.clone(), accepted_by: 0 });
+        if noted.batch != *batch {
+            return violation(
+                Checker::Agreement,
+                format!("two values under ballot {ballot} at slot {slot}: {:?}, and by {who} {batch:?}", noted.batch),
+            );
+        }
+        Ok(())
+    }
+
+    fn choose(&mut self, slot: Slot, ballot: Ballot, batch: Batch) -> Verdict {
+        if let Some(chosen) = self.chosen_at(slot) {
+            if chosen.batch == batch {
+                return Ok(());
+            }
+            return violation(
+                Checker::Agreement,
+                format!(
+                    "two values are chosen at slot {slot}: {:?} under ballot {}, and {batch:?} under ballot {ballot}",
+                    chosen.batch, chosen.ballot
+                ),
+            );
+        }
+        self.early.insert(slot, Chosen { ballot, batch });
+        while let Some(next) = self.early.remove(&self.upto().next()) {
+            let slot = self.upto().next();
+            self.apply(slot, &next.batch);
+            self.chosen.push(next);
+            self.fingerprints.push(Fingerprint::of(&self.cell, slot));
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, slot: Slot, batch: &Batch) {
+        for bytes in batch.commands() {
+            let mut told = Vec::new();
+            let before = self.cell.store().revision();
+            self.cell.apply(slot, bytes, &mut told);
+            let command = Command::decode(bytes).expect("clients send sound commands");
+            let revision = self.cell.store().revision();
+            if revision > before {
+                assert_eq!(revision.0, before.0 + 1, "one command is one change");
+                let (key, value) = match command.operation {
+                    Operation::Put { key, value } | Operation::CompareAndSwap { key, value, .. } => (key, Some(value)),
+                    Operation::CreateFile { path, contents } | Operation::WriteFile { path, contents } => {
+                        (path, Some(contents))
+                    }
+                    Operation::Delete { key } => (key, None),
+                    Operation::OpenSession
+                    | Operation::CloseSession
+                    | Operation::Get { .. }
+                    | Operation::ReadFile { .. } => unreachable!("these change no versioned row"),
+                };
+                let (key, value) = (key.to_vec(), value.map(<[u8]>::to_vec));
+                self.changes.push(Change { revision: revision.0, key, value });
+            }
+            match Asked::of(bytes) {
+                Asked::Stamped(stamp) => {
+                    // A duplicate is answered alike or refused; a refusal comes first only where the session is gone.
+                    self.answers.entry(stamp).or_insert(told);
+                }
+                Asked::Session => {
+                    if let Ok(Answer::SessionOpened(session)) = Answer::decode_borrowed(&told) {
+                        self.sessions.insert(session.0, 0);
+                    }
+                }
+                Asked::Read => {}
+            }
+        }
+    }
+
+    /// A message leaves a replica for another.
+    pub(crate) fn sent(&mut self, from: ReplicaId, life: u64, message: &Message) -> Verdict {
+        let who = format_args!("replica {from}");
+        match message {
+            Message::Propose { ballot } => {
+                self.own_ballot(from, life, *ballot)?;
+                let promised = self.disk(from).promised;
+                if promised < Some(*ballot) {
+                    return violation(
+                        Checker::DurableBeforeTold,
+                        format!("{who} proposes ballot {ballot}, but its disk has promised {promised:?} only (P1)"),
+                    );
+                }
+                Ok(())
+            }
+            Message::Promise { ballot, chosen, accepted, .. } => self.promised(from, *ballot, *chosen, accepted),
+            Message::Accept { ballot, slot, batch, .. } => {
+                self.own_ballot(from, life, *ballot)?;
+                self.proposed(*slot, *ballot, batch, &format!("an accept of replica {from}"))
+            }
+            Message::Acknowledge { ballot, slot } => {
+                let disk = self.disk(from);
+                if disk.accepted.get(slot) < Some(ballot) {
+                    return violation(
+                        Checker::DurableBeforeTold,
+                        format!("{who} acknowledges slot {slot} under ballot {ballot}, which its disk does not have"),
+                    );
+                }
+                self.tells(from, *ballot, "acknowledges")
+            }
+            Message::Entries { first, batches, .. } => {
+                for (slot, batch) in (first.0..).zip(batches) {
+                    self.told_chosen(Slot(slot), batch, &format!("an entry of replica {from}"))?;
+                }
+                Ok(())
+            }
+            Message::Commit { ballot, chosen } => {
+                self.own_ballot(from, life, *ballot)?;
+                self.known_chosen(from, *chosen)
+            }
+            Message::Reject { .. } | Message::Fetch { .. } => Ok(()),
+        }
+    }
+
+    /// Ballots belong to one life of one replica (P1).
+    fn own_ballot(&mut self, from: ReplicaId, life: u64, ballot: Ballot) -> Verdict {
+        let used_by = *self.coordinators.entry(ballot).or_insert(life);
+        if ballot.replica == from && used_by == life {
+            return Ok(());
+        }
+        violation(
+            Checker::Agreement,
+            format!("replica {from} coordinates in life {life} under ballot {ballot}, which is life {used_by}'s (P1)"),
+        )
+    }
+
+    fn promised(&mut self, from: ReplicaId, ballot: Ballot, chosen: Slot, reported: &[AcceptedSlot]) -> Verdict {
+        let disk = self.disk(from);
+        if disk.promised < Some(ballot) {
+            let what = format!("replica {from} promises ballot {ballot}, its disk has promised {:?}", disk.promised);
+            return violation(Checker::DurableBeforeTold, what);
+        }
+        for (slot, accepted) in disk.accepted.range(chosen.next()..).filter(|(_, accepted)| **accepted < ballot) {
+            let told = reported.iter().find(|reported| reported.slot == *slot).map(|reported| reported.ballot);
+            if told < Some(*accepted) {
+                return violation(
+                    Checker::Promises,
+                    format!(
+                        "replica {from} has accepted slot {slot} under ballot {accepted}, and promises ballot {ballot} \
+                         telling of {told:?} there"
+                    ),
+                );
+            }
+        }
+        for AcceptedSlot { slot, ballot, batch } in reported {
+            self.proposed(*slot, *ballot, batch, &format!("a promise of replica {from}"))?;
+        }
+        self.known_chosen(from, chosen)?;
+        self.tells(from, ballot, "promises")
+    }
+
+    fn tells(&mut self, from: ReplicaId, ballot: Ballot, what: &str) -> Verdict {
+        let disk = self.disk(from);
+        if disk.told > Some(ballot) {
+            let what = format!("replica {from} {what} ballot {ballot}, having told others of {:?}", disk.told);
+            return violation(Checker::Promises, what);
+        }
+        disk.told = Some(ballot);
+        Ok(())
+    }
+
+    /// What a replica has promised now, at any time and right after it recovered.
+    pub(crate) fn holds(&self, replica: ReplicaId, promised: Ballot) -> Verdict {
+        let told = self.disks[usize::from(replica.0) - 1].told;
+        if told > Some(promised) {
+            let what = format!("replica {replica} has promised {promised}, and has told others of {told:?}");
+            return violation(Checker::Promises, what);
+        }
+        Ok(())
+    }
+
+    fn known_chosen(&self, replica: ReplicaId, slot: Slot) -> Verdict {
+        if slot > self.upto() {
+            let what = format!(
+                "replica {replica} takes all up to slot {slot} for chosen, but no majority has slot {} on disk",
+                self.upto().next()
+            );
+            return violation(Checker::Agreement, what);
+        }
+        Ok(())
+    }
+
+    /// A replica has applied all up to `slot`, and this is its database.
+    pub(crate) fn applied(&self, replica: ReplicaId, slot: Slot, cell: &Cell) -> Verdict {
+        self.known_chosen(replica, slot)?;
+        let place = usize::try_from(slot.0).expect("it was compared above");
+        let (own, right) = (Fingerprint::of(cell, slot), self.fingerprints[place]);
+        if own != right {
+            let what = format!("at slot {slot} replica {replica} has another database: {own:?}, right is {right:?}");
+            return violation(Checker::Agreement, what);
+        }
+        Ok(())
+    }
+
+    /// A replica answers a client.
+    pub(crate) fn answered(&mut self, replica: ReplicaId, asked: Asked, told: &[u8]) -> Verdict {
+        let answer = Answer::decode_borrowed(told).expect("replicas send sound answers");
+        if let Answer::Refused(_) = answer {
+            return Ok(());
+        }
+        match asked {
+            // Whether it is right depends on when it was asked: the history's business.
+            Asked::Read => Ok(()),
+            Asked::Session => {
+                let Answer::SessionOpened(session) = answer else {
+                    return violation(Checker::Answers, format!("replica {replica} answers an opening by {answer:?}"));
+                };
+                match self.sessions.get_mut(&session.0) {
+                    Some(told) => {
+                        *told += 1;
+                        if *told > 1 {
+                            let what = format!("replica {replica} gives session {session}, which another client has");
+                            return violation(Checker::Answers, what);
+                        }
+                        Ok(())
+                    }
+                    None => {
+                        let what = format!("replica {replica} gives session {session}, which the log never opened");
+                        violation(Checker::Answers, what)
+                    }
+                }
+            }
+            Asked::Stamped(stamp) => match self.answers.get(&stamp) {
+                Some(right) if right == told => Ok(()),
+                // A long answer is not kept for retries.
+                Some(right)
+                    if answer == Answer::UnequalNotKept
+                        && matches!(Answer::decode_borrowed(right), Ok(Answer::Unequal { .. })) =>
+                {
+                    Ok(())
+                }
+                right => {
+                    let right = right.map(|right| Answer::decode_borrowed(right));
+                    let what = format!("replica {replica} answers {stamp:?} by {answer:?}, right is {right:?}");
+                    violation(Checker::Answers, what)
+                }
+            },
+        }
+    }
+}

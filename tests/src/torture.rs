@@ -1,0 +1,43 @@
+//! Torture: cells of real processes under load that are killed, and a log of what their disks were really told.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `kill` | `synod-torture kill`: replicas are killed under load; every acknowledged write must be there, once |
+//! | `failover` | `synod-torture failover`: the master is killed; how long writes stop, as callers see it |
+//! | `durability` | `synod-torture durability`: each acknowledged write against the logs of the block devices |
+//! | `history` | what clients were told, and what may be true after that |
+//! | `client` | one client under load: writes, swaps, files, reads; and its read-back |
+//! | `pulse` | when writes were acknowledged, so when they were not |
+//! | `cell` | what the commands do with a cell of real processes |
+//! | `device`, `device_log` | a block device that logs every write and flush; what such a log proves |
+//! | `stop` | a signal ends a command in order, so that nothing is left behind |
+
+pub mod cell;
+pub mod client;
+pub mod device;
+pub mod device_log;
+pub mod durability;
+pub mod failover;
+pub mod history;
+pub mod kill;
+pub mod pulse;
+pub mod stop;
+
+use anyhow::Context;
+use serde::Serialize;
+
+/// What a command found, for people and for programs.
+pub trait Report: Serialize {
+    /// The text, several lines; the last one sums up.
+    fn text(&self) -> String;
+}
+
+/// Prints a report, as text or as JSON.
+pub fn print(report: &impl Report, json: bool) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(report).context("a report is valid JSON")?);
+    } else {
+        println!("{}", report.text());
+    }
+    Ok(())
+}
