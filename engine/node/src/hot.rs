@@ -12,6 +12,7 @@
 mod connections;
 mod outlet;
 mod peers;
+mod token;
 
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroU64;
@@ -33,7 +34,8 @@ use crate::start::Opened;
 use crate::status::{CountersStatus, DatabaseStatus, LogStatus, Status};
 use crate::{codec, introduction};
 use connections::{ConnectionId, Door, Role as ConnectionRole};
-use outlet::{Token, World};
+use outlet::World;
+use token::Token;
 
 /// After this long without a flush, an empty mark frame follows the last one (rule L4).
 const IDLE_BEAT: Duration = Duration::from_millis(100);

@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use crate::batch::Batch;
 use crate::effect::{Effect, HardState, Record, Recovered};
 use crate::message::{AcceptedSlot, Message};
-use crate::replica::World;
 use crate::types::{Ballot, ReplicaId, Slot};
+use crate::world::World;
 
 /// Whether this replica takes new values.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -18,8 +18,19 @@ use crate::configuration::{Configuration, Settings};
 use crate::effect::Effect;
 use crate::learner::{self, Learner};
 use crate::message::{AcceptedSlot, Message};
-use crate::replica::{Role, World};
 use crate::types::{Ballot, Instant, ReplicaId, Slot, Ticket};
+use crate::world::World;
+
+/// What a replica is to the others right now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// It obeys the coordinator named here, if it knows of one.
+    Following(Option<ReplicaId>),
+    /// It asks for promises, or catches up on what they showed before it leads.
+    Campaigning,
+    /// A majority has promised to it: it proposes.
+    Coordinating,
+}
 
 /// The coordinator's state.
 enum State {

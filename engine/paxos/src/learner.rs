@@ -14,8 +14,8 @@ use crate::acceptor::Acceptor;
 use crate::batch::Batch;
 use crate::effect::{Effect, Record};
 use crate::message::Message;
-use crate::replica::World;
 use crate::types::{Ballot, Instant, ReplicaId, Slot, Ticket};
+use crate::world::World;
 
 /// Whether this replica is missing chosen slots.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -25,12 +25,14 @@ pub mod learner;
 mod message;
 mod replica;
 mod types;
+mod world;
 
 pub use batch::{Batch, BatchBuilder, MalformedBatch};
 pub use configuration::{Configuration, ConfigurationError, Settings};
+pub use coordinator::Role;
 pub use effect::{Effect, Effects, Event, HardState, Record, Recovered};
 pub use message::{AcceptedSlot, Message};
-pub use replica::{Replica, Role};
+pub use replica::Replica;
 pub use types::{Ballot, Incarnation, Instant, PersistId, ReplicaId, Slot, Ticket};
 
 /// The log's only view of an application (PML §2: the callback, fired at every replica with each value in order).

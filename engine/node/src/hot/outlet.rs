@@ -15,22 +15,10 @@ use synod_wal::{SegmentId, directory};
 
 use super::connections::{ConnectionId, Connections, Door};
 use super::peers::Peer;
+use super::token::Token;
 use crate::codec;
 use crate::engine::{Caller, LogRead, Outlet};
 use crate::status::PeerStatus;
-
-/// What the hot core calls its operations on the ring.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Token {
-    Accept(Door),
-    Receive(ConnectionId),
-    Send(ConnectionId),
-    Dial(ReplicaId, Attempt),
-    LinkReceive(ReplicaId, Attempt),
-    LinkSend(ReplicaId, Attempt),
-    Flush,
-    LogRead(ReplicaId),
-}
 
 /// How long a frame from a client, and from another replica, may be.
 const CLIENT_SIZES: InboundSizes = InboundSizes::client(limits::COMMAND_BYTES_MAX as u32);

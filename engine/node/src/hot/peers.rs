@@ -10,7 +10,7 @@ use synod_net::{Action, Attempt, Hello, LinkOptions, Moment, PeerLink, SharedFra
 use synod_paxos::{Instant, ReplicaId};
 use synod_ring::{Handle, Ring};
 
-use super::outlet::Token;
+use super::token::Token;
 use crate::status::PeerStatus;
 
 /// What the kernel buffers of a link, in bytes, if it lets us: batches should not wait for acknowledgements of TCP's.
