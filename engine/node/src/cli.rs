@@ -12,7 +12,7 @@ use crate::serve::{self, ServeOptions, exit};
 /// Run one replica of a cell, from flags, or from a TOML file that flags override.
 #[derive(Args, Debug, Clone)]
 pub struct ServeArgs {
-    /// A TOML file with the keys of these flags (id, dir, [[member]] with id, peer and client, …)
+    /// A TOML file with the keys of these flags (id, dir, and a member table for each, with id, peer, client)
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Which member of the cell this replica is, from 1
