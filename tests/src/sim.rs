@@ -8,7 +8,7 @@
 //! A run has two phases (PML §6.3). First *safety*: messages are lost, doubled, late and out of order, links break,
 //! processes stop and stand still, power fails in the middle of writes; nothing wrong may ever happen, but nothing has
 //! to. Then faults stop, and *liveness* is due: within a bounded time every open operation ends, every replica has
-//! the same log and the same database. Checkers look at every message and every flush ([`oracle`](Checker) tells which).
+//! the same log and the same database. Checkers look at every message and every flush ([`Checker`] lists them).
 //!
 //! | module | owns |
 //! |---|---|
@@ -16,6 +16,7 @@
 //! | `world` | the clock, the queue of events, the faults |
 //! | `replicas`, `node`, `disk`, `network` | what replicas live in |
 //! | `people`, `clients` | who asks them |
+//! | `verdict` | what a checker says |
 //! | `oracle` | what is chosen, promised and durable, judged from disks and messages alone |
 //! | `history` | what clients were told, held against the log |
 //! | `trace` | the hash, and the words |
@@ -32,13 +33,14 @@ mod replicas;
 mod swarm;
 mod sweep;
 mod trace;
+mod verdict;
 mod world;
 
 use synod_node::engine::Engine;
 
-pub use oracle::{Checker, Violation};
 pub use sweep::{Caught, Failure, Summary, Sweep, catch, sweep};
 pub use trace::Words;
+pub use verdict::{Checker, Violation};
 
 /// A bug that is built into the world on purpose: checkers that do not see it see nothing. Each is named after the rule
 /// that it breaks.

@@ -279,7 +279,7 @@ impl HotCore {
                 let start = self.world.clock.now();
                 let mut commands = 0;
                 let outcome = inbound.for_each_frame(|frame| {
-                    commands += 1;
+                    commands += u64::from(frame.kind == u8::from(FrameKind::Request));
                     self.client_frame(start, id, frame);
                 });
                 if commands > 0 {

@@ -4,6 +4,7 @@
 //! when something is sent over a link that is cut (silently), and at random.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use fastrand::Rng;
 use synod_api::{Expected, Operation};
@@ -14,9 +15,7 @@ use synod_paxos::ReplicaId;
 
 use super::history::Ask;
 use super::node::address;
-use super::swarm::{MILLISECOND, Swarm};
-
-use std::time::Duration;
+use super::swarm::Swarm;
 
 /// One attempt of a client to speak to a replica.
 pub(crate) struct Connection {
@@ -158,6 +157,3 @@ impl Client {
         }
     }
 }
-
-/// How long after the last answer a client looks around again, at the latest.
-pub(crate) const LOOK_AROUND: u64 = 100 * MILLISECOND;

@@ -10,7 +10,8 @@ use std::fmt;
 
 use synod_api::{Answer, Revision};
 
-use super::oracle::{Change, Checker, Verdict, violation};
+use super::oracle::Change;
+use super::verdict::{Checker, Verdict, Violation, violation};
 
 /// What a client asked for, owned.
 #[derive(Clone, PartialEq, Eq)]
@@ -72,6 +73,9 @@ fn without_filling(value: &[u8]) -> &[u8] {
     &value[..length]
 }
 
+/// What a key held, from a revision on; `None`: nothing.
+type State = (u64, Option<Vec<u8>>);
+
 /// All that was asked.
 #[derive(Default)]
 pub(crate) struct History {
@@ -83,7 +87,7 @@ pub(crate) struct History {
     refused: BTreeSet<Vec<u8>>,
     /// How far `changes` was read into `keys`.
     read: usize,
-    keys: BTreeMap<Vec<u8>, Vec<(u64, Option<Vec<u8>>)>>,
+    keys: BTreeMap<Vec<u8>, Vec<State>>,
 }
 
 impl History {
@@ -140,13 +144,7 @@ impl History {
     }
 
     /// A change was acknowledged: it is at its revision, as asked, told once, and after all that was known before.
-    fn changed(
-        &mut self,
-        ask: &Ask,
-        floor: u64,
-        revision: Revision,
-        changes: &[Change],
-    ) -> Result<u64, super::Violation> {
+    fn changed(&mut self, ask: &Ask, floor: u64, revision: Revision, changes: &[Change]) -> Result<u64, Violation> {
         let Revision(revision) = revision;
         let change = changes.binary_search_by_key(&revision, |change| change.revision).map(|place| &changes[place]);
         let right = change.is_ok_and(|change| change.key == ask.key() && change.value.as_deref() == ask.value());

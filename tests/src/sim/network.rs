@@ -66,7 +66,7 @@ impl Network {
         let n = self.replicas;
         let one = random.usize(..n);
         let mut set = |from: usize, to: usize| self.cut[from * n + to] = from != to;
-        let words = match random.u8(..6) {
+        match random.u8(..6) {
             0 => {
                 (0..n).for_each(|other| {
                     set(one, other);
@@ -106,8 +106,7 @@ impl Network {
                 cut.iter().for_each(|link| set(link / n, link % n));
                 format!("{} links of {} are down", cut.len(), n * n)
             }
-        };
-        words
+        }
     }
 
     pub(crate) fn heal(&mut self) {

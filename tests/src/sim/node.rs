@@ -15,8 +15,9 @@ use synod_wal::record::RECORD_HEADER_BYTES;
 use synod_wal::{CellId, Flush, Identity, Location, Log, SegmentId, StartId, read_record};
 
 use super::disk::{Crash, Disk};
-use super::oracle::{Asked, Checker, Oracle, Verdict, Violation, violation};
+use super::oracle::{Asked, Oracle};
 use super::swarm::Swarm;
+use super::verdict::{Checker, Verdict, Violation, violation};
 
 /// What waits for a replica's next turn.
 #[derive(Debug)]

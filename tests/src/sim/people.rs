@@ -7,8 +7,8 @@ use super::clients::Connection;
 use super::history::{Ask, Ending};
 use super::network::delay;
 use super::node::Input;
-use super::oracle::{Checker, Verdict, violation};
 use super::swarm::around;
+use super::verdict::{Checker, Verdict, violation};
 use super::world::{Event, World};
 
 const TO_REPLICA: usize = 0;
@@ -208,7 +208,7 @@ impl World {
         );
     }
 
-    pub(crate) fn to_replica_arrived(&mut self, connection: usize, bytes: Vec<u8>) {
+    pub(crate) fn arrived_at_replica(&mut self, connection: usize, bytes: Vec<u8>) {
         let Connection { replica, life, .. } = self.connections[connection];
         match life {
             Some(life) if self.is_alive(replica, life) => self.input(replica, Input::Client { connection, bytes }),
@@ -220,7 +220,7 @@ impl World {
         }
     }
 
-    pub(crate) fn to_client_arrived(&mut self, connection: usize, bytes: &[u8]) -> Verdict {
+    pub(crate) fn arrived_at_client(&mut self, connection: usize, bytes: &[u8]) -> Verdict {
         let Connection { client, attempt, open_at_client, .. } = self.connections[connection];
         if !open_at_client {
             return Ok(());

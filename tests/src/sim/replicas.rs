@@ -12,8 +12,9 @@ use synod_wal::{Flush, SegmentId};
 
 use super::Planted;
 use super::node::{Input, Wishes, records_in};
-use super::oracle::{Asked, Verdict};
+use super::oracle::Asked;
 use super::swarm::{MILLISECOND, around};
+use super::verdict::Verdict;
 use super::world::{Event, World};
 
 /// As in the node: after this long without a flush the log gets its mark (rule L4).

@@ -9,14 +9,15 @@ use synod_node::engine::LogRead;
 use synod_paxos::{ReplicaId, Slot};
 use synod_wal::{SegmentId, StartId, Tail};
 
-use super::clients::{Client, Connection, LOOK_AROUND};
+use super::clients::{Client, Connection};
 use super::disk::Crash;
 use super::history::History;
 use super::network::{Network, delay};
 use super::node::Node;
-use super::oracle::{Checker, Oracle, Verdict, violation};
+use super::oracle::Oracle;
 use super::swarm::{MILLISECOND, SECOND, Swarm, around};
 use super::trace::{Trace, hash_bytes};
+use super::verdict::{Checker, Verdict, violation};
 use super::{Counts, OPERATIONS_MIN, Planted};
 
 /// Everything that can happen. What belongs to a life of a replica does not happen to the next.
@@ -139,6 +140,8 @@ pub(crate) struct World {
 const EVENTS_MAX: u64 = 20_000_000;
 /// The most that the safety phase is extended to, as a multiple of what was drawn.
 const EXTENSIONS_MAX: u64 = 5;
+/// How often it is looked whether all has come right.
+const LOOK_AROUND: u64 = 100 * MILLISECOND;
 /// How many operations each client still asks for after faults have stopped; each must succeed.
 const LAST_OPERATIONS: u32 = 5;
 
@@ -234,8 +237,8 @@ impl World {
             Event::Start { node } => return self.start(node),
             Event::Dialed { connection } => self.dialed(connection),
             Event::Accepted { connection } => return self.accepted(connection),
-            Event::ToReplica { connection, bytes } => self.to_replica_arrived(connection, bytes),
-            Event::ToClient { connection, bytes } => return self.to_client_arrived(connection, &bytes),
+            Event::ToReplica { connection, bytes } => self.arrived_at_replica(connection, bytes),
+            Event::ToClient { connection, bytes } => return self.arrived_at_client(connection, &bytes),
             Event::Lost { connection } => return self.lost(connection),
             Event::ClientWake { client } => return self.client_wake(client),
             Event::Ask { client } => return self.ask(client),

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -15,6 +16,8 @@ use crate::status::PeerStatus;
 
 /// What the kernel buffers of a link, in bytes, if it lets us: batches should not wait for acknowledgements of TCP's.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+/// A machine that vanished without a word acknowledges nothing: after so long the link is given up and dialed anew.
+const UNACKNOWLEDGED_TIME_MAX: Duration = Duration::from_secs(10);
 /// The answer to our greeting is all that is ever received on a link.
 const ANSWER_BYTES: usize = 4 << 10;
 
@@ -165,6 +168,7 @@ impl Peer {
 fn socket(address: SocketAddr) -> io::Result<Handle> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_TIME_MAX))?;
     // As much as the system allows; less is slower, not wrong.
     let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
     Ok(Handle::from(std::os::fd::OwnedFd::from(socket)))
