@@ -231,7 +231,7 @@ impl World {
     }
 
     fn disk_delay(&mut self, index: usize, mean: u64) -> u64 {
-        let mean = if index == 0 { mean * self.swarm.slow_disk_factor } else { mean };
+        let mean = if index == self.swarm.slow_disk { mean * self.swarm.slow_disk_factor } else { mean };
         let random = &mut self.random.disks;
         let stall = if random.f64() < self.swarm.stall_chance {
             self.counts.disk_stalls += 1;

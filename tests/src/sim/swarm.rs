@@ -64,6 +64,7 @@ pub(crate) struct Swarm {
     pub(crate) stall: u64,
     /// One replica's disk takes so many times as long; 1: none is slow.
     pub(crate) slow_disk_factor: u64,
+    pub(crate) slow_disk: usize,
     /// How long the making of a segment takes.
     pub(crate) segment_mean: u64,
     pub(crate) segment_bytes: u64,
@@ -142,7 +143,7 @@ impl Swarm {
             crash_every: often(random, 0.75, 300 * MILLISECOND, 8 * SECOND).filter(|_| !quiet),
             down_mean: scale(random, 10 * MILLISECOND, 3 * SECOND),
             power_share: random.f64(),
-            all_down_share: random.f64() * 0.3,
+            all_down_share: random.f64() * 0.6,
             tearing: *random
                 .choice(&[Tearing::Whole, Tearing::Prefix, Tearing::Sectors, Tearing::Any])
                 .expect("there are four"),
@@ -150,9 +151,10 @@ impl Swarm {
             pause_mean: scale(random, 20 * MILLISECOND, 2 * SECOND),
             write_mean,
             sync_mean,
-            stall_chance: if random.u8(..10) < 4 { random.f64() * 0.02 } else { 0.0 },
+            stall_chance: if random.u8(..10) < 5 { random.f64() * random.f64() * 0.2 } else { 0.0 },
             stall: scale(random, 20 * MILLISECOND, 2 * SECOND),
             slow_disk_factor: if random.u8(..10) < 4 { scale(random, 4, 100) } else { 1 },
+            slow_disk: random.usize(..usize::from(replicas)),
             segment_mean: scale(random, MILLISECOND, 300 * MILLISECOND),
             segment_bytes: segment_blocks * 4096,
             frame_bytes_max: frame_blocks as usize * 4096,

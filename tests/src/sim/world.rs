@@ -139,7 +139,7 @@ pub(crate) struct World {
 /// No seed needs so many; one that does turns in a circle.
 const EVENTS_MAX: u64 = 20_000_000;
 /// The most that the safety phase is extended to, as a multiple of what was drawn.
-const EXTENSIONS_MAX: u64 = 5;
+const EXTENSIONS_MAX: u64 = 10;
 /// How often it is looked whether all has come right.
 const LOOK_AROUND: u64 = 100 * MILLISECOND;
 /// How many operations each client still asks for after faults have stopped; each must succeed.

@@ -1,0 +1,41 @@
+//! `synod-torture`: one subcommand a module of `synod_tests::torture`.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use synod_node::cli::ServeArgs;
+use synod_tests::torture::{durability, failover, kill};
+
+/// Breaks cells of real processes on this machine, and checks that what they promise holds.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Kill replicas under load; nothing acknowledged may be lost or happen twice
+    Kill(kill::KillOptions),
+    /// Kill the master under load, and measure how long writes stop
+    Failover(failover::FailoverOptions),
+    /// Prove by the log of the block devices that what is acknowledged is durable on a majority
+    Durability(durability::DurabilityOptions),
+    /// One replica; the commands start these themselves
+    #[command(hide = true)]
+    Serve(Box<ServeArgs>),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Kill(options) => kill::main(&options).map(|()| ExitCode::SUCCESS),
+        Command::Failover(options) => failover::main(&options).map(|()| ExitCode::SUCCESS),
+        Command::Durability(options) => durability::main(&options),
+        Command::Serve(args) => Ok(args.run()),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("synod-torture: {error:#}");
+        ExitCode::from(1)
+    })
+}

@@ -1,0 +1,57 @@
+//! What checkers say: that all is well, or what is not.
+
+/// Which checker saw it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Checker {
+    /// Two values at one slot, or what leads there.
+    Agreement,
+    /// A promise that was taken back.
+    Promises,
+    /// Told before it was durable.
+    DurableBeforeTold,
+    /// A client was told what the log does not say.
+    Answers,
+    /// Acknowledged and gone, there twice, or there though it did not happen.
+    AcknowledgedWrites,
+    /// What clients saw fits no order.
+    Linearizability,
+    /// A crash after which the log does not open.
+    Recovery,
+    /// Faults have stopped, and still it does not go on.
+    Liveness,
+    /// Two runs of one seed differ.
+    Determinism,
+}
+
+impl Checker {
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Checker::Agreement => "agreement",
+            Checker::Promises => "promises",
+            Checker::DurableBeforeTold => "durable before told",
+            Checker::Answers => "answers",
+            Checker::AcknowledgedWrites => "acknowledged writes",
+            Checker::Linearizability => "linearizability",
+            Checker::Recovery => "recovery",
+            Checker::Liveness => "liveness",
+            Checker::Determinism => "determinism",
+        }
+    }
+}
+
+/// Something that must never happen, and did.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    /// Who saw it.
+    pub checker: Checker,
+    /// What, in words.
+    pub what: String,
+}
+
+/// What a checker makes of an event.
+pub(crate) type Verdict = Result<(), Violation>;
+
+pub(crate) fn violation<T>(checker: Checker, what: String) -> Result<T, Violation> {
+    Err(Violation { checker, what })
+}

@@ -1,0 +1,179 @@
+//! What the commands do with a cell of real processes: start it, kill in it, wait for it, and clean up after it.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use synod_node::local_cell::{LocalCell, LocalCellOptions};
+use synod_node::status::Status;
+use tempfile::TempDir;
+
+use super::stop::Stop;
+
+/// A replica that was started must answer within this time, however much log it has to read.
+pub const COMES_BACK_TIME_MAX: Duration = Duration::from_secs(20);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(10);
+/// So much of a replica's messages goes into an error.
+const TAIL_LINES: usize = 20;
+
+/// Where a cell's directories are made.
+pub struct Place {
+    dir: Option<TempDir>,
+    path: PathBuf,
+}
+
+impl Place {
+    /// A fresh directory below this one, or below the default place for temporary files.
+    pub fn new(parent: Option<&Path>, command: &str) -> anyhow::Result<Self> {
+        let parent = parent.map_or_else(std::env::temp_dir, Path::to_owned);
+        let dir = tempfile::Builder::new()
+            .prefix(&format!("synod-{command}-"))
+            .tempdir_in(&parent)
+            .with_context(|| format!("cannot make a directory in {}", parent.display()))?;
+        Ok(Self { path: dir.path().to_owned(), dir: Some(dir) })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Leaves it where it is, for a look at what went wrong.
+    pub fn keep(&mut self) {
+        if let Some(dir) = self.dir.take() {
+            eprintln!("synod-torture: the replicas' directories stay: {}", dir.keep().display());
+        }
+    }
+}
+
+/// A cell of real processes, and what a test does to it.
+pub struct TortureCell {
+    cell: LocalCell,
+    stop: Stop,
+}
+
+impl TortureCell {
+    /// Starts the cell, with this very program's `serve`, and waits for a master.
+    pub fn start(replicas: u16, dir: PathBuf, serve_flags: &[&str], stop: &Stop) -> anyhow::Result<Self> {
+        let cell = LocalCell::start(LocalCellOptions {
+            replicas,
+            dir,
+            first_port: None,
+            serve_flags: serve_flags.iter().map(|&flag| flag.to_owned()).collect(),
+            program: None,
+        })?;
+        let mut cell = Self { cell, stop: stop.clone() };
+        for id in cell.ids() {
+            cell.wait_until_it_answers(id)?;
+        }
+        cell.master()?;
+        Ok(cell)
+    }
+
+    /// The replicas' ids.
+    #[must_use]
+    pub fn ids(&self) -> Vec<u16> {
+        self.cell.ids()
+    }
+
+    /// Where clients reach them.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<String> {
+        self.cell.endpoints()
+    }
+
+    /// Who is master, once there is one.
+    pub fn master(&mut self) -> anyhow::Result<u16> {
+        let result = self.cell.wait_for_master(COMES_BACK_TIME_MAX);
+        self.stop.check()?;
+        result.map_err(|error| self.with_tails(error.into(), &self.ids()))
+    }
+
+    /// Kills replicas with SIGKILL.
+    pub fn kill(&mut self, ids: &[u16]) -> anyhow::Result<()> {
+        ids.iter().try_for_each(|&id| self.cell.kill_replica(id)).context("killing a replica")
+    }
+
+    /// Starts a replica that was killed, and waits until it answers; says how long that took.
+    pub fn bring_back(&mut self, ids: &[u16]) -> anyhow::Result<Duration> {
+        let start = Instant::now();
+        for &id in ids {
+            self.cell.start_replica(id)?;
+        }
+        for &id in ids {
+            self.wait_until_it_answers(id)?;
+        }
+        Ok(start.elapsed())
+    }
+
+    fn wait_until_it_answers(&mut self, id: u16) -> anyhow::Result<()> {
+        let what = format!("replica {id} does not answer");
+        self.wait_for(&what, &[id], |cell| cell.cell.status(id).map(|_| ()))
+    }
+
+    /// Looks until there is something to see. A replica that ends by itself, or the end of patience, is an error, with
+    /// the last words of these replicas.
+    pub fn wait_for<T>(
+        &mut self,
+        what: &str,
+        ids: &[u16],
+        mut look: impl FnMut(&mut Self) -> Option<T>,
+    ) -> anyhow::Result<T> {
+        let give_up = Instant::now() + COMES_BACK_TIME_MAX;
+        loop {
+            if let Some(seen) = look(self) {
+                return Ok(seen);
+            }
+            self.stop.check()?;
+            self.check()?;
+            if Instant::now() >= give_up {
+                let error = anyhow::anyhow!("{what} within {COMES_BACK_TIME_MAX:?}");
+                return Err(self.with_tails(error, ids));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// An error if a replica has ended by itself.
+    pub fn check(&mut self) -> anyhow::Result<()> {
+        self.cell.check().map_err(|error| self.with_tails(error.into(), &self.ids()))
+    }
+
+    /// Waits until all replicas have applied the same slots and have databases of the same size. Nothing may be written
+    /// meanwhile.
+    pub fn wait_until_alike(&mut self) -> anyhow::Result<Status> {
+        let ids = self.ids();
+        self.wait_for("the replicas are not alike", &ids, |cell| {
+            let statuses: Option<Vec<Status>> = cell.ids().into_iter().map(|id| cell.cell.status(id)).collect();
+            let statuses = statuses?;
+            let view = |status: &Status| {
+                let database = &status.database;
+                (status.chosen, database.revision, database.rows, database.bytes, database.sessions)
+            };
+            let alike = statuses.windows(2).all(|pair| view(&pair[0]) == view(&pair[1]));
+            alike.then(|| statuses.into_iter().next().expect("a cell has a replica"))
+        })
+    }
+
+    /// Stops all replicas in order.
+    pub fn stop(&mut self) -> anyhow::Result<()> {
+        Ok(self.cell.stop()?)
+    }
+
+    fn with_tails(&self, error: anyhow::Error, ids: &[u16]) -> anyhow::Error {
+        let tails: Vec<String> = ids.iter().map(|&id| self.tail(id)).collect();
+        error.context(tails.join("\n")).context("a cell did not come back")
+    }
+
+    fn tail(&self, id: u16) -> String {
+        let text = match std::fs::read_to_string(self.cell.replica_log(id)) {
+            Ok(text) => text,
+            Err(error) => format!("(its messages cannot be read: {error})"),
+        };
+        let lines: Vec<&str> = text.lines().collect();
+        let last = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
+        format!("replica {id} said, last:\n{last}")
+    }
+}
