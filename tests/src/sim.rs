@@ -1,6 +1,6 @@
 //! The simulator: a whole cell on one thread, from one seed.
 //!
-//! Each replica is the real [`Engine`](synod_node::engine::Engine) (protocol, log, state machine) with the real
+//! Each replica is the real [`Engine`] (protocol, log, state machine) with the real
 //! recovery behind it, and each client the real client core; simulated are the clock, the disks, the network and the
 //! process. Messages, records and answers go through the real codecs, so the bytes are tested too. The same seed gives
 //! the same run, event for event: its hash says so.

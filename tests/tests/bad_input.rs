@@ -117,7 +117,8 @@ impl Wire {
     fn is_refused(mut self, case: &str, text: &str) {
         let frame = self.receive().unwrap_or_else(|| panic!("{case}: closed without a word"));
         assert_eq!(frame.kind, KIND_HELLO_ANSWER, "{case}");
-        let answer = HelloAnswer::decode(synod_net::FrameRef { kind: frame.kind, id: frame.id, payload: &frame.payload });
+        let answer =
+            HelloAnswer::decode(synod_net::FrameRef { kind: frame.kind, id: frame.id, payload: &frame.payload });
         let Ok(HelloAnswer::Refused(why)) = answer else { panic!("{case}: {answer:?}") };
         assert!(why.contains(text), "{case}: {why}");
         assert_eq!(self.receive(), None, "{case}");
@@ -161,7 +162,7 @@ impl Live {
 
     fn elections_won(&self) -> u64 {
         let ids = self.cell.cell.ids();
-        ids.into_iter().map(|id| self.cell.cell.status(id).unwrap().counters.elections_won).sum()
+        ids.into_iter().map(|id| self.cell.cell.status(id).unwrap().counters.engine.elections_won).sum()
     }
 
     /// Nobody had to be elected anew, no client's connection was lost, and all are alike.
@@ -217,7 +218,8 @@ fn truncated_frames_hold_up_nobody() {
     let mut open = Vec::new();
     for id in live.cell.cell.ids() {
         for address in [live.cell.cell.endpoint(id), live.cell.cell.peer_address(id).to_string()] {
-            for part in [&[][..], &sound[..1], &sound[..23], &sound[..24], &sound[..sound.len() - 1], &long[..300_000]] {
+            for part in [&[][..], &sound[..1], &sound[..23], &sound[..24], &sound[..sound.len() - 1], &long[..300_000]]
+            {
                 // Left in the middle: by an end, by half of one, and not at all.
                 let mut wire = Wire::dial(&address);
                 wire.send(part);
@@ -250,7 +252,7 @@ fn a_frame_in_single_bytes_is_a_frame() {
     }
     let answer = wire.receive().unwrap();
     assert_eq!((answer.kind, answer.id), (u8::from(FrameKind::Answer), FrameId(7)));
-    assert_eq!(Answer::decode(&answer.payload), Ok(Answer::Absent));
+    assert_eq!(Answer::decode(answer.payload), Ok(Answer::Absent));
     live.serves("single bytes");
     drop(wire);
     live.was_not_disturbed();
@@ -264,7 +266,7 @@ fn a_frame_that_is_no_command_is_refused_and_its_connection_stays() {
         wire.send(&frame(REQUEST, payload));
         let frame = wire.receive().expect("the connection stays");
         assert_eq!((frame.kind, frame.id), (u8::from(FrameKind::Answer), FrameId(7)));
-        Answer::decode(&frame.payload).unwrap()
+        Answer::decode(frame.payload).unwrap()
     };
     let mut random = fastrand::Rng::with_seed(1);
     let noise: Vec<u8> = (0..1000).map(|_| random.u8(..)).collect();
@@ -337,7 +339,8 @@ fn strangers_are_not_let_in() {
     wire.send(&frame(10, b"a message, without a greeting"));
     wire.is_refused("no greeting", "expected a hello, got a frame of kind 0a");
     // Who would join a cell that it has joined, or is no member of.
-    for (asking, text) in [(2_u16, "has joined this cell before"), (9, "not another member"), (1, "not another member")] {
+    for (asking, text) in [(2_u16, "has joined this cell before"), (9, "not another member"), (1, "not another member")]
+    {
         let mut wire = Wire::dial(address);
         wire.send(&frame(KIND_ASK, &asking.to_le_bytes()));
         let frame = wire.receive().unwrap();

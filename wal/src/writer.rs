@@ -330,16 +330,12 @@ impl Log {
     /// Whether ordinary records are to be refused: "log full" (rule L7). Hard state may still be appended, in what is
     /// reserved for it, and so may what was on its way when the log became full.
     pub fn is_full(&self) -> bool {
-        self.is_full_with_margin(0)
+        self.is_full_within(0)
     }
 
-    /// Whether the log would be full with one segment less. A master refuses new commands from here on, so that the
+    /// Whether the log would be full if its bound were so much lower. A master stops before it is full, so that the
     /// others, whose logs differ a little from its own, still have room for what it has proposed.
-    pub fn is_nearly_full(&self) -> bool {
-        self.is_full_with_margin(self.settings.segment_bytes)
-    }
-
-    fn is_full_with_margin(&self, margin_bytes: u64) -> bool {
+    pub fn is_full_within(&self, margin_bytes: u64) -> bool {
         let ordinary = self.settings.segments_max() - RESERVE_SEGMENTS;
         let frame_bytes_max = self.settings.frame_bytes_max as u64;
         // At worst a segment loses its opening, and at its end what the next frame did not fit into.

@@ -162,8 +162,10 @@ pub struct Engine {
     reading_for: BTreeSet<ReplicaId>,
     answer: Vec<u8>,
     was_coordinating: bool,
-    /// The log is so nearly full that a master takes nothing new (rule L7). As of the last turn's end.
-    refuses_as_full: bool,
+    /// The log is so nearly full that a master takes no more writes (rule L7), or not even a read, which takes a slot
+    /// too until there are leases. As of the last turn's end.
+    refuses_writes: bool,
+    refuses_reads: bool,
     counters: Counters,
     stages: StageTimes,
     /// Own batches whose record is not durable yet, for the flush stage.
@@ -213,7 +215,8 @@ impl Engine {
             reading_for: BTreeSet::new(),
             answer: Vec::new(),
             was_coordinating: false,
-            refuses_as_full: false,
+            refuses_writes: false,
+            refuses_reads: false,
             counters: Counters::default(),
             stages: StageTimes::default(),
             unflushed: VecDeque::new(),
@@ -246,12 +249,12 @@ impl Engine {
         if self.replica.role() != Role::Coordinating {
             return Err(self.not_master());
         }
-        if self.refuses_as_full {
-            return Err(Refusal::LogFull);
-        }
         // Checked before it costs a slot; every replica checks again when it applies, because the log is what counts.
         let decoded = Command::decode(command).map_err(|error| Refusal::Malformed(error.to_string()))?;
         decoded.check_limits().map_err(|error| Refusal::Limit(error.to_string()))?;
+        if self.refuses_writes && decoded.operation.changes() || self.refuses_reads {
+            return Err(Refusal::LogFull);
+        }
         if self.queued_bytes + command.len() > QUEUED_BYTES_MAX {
             return Err(Refusal::Busy);
         }
@@ -266,7 +269,7 @@ impl Engine {
             Role::Following(Some(coordinator)) => self.client_addresses.get(&coordinator).cloned(),
             Role::Following(None) | Role::Campaigning | Role::Coordinating => None,
         };
-        if master.is_none() && self.refuses_as_full { Refusal::LogFull } else { Refusal::NotMaster { master } }
+        if master.is_none() && self.refuses_reads { Refusal::LogFull } else { Refusal::NotMaster { master } }
     }
 
     fn refuse(&mut self, caller: Caller, refusal: Refusal, outlet: &mut impl Outlet) {
@@ -324,7 +327,10 @@ impl Engine {
     /// All that arrived in this turn is in: propose what waits while the window is open, and hand the log's next frame
     /// to the outlet if no flush is under way.
     pub fn end_turn(&mut self, now: Instant, outlet: &mut impl Outlet) {
-        self.refuses_as_full = self.log.is_nearly_full();
+        // A segment early, and for reads half of that: the others' logs differ a little from this one.
+        let segment_bytes = self.log.settings().segment_bytes;
+        self.refuses_writes = self.log.is_full_within(segment_bytes);
+        self.refuses_reads = self.log.is_full_within(segment_bytes / 2);
         if self.log.is_full() && !self.replica.is_full() {
             self.step(now, Event::LogFull, outlet);
         }
@@ -587,9 +593,9 @@ impl Engine {
         self.durable
     }
 
-    /// Whether new commands are refused because the log is at its bound (rule L7).
-    pub fn refuses_as_full(&self) -> bool {
-        self.refuses_as_full
+    /// Whether writes are refused because the log is at its bound (rule L7).
+    pub fn refuses_writes(&self) -> bool {
+        self.refuses_writes
     }
 
     /// Whether commands wait for a slot or for their outcome.

@@ -460,7 +460,7 @@ impl HotCore {
                 appended: log.appended().0,
                 durable: log.durable().0,
                 unflushed_bytes: log.unflushed_bytes(),
-                full: self.engine.refuses_as_full(),
+                full: self.engine.refuses_writes(),
             },
             peers: self.world.peer_statuses().collect(),
             clients: self.world.connections.clients(),

@@ -504,8 +504,14 @@ impl Requests {
                 signals.not_master = Some(refusal);
                 Session::Absent
             }
-            // The writes that wait for it have deadlines of their own.
-            Answer::Refused(_) => {
+            // The writes that wait for it have deadlines of their own; then they can say why.
+            Answer::Refused(refusal) => {
+                for id in &self.fresh {
+                    let request = &mut self.slab[id.slot()];
+                    if request.id == *id && request.phase == Phase::Ready {
+                        request.last_refusal = Some(refusal.clone());
+                    }
+                }
                 signals.busy = true;
                 Session::Absent
             }

@@ -63,7 +63,7 @@ impl Trace {
                 if self.lines.len() == lines {
                     self.lines.pop_front();
                 }
-                self.lines.push_back(stamped(now, &line()));
+                self.lines.push_back(stamped(now, shortened(&line(), KEPT_BYTES)));
             }
             Words::Print => println!("{}", stamped(now, &line())),
         }
@@ -76,6 +76,14 @@ impl Trace {
     pub(crate) fn into_lines(self) -> Vec<String> {
         self.lines.into()
     }
+}
+
+/// Kept lines are for reading; whoever wants all of a batch prints the run.
+const KEPT_BYTES: usize = 220;
+
+/// The first `bytes` of it, about.
+pub(crate) fn shortened(text: &str, bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes)]
 }
 
 fn stamped(now: u64, line: &str) -> String {

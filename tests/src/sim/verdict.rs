@@ -1,5 +1,7 @@
 //! What checkers say: that all is well, or what is not.
 
+use super::trace::shortened;
+
 /// Which checker saw it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Checker {
@@ -53,5 +55,6 @@ pub struct Violation {
 pub(crate) type Verdict = Result<(), Violation>;
 
 pub(crate) fn violation<T>(checker: Checker, what: String) -> Result<T, Violation> {
-    Err(Violation { checker, what })
+    // Two whole batches may be part of it.
+    Err(Violation { checker, what: shortened(&what, 800).to_owned() })
 }

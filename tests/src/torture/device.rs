@@ -140,7 +140,7 @@ impl LoggedDevice {
     /// What has been taken down is not taken down again: after a failure the next call goes on.
     fn take_down(&mut self) -> anyhow::Result<()> {
         if self.mounted {
-            run_again(|| Ok(run(command("umount")?.arg(&self.mount))?))?;
+            run_again(|| run(command("umount")?.arg(&self.mount)))?;
             self.mounted = false;
         }
         if let Some(loop_device) = &self.loop_device {
@@ -153,7 +153,7 @@ impl LoggedDevice {
         if let Some(nbdfuse) = &mut self.nbdfuse {
             let fuse = self.dir.join("fuse");
             if nbdfuse.try_wait()?.is_none() && is_mount_point(&fuse)? {
-                run_again(|| Ok(run(command("umount")?.arg(&fuse))?))?;
+                run_again(|| run(command("umount")?.arg(&fuse)))?;
             }
             end(nbdfuse)?;
             self.nbdfuse = None;

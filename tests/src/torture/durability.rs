@@ -164,8 +164,7 @@ fn measure(options: &DurabilityOptions, place: &Place, stop: &Stop) -> anyhow::R
     cell.wait_until_alike()?;
     cell.stop()?;
     drop(cell);
-    let devices: Vec<FinishedDevice> =
-        devices.into_iter().map(LoggedDevice::finish).collect::<anyhow::Result<_>>()?;
+    let devices: Vec<FinishedDevice> = devices.into_iter().map(LoggedDevice::finish).collect::<anyhow::Result<_>>()?;
     conclude(&told, mark, &devices, clock_moved_us)
 }
 

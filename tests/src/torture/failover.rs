@@ -119,11 +119,7 @@ pub fn main(options: &FailoverOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn measure(
-    options: &FailoverOptions,
-    place: &Place,
-    stop: &Stop,
-) -> anyhow::Result<(FailoverReport, Option<String>)> {
+fn measure(options: &FailoverOptions, place: &Place, stop: &Stop) -> anyhow::Result<(FailoverReport, Option<String>)> {
     let mut cell = TortureCell::start(REPLICAS, place.path().join("cell"), &[], stop)?;
     let endpoints = cell.endpoints();
     let client = |id: u32| LoadClient::connect(id, &endpoints, Options::default(), 0);
@@ -149,7 +145,11 @@ fn measure(
         ran?;
         let (master, gap) = acted.with_context(|| format!("round {round}"))?;
         gaps.push(gap);
-        eprintln!("round {round}/{}: killed the master, replica {master}: a gap of {} ms", options.rounds, gap.as_millis());
+        eprintln!(
+            "round {round}/{}: killed the master, replica {master}: a gap of {} ms",
+            options.rounds,
+            gap.as_millis()
+        );
         cell.bring_back(&[master])?;
     }
     for client in &mut clients {

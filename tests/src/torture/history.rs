@@ -97,7 +97,9 @@ pub enum Violation {
         what: String,
     },
     /// Revisions do not tell the order of writes.
-    #[error("{write} was acknowledged as revision {revision}, yet {floor} had been acknowledged before it was asked for")]
+    #[error(
+        "{write} was acknowledged as revision {revision}, yet {floor} had been acknowledged before it was asked for"
+    )]
     OutOfOrder {
         /// Which write.
         write: WriteId,
@@ -174,7 +176,9 @@ impl OwnKey {
         }
         match (self.last, found) {
             (None, None) => Ok(()),
-            (None, Some(found)) => Err(wrong(name, format!("no write happened, yet there is {}", describe(Some(found))))),
+            (None, Some(found)) => {
+                Err(wrong(name, format!("no write happened, yet there is {}", describe(Some(found)))))
+            }
             (Some((write, revision)), found) => {
                 let there = found.filter(|found| id == Some(write) && found.modify_revision == revision);
                 let Some(found) = there else {
@@ -219,9 +223,10 @@ impl NewFile {
             (Fate::Unknown, Some(found)) if right(found) => Ok(()),
             (Fate::Unknown | Fate::DidNotHappen, None) => Ok(()),
             (Fate::Unknown, Some(found)) => Err(wrong(name, format!("there is {}", describe(Some(found))))),
-            (Fate::DidNotHappen, Some(_)) => {
-                Err(wrong(name, format!("{} did not happen, as its client was told, yet the file is there", self.write)))
-            }
+            (Fate::DidNotHappen, Some(_)) => Err(wrong(
+                name,
+                format!("{} did not happen, as its client was told, yet the file is there", self.write),
+            )),
         }
     }
 }
@@ -301,7 +306,10 @@ pub fn check_chain(name: &str, increments: &[Increment], found: Option<&Found>) 
                 return Err(wrong(name, what));
             }
             Fate::Acknowledged(revision) if revision >= above => {
-                return Err(wrong(name, format!("{}, revision {revision}, is below revision {above}", increment.write)));
+                return Err(wrong(
+                    name,
+                    format!("{}, revision {revision}, is below revision {above}", increment.write),
+                ));
             }
             Fate::Acknowledged(revision) => above = revision,
             Fate::Unknown => {}
@@ -314,7 +322,8 @@ pub fn check_chain(name: &str, increments: &[Increment], found: Option<&Found>) 
         if let Fate::Acknowledged(revision) = increment.fate
             && !links.contains_key(&increment.write)
         {
-            let found = last.map_or("nothing".to_owned(), |last| format!("a counter at {} by {}", last.count, last.last));
+            let found =
+                last.map_or("nothing".to_owned(), |last| format!("a counter at {} by {}", last.count, last.last));
             return Err(Violation::Lost { write: increment.write, name: name.to_owned(), revision, found });
         }
     }
@@ -401,7 +410,10 @@ mod tests {
             ("moved", Some(put(3, 13, 3))),
         ] {
             let Err(violation) = own_key().check("k", found.as_ref()) else { panic!("{case}") };
-            assert!(matches!(violation, Violation::Lost { write: WriteId { number: 3, .. }, .. }), "{case}: {violation}");
+            assert!(
+                matches!(violation, Violation::Lost { write: WriteId { number: 3, .. }, .. }),
+                "{case}: {violation}"
+            );
         }
         assert!(own_key().check("k", Some(&put(3, 12, 4))).is_err(), "applied twice");
         assert!(own_key().check("k", Some(&put(3, 12, 1))).is_err(), "applied too seldom");

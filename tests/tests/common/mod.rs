@@ -2,7 +2,7 @@
 //! ends.
 #![allow(dead_code, reason = "each test file is a crate of its own and uses its own part")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,20 @@ impl TestCell {
     /// Starts a cell and waits for a master.
     #[track_caller]
     pub(crate) fn start(replicas: u16, serve_flags: &[&str]) -> Self {
-        let dir = temp_dir();
+        Self::start_in(temp_dir(), replicas, serve_flags)
+    }
+
+    /// Ends the cell, and starts it again in the same directories, with other flags (and other ports).
+    #[track_caller]
+    pub(crate) fn start_again(self, serve_flags: &[&str]) -> Self {
+        let Self { cell, dir } = self;
+        let replicas = cell.ids().len() as u16;
+        drop(cell);
+        Self::start_in(dir, replicas, serve_flags)
+    }
+
+    #[track_caller]
+    fn start_in(dir: TempDir, replicas: u16, serve_flags: &[&str]) -> Self {
         let cell = LocalCell::start(LocalCellOptions {
             replicas,
             dir: dir.path().join("cell"),
@@ -109,11 +122,6 @@ impl TestCell {
     /// Everything that a replica has printed so far.
     pub(crate) fn messages(&self, id: u16) -> String {
         std::fs::read_to_string(self.cell.replica_log(id)).unwrap()
-    }
-
-    /// A directory that goes with the cell.
-    pub(crate) fn scratch(&self) -> &Path {
-        self.dir.path()
     }
 }
 
