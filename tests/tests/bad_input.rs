@@ -1,5 +1,6 @@
 //! What must not disturb a live cell: bytes that are no frames, frames that are no messages, replicas that are none.
 //! Each gets a clear word or a closed door, and everybody else is served.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
 
@@ -104,7 +105,7 @@ impl Wire {
 
     /// An error frame with this text comes, and then the end.
     #[track_caller]
-    fn is_told(mut self, case: &str, text: &str) {
+    fn expect_error(mut self, case: &str, text: &str) {
         let frame = self.receive().unwrap_or_else(|| panic!("{case}: closed without a word"));
         let told = String::from_utf8_lossy(&frame.payload).into_owned();
         assert_eq!(frame.kind, ERROR, "{case}: {told}");
@@ -114,7 +115,7 @@ impl Wire {
 
     /// The hello is refused with this text, and then the end.
     #[track_caller]
-    fn is_refused(mut self, case: &str, text: &str) {
+    fn expect_refusal(mut self, case: &str, text: &str) {
         let frame = self.receive().unwrap_or_else(|| panic!("{case}: closed without a word"));
         assert_eq!(frame.kind, KIND_HELLO_ANSWER, "{case}");
         let answer =
@@ -195,13 +196,13 @@ fn a_clients_port_tells_what_is_wrong_and_goes_on() {
         for (case, bytes, text) in &cases {
             let mut wire = Wire::dial(&endpoint);
             wire.send(bytes);
-            wire.is_told(case, text);
+            wire.expect_error(case, text);
 
             let mut wire = Wire::dial(&endpoint);
             wire.send(&[&frame(FrameKind::StatusRequest.into(), b""), &bytes[..]].concat());
             let status = wire.receive().unwrap();
             assert_eq!(status.kind, u8::from(FrameKind::Status), "{case}");
-            wire.is_told(case, text);
+            wire.expect_error(case, text);
             live.serves(case);
         }
         let bad = live.cell.cell.status(id).unwrap().counters.bad_connections - before;
@@ -307,7 +308,7 @@ fn the_replicas_port_tells_what_is_wrong_and_goes_on() {
         for (case, bytes, text) in no_frames(256) {
             let mut wire = Wire::dial(address);
             wire.send(&bytes);
-            wire.is_told(case, text);
+            wire.expect_error(case, text);
         }
         // A client that has lost its way.
         let mut wire = Wire::dial(address);
@@ -333,11 +334,11 @@ fn strangers_are_not_let_in() {
     ] {
         let mut wire = Wire::dial(address);
         wire.send(&hello.encode());
-        wire.is_refused(case, text);
+        wire.expect_refusal(case, text);
     }
     let mut wire = Wire::dial(address);
     wire.send(&frame(10, b"a message, without a greeting"));
-    wire.is_refused("no greeting", "expected a hello, got a frame of kind 0a");
+    wire.expect_refusal("no greeting", "expected a hello, got a frame of kind 0a");
     // Who would join a cell that it has joined, or is no member of.
     for (asking, text) in [(2_u16, "has joined this cell before"), (9, "not another member"), (1, "not another member")]
     {
@@ -371,7 +372,7 @@ fn an_impostors_messages_close_its_connection_alone() {
         let answer = wire.receive().unwrap();
         assert_eq!((answer.kind, &answer.payload[..]), (KIND_HELLO_ANSWER, &[0][..]), "{case}");
         wire.send(&bytes);
-        wire.is_told(case, text);
+        wire.expect_error(case, text);
         live.serves(case);
     }
     // Whose connection the impostor took is back.

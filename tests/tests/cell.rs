@@ -1,4 +1,5 @@
 //! Cells of real processes: what is written reaches every replica, and stays, whoever is killed, comes late or is full.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
 
