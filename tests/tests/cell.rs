@@ -282,8 +282,13 @@ fn a_full_log_refuses_writes_and_loses_none() {
     assert!(written * BYTES > 4 << 20, "only {written} files of {BYTES} bytes fit");
     let master = cell.master();
     assert!(cell.cell.status(master).unwrap().log.full);
-    // There are no leases yet, so a read is a slot of the log too (P16).
-    is_full(&client.read_file(path(0).as_bytes()).unwrap_err());
+    // There are no leases yet, so a read is a slot of the log too (P16); there is room for some hundred.
+    for number in [0, written / 2, written - 1] {
+        let found = client.read_file(path(number).as_bytes()).unwrap().unwrap();
+        assert!(found.value == large(number, BYTES), "file {number} is another one");
+    }
+    assert_eq!(client.read_file(path(written).as_bytes()).unwrap(), None, "what was refused is there");
+    is_full(&client.create_file(path(written).as_bytes(), b"small").unwrap_err());
 
     // A full log can still elect, and stays full.
     for round in 0..3 {

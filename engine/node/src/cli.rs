@@ -43,7 +43,7 @@ pub struct ServeArgs {
     /// How many slots may be open at once [default: 1]
     #[arg(long, value_name = "SLOTS")]
     pub window: Option<u64>,
-    /// Let a batch wait so long, right after a commit, for the clients just answered to ask again [default: 60; 0 = off]
+    /// Let a batch wait so long, right after a commit, for the clients just answered to ask again [default: 120; 0 = off]
     #[arg(long, value_name = "US")]
     pub gather_us: Option<u64>,
     /// How often an idle coordinator tells that it lives [default: 200]
@@ -129,7 +129,7 @@ const _: () = {
     assert!(defaults::segment_mb() == 64);
     assert!(defaults::log_mb_max() == 16384);
     assert!(defaults::window() == 1);
-    assert!(defaults::gather_us() == 60);
+    assert!(defaults::gather_us() == 120);
     assert!(defaults::heartbeat_ms() == 200);
     assert!(defaults::election_timeout_ms() == 900);
 };

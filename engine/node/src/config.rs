@@ -74,9 +74,9 @@ pub mod defaults {
     pub const fn window() -> u64 {
         1
     }
-    /// Microseconds a batch may wait for its clients.
+    /// Microseconds a batch may wait for its clients: at 60 half of the deadlines fire before all have asked again.
     pub const fn gather_us() -> u64 {
-        60
+        120
     }
     /// Milliseconds between heartbeats.
     pub const fn heartbeat_ms() -> u64 {

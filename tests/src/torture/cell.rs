@@ -88,7 +88,7 @@ impl TortureCell {
     pub fn master(&mut self) -> anyhow::Result<u16> {
         let result = self.cell.wait_for_master(COMES_BACK_TIME_MAX);
         self.stop.check()?;
-        result.map_err(|error| self.with_tails(error.into(), &self.ids()))
+        result.map_err(|error| self.with_tails(&error.into(), &self.ids()))
     }
 
     /// Kills replicas with SIGKILL.
@@ -130,7 +130,7 @@ impl TortureCell {
             self.check()?;
             if Instant::now() >= give_up {
                 let error = anyhow::anyhow!("{what} within {COMES_BACK_TIME_MAX:?}");
-                return Err(self.with_tails(error, ids));
+                return Err(self.with_tails(&error, ids));
             }
             std::thread::sleep(LOOK);
         }
@@ -138,7 +138,7 @@ impl TortureCell {
 
     /// An error if a replica has ended by itself.
     pub fn check(&mut self) -> anyhow::Result<()> {
-        self.cell.check().map_err(|error| self.with_tails(error.into(), &self.ids()))
+        self.cell.check().map_err(|error| self.with_tails(&error.into(), &self.ids()))
     }
 
     /// Waits until all replicas have applied the same slots and have databases of the same size. Nothing may be written
@@ -162,9 +162,10 @@ impl TortureCell {
         Ok(self.cell.stop()?)
     }
 
-    fn with_tails(&self, error: anyhow::Error, ids: &[u16]) -> anyhow::Error {
+    /// The error, then the replicas' last words.
+    fn with_tails(&self, error: &anyhow::Error, ids: &[u16]) -> anyhow::Error {
         let tails: Vec<String> = ids.iter().map(|&id| self.tail(id)).collect();
-        error.context(tails.join("\n")).context("a cell did not come back")
+        anyhow::anyhow!("the cell did not come back: {error:#}\n{}", tails.join("\n"))
     }
 
     fn tail(&self, id: u16) -> String {
@@ -174,6 +175,6 @@ impl TortureCell {
         };
         let lines: Vec<&str> = text.lines().collect();
         let last = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
-        format!("replica {id} said, last:\n{last}")
+        format!("-- replica {id} said, last:\n{last}")
     }
 }
