@@ -51,6 +51,9 @@ pub struct DurabilityOptions {
     /// How many writes, one at a time
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     pub writes: u32,
+    /// How often, each time on new devices
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
     /// Where to make the devices' backing files [default: the place for temporary files]
     #[arg(long)]
     pub dir: Option<PathBuf>,
@@ -123,8 +126,16 @@ pub fn main(options: &DurabilityOptions) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(EXIT_UNAVAILABLE));
     }
     let stop = Stop::on_signals()?;
+    for _ in 0..options.rounds {
+        prove(options, &stop)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One round: fails if a write was answered too early.
+fn prove(options: &DurabilityOptions, stop: &Stop) -> anyhow::Result<()> {
     let mut place = Place::new(options.dir.as_deref(), "durability")?;
-    let result = measure(options, &place, &stop).and_then(|report| {
+    let result = measure(options, &place, stop).and_then(|report| {
         print(&report, options.json)?;
         for failure in &report.failures {
             eprintln!("synod-torture: {failure}");
@@ -134,7 +145,7 @@ pub fn main(options: &DurabilityOptions) -> anyhow::Result<ExitCode> {
             "{} acknowledged writes are not proved durable",
             report.writes - report.on_a_majority
         );
-        Ok(ExitCode::SUCCESS)
+        Ok(())
     });
     if result.is_err() && options.keep {
         place.keep();
