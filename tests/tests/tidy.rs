@@ -1,4 +1,5 @@
 //! House rules as ordinary tests: who may know whom, where unsafe code may live, and that pages do not point nowhere.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeSet;
 use std::fs;
