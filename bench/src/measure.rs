@@ -38,12 +38,14 @@ pub fn measure(
     probe.slowest();
     let mut total = Figures::default();
     let (mut slowest, mut fastest) = (f64::INFINITY, 0.0_f64);
-    let (mut good, mut void_windows) = (0, 0);
+    let (mut good, mut void_windows, mut failures) = (0, 0, 0);
     // More than one void window in five: the run is void (M2).
     let void_max = (seconds / 4).max(1);
     while good < seconds && void_windows <= void_max {
         let window = workload.run(WINDOW, u64::MAX)?;
         progress(&window);
+        // A failed operation is in no latency, so it must not go unseen, whatever the disk did.
+        failures += window.failures;
         if probe.slowest() > STALL {
             void_windows += 1;
             continue;
@@ -58,6 +60,9 @@ pub fn measure(
     } else if total.operations() < OPERATIONS_MIN {
         let last = total.last_failure.as_deref().unwrap_or("no operation failed");
         Some(format!("only {} operations, at least {OPERATIONS_MIN} are needed; {last}", total.operations()))
+    } else if failures > 0 {
+        let last = total.last_failure.as_deref().unwrap_or("in a window left out");
+        Some(format!("{failures} operations failed; the last: {last}"))
     } else {
         None
     };

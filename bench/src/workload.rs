@@ -227,8 +227,9 @@ impl Workload {
             }
             Work::OwnKey { reads_percent } => {
                 write!(self.name, "load/{index:08}").expect("a string takes everything");
-                // Spread evenly, and the same in every run.
-                if worker.done * 37 % 100 < u64::from(*reads_percent) {
+                // Spread evenly over time and workers, and the same in every run. What is read was written first.
+                let turn = (worker.done * 37 + index as u64 * 13) % 100;
+                if worker.done > 0 && turn < u64::from(*reads_percent) {
                     Operation::Get { key: self.name.as_bytes() }
                 } else {
                     Operation::Put { key: self.name.as_bytes(), value: &self.value }

@@ -5,6 +5,7 @@
 //! another version or a bug: it is refused by name, never guessed at.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use synod_api::limits::BATCH_BYTES_MAX;
 use synod_paxos::{
     AcceptedSlot, Ballot, Batch, Configuration, HardState, Incarnation, MalformedBatch, Message, Record, ReplicaId,
     Slot,
@@ -44,6 +45,14 @@ pub enum CodecError {
         /// What is wrong with it.
         source: MalformedBatch,
     },
+    /// A number that no replica of ours ever sends: taken at its word it could end this one, for good.
+    #[error("{what}: {field} is out of its bounds")]
+    Bounds {
+        /// What was being read.
+        what: &'static str,
+        /// Which number.
+        field: &'static str,
+    },
     /// A configuration that cannot be.
     #[error("hard state: {0}")]
     Configuration(#[from] synod_paxos::ConfigurationError),
@@ -60,6 +69,8 @@ pub struct EncodedMessage {
     pub body: Bytes,
 }
 
+/// Rounds and slots above this are refused: what is counted on from them must not run over.
+const NUMBER_MAX: u64 = 1 << 62;
 const BALLOT_BYTES: usize = 18;
 const SLOT_BYTES: usize = 8;
 
@@ -167,14 +178,22 @@ impl Reader {
         Ok(self.bytes.get_u64_le())
     }
 
+    fn within(&self, field: &'static str, holds: bool) -> Result<(), CodecError> {
+        if holds { Ok(()) } else { Err(CodecError::Bounds { what: self.what, field }) }
+    }
+
     fn slot(&mut self) -> Result<Slot, CodecError> {
-        self.u64().map(Slot)
+        let slot = self.u64()?;
+        self.within("a slot", slot <= NUMBER_MAX)?;
+        Ok(Slot(slot))
     }
 
     fn ballot(&mut self) -> Result<Ballot, CodecError> {
         let round = self.u64()?;
         let replica = ReplicaId(self.u16()?);
         let incarnation = Incarnation(self.u64()?);
+        self.within("a ballot's round", round <= NUMBER_MAX)?;
+        self.within("a ballot's incarnation", incarnation.0 < 1 << INCARNATION_BITS)?;
         Ok(Ballot { round, replica, incarnation })
     }
 
@@ -192,6 +211,7 @@ impl Reader {
     }
 
     fn checked(&self, bytes: Bytes) -> Result<Batch, CodecError> {
+        self.within("a batch's length", bytes.len() <= BATCH_BYTES_MAX)?;
         Batch::from_bytes(bytes).map_err(|source| CodecError::Batch { what: self.what, source })
     }
 
@@ -215,6 +235,8 @@ pub fn decode_message(kind: u8, payload: Bytes) -> Result<Message, CodecError> {
         kind::PROMISE => {
             let mut reader = Reader::new("a promise", payload);
             let (ballot, cut, chosen) = (reader.ballot()?, reader.slot()?, reader.slot()?);
+            // Nothing cuts a log before there are snapshots.
+            reader.within("the cut", cut == Slot::NONE)?;
             let mut accepted = Vec::new();
             while !reader.is_empty() {
                 let (slot, ballot) = (reader.slot()?, reader.ballot()?);
@@ -373,14 +395,14 @@ mod tests {
             Message::Promise { ballot: ballot(9), cut: Slot(0), chosen: Slot(4), accepted: vec![] },
             Message::Promise {
                 ballot: ballot(9),
-                cut: Slot(2),
+                cut: Slot(0),
                 chosen: Slot(4),
                 accepted: vec![accepted(5), accepted(7)],
             },
             Message::Accept { ballot: ballot(1), slot: Slot(8), batch: batch(&[b"x", b"", b"yz"]), chosen: Slot(7) },
             Message::Accept { ballot: ballot(1), slot: Slot(8), batch: Batch::NO_OP, chosen: Slot(7) },
             Message::Acknowledge { ballot: ballot(1), slot: Slot(8) },
-            Message::Reject { promised: ballot(u64::MAX) },
+            Message::Reject { promised: ballot(NUMBER_MAX) },
             Message::Commit { ballot: ballot(1), chosen: Slot(8) },
             Message::Fetch { from: Slot(1) },
             Message::Entries { first: Slot(1), batches: vec![batch(&[b"a"]), Batch::NO_OP], chosen: Slot(20) },
@@ -410,6 +432,29 @@ mod tests {
             }
         }
         assert_eq!(decode_message(99, Bytes::new()), Err(CodecError::Kind(99)));
+    }
+
+    /// Each of these, taken at its word, would have ended the process, some of them at every start from then on.
+    #[test]
+    fn numbers_that_nobody_sends_are_refused() {
+        let far = Ballot { round: u64::MAX, ..ballot(1) };
+        let strange = Ballot { incarnation: Incarnation(1 << 48), ..ballot(1) };
+        let mut builder = synod_paxos::BatchBuilder::default();
+        builder.push(&vec![0; BATCH_BYTES_MAX]);
+        let large = builder.take();
+        let none = Slot(0);
+        for message in [
+            Message::Propose { ballot: far },
+            Message::Propose { ballot: strange },
+            Message::Reject { promised: far },
+            Message::Commit { ballot: ballot(1), chosen: Slot(u64::MAX) },
+            Message::Promise { ballot: ballot(1), cut: Slot(3), chosen: none, accepted: vec![] },
+            Message::Accept { ballot: ballot(1), slot: Slot(1), batch: large.clone(), chosen: none },
+            Message::Entries { first: Slot(1), batches: vec![large], chosen: Slot(1) },
+        ] {
+            let (kind, bytes) = bytes_of(&message);
+            assert!(matches!(decode_message(kind, bytes), Err(CodecError::Bounds { .. })), "kind {kind}");
+        }
     }
 
     /// The bytes between replicas of different builds: a change here is a change of the wire's version.

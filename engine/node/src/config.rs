@@ -146,6 +146,9 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// The fewest segments that leave room for writes: one is kept for promises, one is the master's margin, and a part of
+    /// each goes to frames that did not fit.
+    pub const LOG_SEGMENTS_MIN: u64 = 6;
     /// The smallest segment, in MiB: it holds its opening and two frames with a full batch each.
     pub const SEGMENT_MB_MIN: u64 = 4;
     /// The largest.
@@ -198,7 +201,8 @@ impl Config {
             if (low..=high).contains(&value) { Ok(()) } else { Err(ConfigError::Bounds { name, value, bounds }) }
         };
         within("segment_mb", self.segment_mb, Self::SEGMENT_MB_MIN, Self::SEGMENT_MB_MAX, "4 to 1024 MiB")?;
-        within("log_mb_max", self.log_mb_max, 4 * self.segment_mb, 1 << 24, "at least four segments, at most 16 TiB")?;
+        let log_min = Self::LOG_SEGMENTS_MIN * self.segment_mb;
+        within("log_mb_max", self.log_mb_max, log_min, 1 << 24, "at least six segments, at most 16 TiB")?;
         within("window", self.window, 1, Configuration::HORIZON_DEFAULT, "1 to the horizon of 16 slots")?;
         within("gather_us", self.gather_us, 0, 10_000, "0 (off) to 10000 us")?;
         within("heartbeat_ms", self.heartbeat_ms, 1, 10_000, "1 to 10000 ms")?;

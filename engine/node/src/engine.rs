@@ -292,7 +292,9 @@ impl Engine {
     pub fn deadline(&self) -> Instant {
         let protocol = self.replica.deadline();
         match self.gather.waiting {
-            Some((until, _)) if !self.pending.builder.is_empty() => until.min(protocol),
+            // Only while it is the gather that holds the batch: with the window closed or a full batch in front, time alone
+            // brings nothing, and a deadline that has passed would make the loop spin.
+            Some((until, _)) if self.gather_may_hold() && !self.pending.builder.is_empty() => until.min(protocol),
             _ => protocol,
         }
     }
@@ -335,18 +337,25 @@ impl Engine {
             self.step(now, Event::LogFull, outlet);
         }
         while self.replica.can_submit() {
-            if self.sealed.is_empty() && self.gather.holds(now, self.pending.callers.len()) {
+            if self.gather_may_hold() && self.gather.holds(now, self.pending.callers.len()) {
                 break;
             }
             let Some(batch) = self.next_pending() else { break };
             self.submit(batch, outlet);
         }
         if self.replica.role() != Role::Coordinating {
-            self.refuse_pending(outlet);
+            self.refuse_pending(&self.not_master(), outlet);
+        } else if self.replica.is_full() {
+            self.refuse_pending(&Refusal::LogFull, outlet);
         }
         if let Some(flush) = self.log.seal() {
             outlet.flush(flush);
         }
+    }
+
+    /// Whether the next batch is the pending one and may leave now, but for the gather.
+    fn gather_may_hold(&self) -> bool {
+        self.sealed.is_empty() && self.replica.can_submit()
     }
 
     /// The answers of this turn are with the kernel.
@@ -392,12 +401,12 @@ impl Engine {
         self.stages.record(Stage::Batch, sealed, outlet.now(), commands);
     }
 
-    /// Mastership went away under commands that were never proposed.
-    fn refuse_pending(&mut self, outlet: &mut impl Outlet) {
+    /// What waits will never be proposed: mastership went away, or the log is full.
+    fn refuse_pending(&mut self, refusal: &Refusal, outlet: &mut impl Outlet) {
         while let Some(pending) = self.next_pending() {
             for caller in pending.callers {
                 self.counters.refused += 1;
-                self.refuse(caller, self.not_master(), outlet);
+                self.refuse(caller, refusal.clone(), outlet);
             }
         }
     }
@@ -658,5 +667,135 @@ impl Recent {
             .cloned()
             .collect();
         (!batches.is_empty()).then_some(batches)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use synod_api::{Operation, Sequence, SessionId};
+    use synod_paxos::{Configuration, Incarnation};
+
+    /// A world in which a flush ends when the test says so.
+    #[derive(Default)]
+    struct Bench {
+        now: u64,
+        flush: Option<synod_wal::Flush>,
+        answers: Vec<Vec<u8>>,
+    }
+
+    impl Outlet for Bench {
+        fn now(&mut self) -> Instant {
+            Instant(self.now)
+        }
+        fn send(&mut self, to: ReplicaId, _: Message) {
+            unreachable!("a cell of one has no replica {to}");
+        }
+        fn answer(&mut self, _: Caller, answer: &[u8]) {
+            self.answers.push(answer.to_vec());
+        }
+        fn flush(&mut self, flush: synod_wal::Flush) {
+            assert!(self.flush.replace(flush).is_none(), "one flush at a time");
+        }
+        fn read_log(&mut self, _: LogRead) {
+            unreachable!("nobody lags behind in a cell of one");
+        }
+    }
+
+    fn turn(engine: &mut Engine, world: &mut Bench) {
+        while let Some(segment) = engine.wants_segment() {
+            engine.segment_ready(segment);
+        }
+        engine.end_turn(Instant(world.now), world);
+    }
+
+    fn finish_flush(engine: &mut Engine, world: &mut Bench) -> bool {
+        let Some(flush) = world.flush.take() else { return false };
+        engine.flushed(Instant(world.now), flush.buffer, world);
+        true
+    }
+
+    /// A cell of one that coordinates and has a session open.
+    fn coordinating() -> (Engine, Bench) {
+        let configuration = Configuration::new(vec![ReplicaId(1)], 16).unwrap();
+        let mut settings = Settings::new(ReplicaId(1), Incarnation(1), configuration, 1);
+        settings.window = 1;
+        let identity = synod_wal::Identity {
+            cell: synod_wal::CellId(1),
+            replica: synod_wal::ReplicaId(1),
+            incarnation: synod_wal::Incarnation(1),
+            start: synod_wal::StartId(1),
+        };
+        let start = Start {
+            settings,
+            recovered: Recovered::nothing(),
+            log: synod_wal::create(synod_wal::Settings::default(), identity),
+            cell: Cell::new(),
+            client_addresses: BTreeMap::new(),
+            gather_time_max: Duration::from_micros(120),
+        };
+        let mut world = Bench::default();
+        let mut engine = Engine::new(start, Instant(0));
+        world.now = engine.deadline().0;
+        engine.tick(Instant(world.now), &mut world);
+        command(&mut engine, &mut world, 0, Operation::OpenSession);
+        settle(&mut engine, &mut world);
+        command(&mut engine, &mut world, 0, Operation::OpenSession);
+        settle(&mut engine, &mut world);
+        (engine, world)
+    }
+
+    fn settle(engine: &mut Engine, world: &mut Bench) {
+        loop {
+            // Longer than any gather.
+            world.now += 1_000_000;
+            turn(engine, world);
+            if !finish_flush(engine, world) {
+                break;
+            }
+        }
+    }
+
+    fn command(engine: &mut Engine, world: &mut Bench, sequence: u64, operation: Operation<'_>) {
+        let session = SessionId(u64::from(sequence > 0));
+        let sequence = Sequence(sequence);
+        let mut bytes = Vec::new();
+        Command { session, sequence, unanswered_from: sequence, operation }.encode(&mut bytes);
+        engine.command(Instant(world.now), Caller { connection: 1, request: sequence.0 }, &bytes, world);
+    }
+
+    /// The gather's deadline once stood in the past while the window was closed and a full batch waited in front: the
+    /// hot core then spun until the flush was done.
+    #[test]
+    fn a_gather_that_holds_nothing_asks_for_no_wake_up() {
+        let (mut engine, mut world) = coordinating();
+        let value = vec![7; limits::VALUE_BYTES_MAX];
+        for sequence in 1..=8 {
+            command(&mut engine, &mut world, sequence, Operation::Put { key: b"large", value: &value });
+        }
+        // The first batch leaves, is flushed and answered; the second leaves in the same turn, others wait behind it.
+        turn(&mut engine, &mut world);
+        while world.answers.len() < 4 {
+            assert!(finish_flush(&mut engine, &mut world), "a flush is under way");
+            turn(&mut engine, &mut world);
+        }
+        assert!(!engine.sealed.is_empty() && !engine.pending.builder.is_empty(), "more than a batch waits");
+        assert!(!engine.replica.can_submit(), "the window is closed");
+        world.now += 1_000_000;
+        turn(&mut engine, &mut world);
+        assert!(engine.deadline() > Instant(world.now), "nothing is to be done before the flush ends");
+        settle(&mut engine, &mut world);
+        assert_eq!(world.answers.len(), 2 + 8, "every command is answered once");
+    }
+
+    /// Commands that were taken before the log became full once waited for ever.
+    #[test]
+    fn a_full_log_answers_what_waits() {
+        let (mut engine, mut world) = coordinating();
+        command(&mut engine, &mut world, 1, Operation::Put { key: b"k", value: b"v" });
+        engine.step(Instant(world.now), Event::LogFull, &mut world);
+        turn(&mut engine, &mut world);
+        let answer = Answer::decode(Bytes::from(world.answers.pop().unwrap())).unwrap();
+        assert_eq!(answer, Answer::Refused(Refusal::LogFull));
     }
 }

@@ -5,7 +5,8 @@
 //! sleeps in the kernel until the nearest deadline.
 //!
 //! Invariants:
-//!   - nothing here blocks but the one entry to the kernel (and, at a cell's birth, telling a member its id);
+//!   - nothing here waits but the one entry to the kernel; what else enters it is short and rare (making, opening and
+//!     closing sockets and files, a line on standard error), but for one sync when a new cell's member is told its id;
 //!   - a connection's memory is bounded: one receive buffer, one outbound queue (R1), and a full queue closes it;
 //!   - a failed flush ends the process: nothing is retried on those blocks, and nobody gets another vote (L2).
 
@@ -220,6 +221,9 @@ impl HotCore {
             let now = self.world.clock.now();
             self.engine.mark();
             self.engine.end_turn(now, &mut self.world);
+            if let Some(error) = self.world.failure.take() {
+                return Err(HotError::Segment(error));
+            }
             self.world.send_all();
             if !self.world.is_flushing() || now >= give_up {
                 return Ok(());
@@ -330,6 +334,9 @@ impl HotCore {
             }
             match self.world.connections.role(id) {
                 ConnectionRole::Peer(from) => match codec::decode_message(frame.kind, frame.payload) {
+                    Ok(message) if message.acting().is_some_and(|acting| acting != from) => {
+                        self.bad_input(id, &format!("replica {from} acts under another replica's ballot"));
+                    }
                     Ok(message) => self.engine.message(now, from, message, &mut self.world),
                     Err(error) => self.bad_input(id, &error.to_string()),
                 },

@@ -363,8 +363,11 @@ mod tests {
         for segment_mb in Config::SEGMENT_MB_MIN..=Config::SEGMENT_MB_MAX {
             let mut config = Config::new(1, "d".into(), Vec::new());
             config.segment_mb = segment_mb;
-            config.log_mb_max = 4 * segment_mb;
+            config.log_mb_max = Config::LOG_SEGMENTS_MIN * segment_mb;
             let settings = log_settings(&config).unwrap();
+            let identity = Identity { cell: 1, replica: 1, incarnation: 1, introduced: Vec::new() };
+            let log = synod_wal::create(settings, log_identity(&identity).unwrap());
+            assert!(!log.is_full_within(settings.segment_bytes), "an empty log takes writes: {settings:?}");
             assert!(settings.payload_bytes_max() > synod_api::limits::BATCH_BYTES_MAX, "{settings:?}");
         }
     }

@@ -110,10 +110,7 @@ fn numbers_out_of_their_bounds_name_the_bounds() {
     one(&["--window", "17"], &["window = 17 is out of its bounds"]);
     one(&["--segment-mb", "3"], &["segment_mb = 3 is out of its bounds: 4 to 1024 MiB"]);
     one(&["--segment-mb", "1025"], &["segment_mb = 1025 is out of its bounds"]);
-    one(
-        &["--segment-mb", "4", "--log-mb-max", "15"],
-        &["log_mb_max = 15 is out of its bounds: at least four segments"],
-    );
+    one(&["--segment-mb", "4", "--log-mb-max", "23"], &["log_mb_max = 23 is out of its bounds: at least six segments"]);
     one(&["--heartbeat-ms", "0"], &["heartbeat_ms = 0 is out of its bounds"]);
     one(&["--heartbeat-ms", "500", "--election-timeout-ms", "999"], &["election_timeout_ms = 999", "two heartbeats"]);
 }

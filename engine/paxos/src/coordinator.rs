@@ -413,7 +413,10 @@ impl Candidacy {
 
     /// Counts a promise, and keeps of each slot the value with the highest ballot.
     fn count(&mut self, from: ReplicaId, ballot: Ballot, chosen: Slot, accepted: Vec<AcceptedSlot>, world: &World<'_>) {
-        if ballot != self.ballot {
+        // No acceptor of ours holds more than this (rule P5), or anything under a ballot that it promises only now.
+        let bound = chosen.plus(2 * world.settings.configuration.horizon());
+        let sound = |reported: &AcceptedSlot| reported.slot <= bound && reported.ballot < ballot;
+        if ballot != self.ballot || !accepted.iter().all(sound) {
             return;
         }
         self.promised_by.add(from, &world.settings.configuration);

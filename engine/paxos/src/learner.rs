@@ -109,9 +109,11 @@ impl Learner {
         match (self.state, event) {
             (State::Current | State::Fetching { .. }, Event::Committed { from, ballot, upto }) => {
                 self.commit(ballot, upto, acceptor, world);
-                self.chase(from, upto, world);
+                self.chase(from, upto, acceptor.is_full(), world);
             }
-            (State::Current | State::Fetching { .. }, Event::Outrun { from, upto }) => self.chase(from, upto, world),
+            (State::Current | State::Fetching { .. }, Event::Outrun { from, upto }) => {
+                self.chase(from, upto, acceptor.is_full(), world)
+            }
             (State::Current | State::Fetching { .. }, Event::Entries { from, first, batches, upto }) => {
                 let before = self.chosen;
                 self.take_entries(first, batches, acceptor, world);
@@ -119,7 +121,7 @@ impl Learner {
                     // It helped: go on with the same replica at once.
                     self.state = State::Current;
                 }
-                self.chase(from, upto, world);
+                self.chase(from, upto, acceptor.is_full(), world);
             }
             (State::Current, Event::Ticked) => {}
             (State::Fetching { of, until }, Event::Ticked) => {
@@ -144,9 +146,10 @@ impl Learner {
     }
 
     /// Notes that `from` knows all up to `upto`, and fetches what is missing here: of it, if it knows more than we do.
-    fn chase(&mut self, from: ReplicaId, upto: Slot, world: &mut World<'_>) {
+    fn chase(&mut self, from: ReplicaId, upto: Slot, is_full: bool, world: &mut World<'_>) {
         self.heard_of = self.heard_of.max(upto);
-        if self.heard_of <= self.chosen {
+        // A full log could not take what it would be sent.
+        if self.heard_of <= self.chosen || is_full {
             self.state = State::Current;
         } else if self.state == State::Current {
             self.fetch(if upto > self.chosen { from } else { next_after(from, world) }, world);

@@ -12,7 +12,7 @@
 //! | entries | -> laggard | asked by fetch | nothing: what is chosen stays chosen |
 
 use crate::batch::Batch;
-use crate::types::{Ballot, Slot};
+use crate::types::{Ballot, ReplicaId, Slot};
 
 /// What an acceptor reports of one slot in its promise.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -88,4 +88,20 @@ pub enum Message {
         /// All up to here is chosen at the sender: more may be had.
         chosen: Slot,
     },
+}
+
+impl Message {
+    /// Whose ballot this message acts under, if it claims to act under one: then that is who must have sent it.
+    pub fn acting(&self) -> Option<ReplicaId> {
+        match self {
+            Message::Propose { ballot } | Message::Accept { ballot, .. } | Message::Commit { ballot, .. } => {
+                Some(ballot.replica)
+            }
+            Message::Promise { .. }
+            | Message::Acknowledge { .. }
+            | Message::Reject { .. }
+            | Message::Fetch { .. }
+            | Message::Entries { .. } => None,
+        }
+    }
 }

@@ -11,6 +11,8 @@ use synod_ring::Handle;
 
 /// How many connections there may be at once; one more is told so and closed.
 pub(crate) const CONNECTIONS_MAX: usize = 4096;
+/// Of these, so many are never given to clients.
+const REPLICAS_RESERVE: usize = 64;
 /// What may wait for one client to read it. A client that is slower than this is closed, and finds out by asking again.
 const CLIENT_QUEUE_BYTES_MAX: usize = 32 << 20;
 /// On a connection that another replica dialed only greetings are answered.
@@ -89,6 +91,10 @@ pub(crate) struct Connections {
 impl Connections {
     /// Takes a new connection in, or gives it back when the table is full.
     pub(crate) fn insert(&mut self, door: Door, handle: Handle, sizes: InboundSizes) -> Result<ConnectionId, Handle> {
+        // Clients, however many, never keep another replica out.
+        if door == Door::Clients && self.clients >= CONNECTIONS_MAX - REPLICAS_RESERVE {
+            return Err(handle);
+        }
         let index = match self.free.pop() {
             Some(index) => index,
             None if self.places.len() < CONNECTIONS_MAX => {
@@ -247,10 +253,11 @@ impl Connections {
 
     pub(crate) fn greeted(&mut self, id: ConnectionId, from: ReplicaId) {
         // The other side dialed anew, so its earlier connection is dead even if our kernel has not noticed.
-        let earlier =
-            self.ids().find(|other| *other != id && self.peek(*other).is_some_and(|c| c.role == Role::Peer(from)));
+        let is_earlier =
+            |other: &ConnectionId| *other != id && self.peek(*other).is_some_and(|c| c.role == Role::Peer(from));
+        let earlier: Vec<_> = self.ids().filter(is_earlier).collect();
         self.expect(id).role = Role::Peer(from);
-        if let Some(earlier) = earlier {
+        for earlier in earlier {
             self.close(earlier);
         }
     }

@@ -31,6 +31,9 @@ const PEER_SIZES: InboundSizes =
 /// A door that could not let somebody in stays shut for so long.
 const DOOR_PAUSE: Duration = Duration::from_millis(100);
 
+/// After so long without a word the kernel asks whether the other side is still there.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
 /// Nanoseconds since the process started, monotonic.
 pub(crate) struct Clock(std::time::Instant);
 
@@ -122,7 +125,10 @@ impl World {
             }
         };
         self.ring.accept(Token::Accept(door), listener);
-        if let Err(error) = socket2::SockRef::from(&handle).set_tcp_nodelay(true) {
+        let socket = socket2::SockRef::from(&handle);
+        // A machine that vanished without a word must not hold its place for ever.
+        let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE);
+        if let Err(error) = socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_keepalive(&keepalive)) {
             // It has gone already.
             eprintln!("synod: a new connection failed at once: {error}");
             return;
