@@ -414,7 +414,7 @@ impl Candidacy {
     /// Counts a promise, and keeps of each slot the value with the highest ballot.
     fn count(&mut self, from: ReplicaId, ballot: Ballot, chosen: Slot, accepted: Vec<AcceptedSlot>, world: &World<'_>) {
         // No acceptor of ours holds more than this (rule P5), or anything under a ballot that it promises only now.
-        let bound = chosen.plus(2 * world.settings.configuration.horizon());
+        let bound = chosen.max(self.chosen).plus(2 * world.settings.configuration.horizon());
         let sound = |reported: &AcceptedSlot| reported.slot <= bound && reported.ballot < ballot;
         if ballot != self.ballot || !accepted.iter().all(sound) {
             return;
