@@ -17,16 +17,7 @@ const ARROWS: &[(&str, Option<&[&str]>)] = &[
     ("net/client", Some(&["synod-api", "synod-net"])),
     (
         "engine/node",
-        Some(&[
-            "synod-api",
-            "synod-cell",
-            "synod-client",
-            "synod-net",
-            "synod-paxos",
-            "synod-ring",
-            "synod-store",
-            "synod-wal",
-        ]),
+        Some(&["synod-api", "synod-cell", "synod-client", "synod-net", "synod-paxos", "synod-ring", "synod-wal"]),
     ),
     ("bench", None),
     ("tests", None),

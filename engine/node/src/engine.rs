@@ -366,7 +366,7 @@ impl Engine {
     }
 
     /// Nothing has happened for an idle beat, or the replica is about to stop: an empty mark frame behind the last one
-    /// lets recovery tell a torn tail from damage (rule L4). True if there is now something to flush.
+    /// lets recovery tell a torn tail from damage (rule L4). The turn's end hands it out.
     pub fn mark(&mut self) {
         self.log.mark();
     }
@@ -597,19 +597,14 @@ impl Engine {
         &self.stages
     }
 
-    /// Everything up to here is durable in this replica's log.
-    pub fn durable(&self) -> PersistId {
-        self.durable
+    /// Whether commands wait for a slot or for their outcome.
+    pub fn is_busy(&self) -> bool {
+        !self.in_flight.is_empty() || !self.pending.builder.is_empty() || !self.sealed.is_empty()
     }
 
     /// Whether writes are refused because the log is at its bound (rule L7).
     pub fn refuses_writes(&self) -> bool {
         self.refuses_writes
-    }
-
-    /// Whether commands wait for a slot or for their outcome.
-    pub fn is_busy(&self) -> bool {
-        !self.in_flight.is_empty() || !self.pending.builder.is_empty() || !self.sealed.is_empty()
     }
 }
 

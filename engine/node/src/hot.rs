@@ -372,7 +372,7 @@ impl HotCore {
             Err(refusal) => {
                 let what = if frame.kind == KIND_HELLO { "a hello" } else { "a stranger" };
                 eprintln!("synod: refused {what} on the replicas' port: {refusal}");
-                self.world.connections.refused(id);
+                self.world.connections.close_when_sent(id);
             }
         }
     }

@@ -262,10 +262,6 @@ impl Connections {
         }
     }
 
-    pub(crate) fn refused(&mut self, id: ConnectionId) {
-        self.close_when_sent(id);
-    }
-
     /// Whether this replica has a connection from `peer`.
     pub(crate) fn has_peer(&self, peer: ReplicaId) -> bool {
         self.ids().any(|id| {
