@@ -24,15 +24,16 @@ use std::time::Duration;
 use synod_api::FrameKind;
 use synod_net::hello::{HELLO_VERSION, KIND_HELLO, Local};
 use synod_net::{FrameError, FrameId, FrameRef, Hello, HelloAnswer};
-use synod_paxos::{Instant, ReplicaId, Role};
+use synod_paxos::{Instant, Member, ReplicaId, Role, Slot, VotingStatus};
 use synod_ring::{Completion, FlushError, Handle, Options, Outcome, Ring, SetupError, Waker};
 
 use crate::config::Config;
 use crate::directory::{Directory, Identity};
-use crate::engine::{Caller, Engine};
+use crate::engine::{Caller, Engine, Outlet};
+use crate::operator::{OperatorAnswer, OperatorRequest};
 use crate::segments::SegmentMaker;
 use crate::start::Opened;
-use crate::status::{CountersStatus, DatabaseStatus, LogStatus, Status};
+use crate::status::{CountersStatus, DatabaseStatus, LogStatus, MemberStatus, Status};
 use crate::{codec, introduction};
 use connections::{ConnectionId, Door, Role as ConnectionRole};
 use outlet::World;
@@ -101,8 +102,6 @@ pub struct HotCore {
     world: World,
     directory: Directory,
     identity: Identity,
-    member_ids: Vec<u16>,
-    configuration_checksum: u64,
     segments: SegmentMaker,
     stop: Arc<AtomicBool>,
     /// When the log has been idle long enough for a mark.
@@ -120,31 +119,24 @@ impl HotCore {
         let segment_bytes = start.log.settings().segment_bytes;
         let segments = SegmentMaker::start(directory.path().to_owned(), segment_bytes, ring.waker())
             .map_err(|source| HotError::System { doing: "cannot start the segment thread", source })?;
-        let configuration_checksum = configuration_checksum(config);
-        let seed = start.settings.seed;
-        let mut world = World::new(ring, directory.path().to_owned(), doors);
+        let hello = Hello {
+            version: HELLO_VERSION,
+            cell: identity.cell,
+            from: config.id,
+            to: config.id,
+            configuration: start.recovered.configurations.since.0,
+        };
+        let configurations = start.recovered.configurations.clone();
+        let mut world = World::new(ring, directory.path().to_owned(), doors, hello, start.settings.seed);
         for member in config.members.iter().filter(|member| member.id != config.id) {
-            let hello = Hello {
-                version: HELLO_VERSION,
-                cell: identity.cell,
-                from: config.id,
-                to: member.id,
-                configuration: configuration_checksum,
-            };
-            world.add_peer(ReplicaId(member.id), member.peer, hello, seed ^ u64::from(member.id));
+            world.add_peer(ReplicaId(member.id), member.peer);
         }
-        let now = world.clock.now();
-        Ok(Self {
-            engine: Engine::new(start, now),
-            world,
-            directory,
-            identity,
-            member_ids: config.members.iter().map(|member| member.id).collect(),
-            configuration_checksum,
-            segments,
-            stop,
-            mark_at: None,
-        })
+        let engine = Engine::new(start, world.clock.now());
+        // Once the members have changed, the log knows them, and what the flags say is at most where they are.
+        if configurations.since > Slot(1) || configurations.pending.is_some() {
+            world.reconfigure(&configurations);
+        }
+        Ok(Self { engine, world, directory, identity, segments, stop, mark_at: None })
     }
 
     /// Wakes the loop from another thread.
@@ -314,11 +306,39 @@ impl HotCore {
                 let status = serde_json::to_vec(&self.status()).expect("a status is valid JSON");
                 self.world.append(id, FrameKind::Status.into(), frame.id, &status);
             }
-            Ok(kind @ (FrameKind::Answer | FrameKind::Status | FrameKind::Error)) => {
+            Ok(FrameKind::OperatorRequest) => {
+                let answer = self.operate(now, frame.payload);
+                let answer = serde_json::to_vec(&answer).expect("an answer is valid JSON");
+                self.world.append(id, FrameKind::OperatorAnswer.into(), frame.id, &answer);
+            }
+            Ok(kind @ (FrameKind::Answer | FrameKind::Status | FrameKind::Error | FrameKind::OperatorAnswer)) => {
                 self.bad_input(id, &format!("a client does not send frames of kind {kind:?}"));
             }
             Err(unknown) => self.bad_input(id, &unknown.to_string()),
         }
+    }
+
+    /// Carries out an operator's wish, or says why not.
+    fn operate(&mut self, now: Instant, request: &[u8]) -> OperatorAnswer {
+        let request: OperatorRequest = match serde_json::from_slice(request) {
+            Ok(request) => request,
+            Err(error) => return OperatorAnswer::Refused { reason: format!("not a request: {error}"), retry: false },
+        };
+        let answer = match (&request, request.change()) {
+            (_, Some(change)) => {
+                let outcome = self.engine.change(now, change, &mut self.world);
+                OperatorAnswer::of_change(outcome, self.engine.coordinator_address())
+            }
+            (OperatorRequest::Transfer { to }, None) => {
+                let outcome = self.engine.transfer(now, ReplicaId(*to), &mut self.world);
+                OperatorAnswer::of_transfer(outcome, self.engine.coordinator_address())
+            }
+            (OperatorRequest::AddMember { .. } | OperatorRequest::RemoveMember { .. }, None) => {
+                unreachable!("these are changes")
+            }
+        };
+        eprintln!("synod: an operator asked for {request:?}: {answer:?}");
+        answer
     }
 
     /// Frames between replicas own their payload: a batch lives on in the log, the database and the recent batches.
@@ -340,7 +360,12 @@ impl HotCore {
                     Ok(message) => self.engine.message(now, from, message, &mut self.world),
                     Err(error) => self.bad_input(id, &error.to_string()),
                 },
-                ConnectionRole::Stranger if frame.kind == introduction::KIND_ASK => self.introduce(id, &frame.payload),
+                ConnectionRole::Stranger if frame.kind == introduction::KIND_ASK => {
+                    self.introduce(id, &frame.payload, false);
+                }
+                ConnectionRole::Stranger if frame.kind == introduction::KIND_JOIN => {
+                    self.introduce(id, &frame.payload, true);
+                }
                 ConnectionRole::Stranger => {
                     self.greet(id, FrameRef { kind: frame.kind, id: frame.id, payload: &frame.payload });
                     if inbound.held_bytes() > 0 {
@@ -358,12 +383,8 @@ impl HotCore {
 
     /// The first words of another replica (or of somebody who is lost).
     fn greet(&mut self, id: ConnectionId, frame: FrameRef<'_>) {
-        let local = Local {
-            cell: self.identity.cell,
-            me: self.identity.replica,
-            members: &self.member_ids,
-            configuration: self.configuration_checksum,
-        };
+        let (members, configuration) = self.world.members();
+        let local = Local { cell: self.identity.cell, me: self.identity.replica, members, configuration };
         let outcome = Hello::decode(frame).and_then(|hello| hello.check(local));
         let answer = HelloAnswer::of(&outcome).encode();
         self.world.append_raw(id, &answer);
@@ -379,25 +400,40 @@ impl HotCore {
 
     /// A member of this new cell asks for the cell's id. Each is told once, and the note is durable first: the one
     /// place where the hot core waits for a file, a few times in the life of a cell.
-    fn introduce(&mut self, id: ConnectionId, question: &[u8]) {
-        let outcome = <[u8; 2]>::try_from(question)
-            .map_err(|_| "the question is not a replica's id".to_owned())
-            .and_then(|asking| self.note_introduction(u16::from_le_bytes(asking)));
-        match outcome {
+    fn introduce(&mut self, id: ConnectionId, question: &[u8], joins: bool) {
+        let Ok(asking) = <[u8; 2]>::try_from(question).map(u16::from_le_bytes) else {
+            return self.bad_input(id, "the question is not a replica's id");
+        };
+        let member = self.engine.replica().configurations().members().find(|member| member.id.0 == asking);
+        let (kind, words) = match member.map(|member| member.voter) {
+            None if joins => (introduction::KIND_LATER, Err(format!("replica {asking} is no member of this cell yet"))),
+            Some(true) if joins => (
+                introduction::KIND_REFUSE,
+                Err(format!(
+                    "replica {asking} is a voting member of this cell already, so its state is lost: it may have \
+                     forgotten what it promised. Remove it, and add a new member under an id never used before"
+                )),
+            ),
+            _ => (introduction::KIND_REFUSE, self.note_introduction(asking)),
+        };
+        match words {
             Ok(()) => {
                 let cell = self.identity.cell.to_le_bytes();
                 self.world.append(id, introduction::KIND_TELL, FrameId(0), &cell);
             }
             Err(reason) => {
-                eprintln!("synod: refused to introduce a replica: {reason}");
-                self.world.append(id, introduction::KIND_REFUSE, FrameId(0), reason.as_bytes());
+                if kind == introduction::KIND_REFUSE {
+                    eprintln!("synod: refused to introduce a replica: {reason}");
+                }
+                self.world.append(id, kind, FrameId(0), reason.as_bytes());
             }
         }
         self.world.connections.close_when_sent(id);
     }
 
     fn note_introduction(&mut self, asking: u16) -> Result<(), String> {
-        if asking == self.identity.replica || !self.member_ids.contains(&asking) {
+        let (members, _) = self.world.members();
+        if asking == self.identity.replica || !members.contains(&asking) {
             return Err(format!("replica {asking} is not another member of this cell"));
         }
         if self.identity.introduced.contains(&asking) {
@@ -437,6 +473,20 @@ impl HotCore {
         Ok(())
     }
 
+    fn members(&self) -> Vec<MemberStatus> {
+        let configurations = self.engine.replica().configurations();
+        let alive = self.engine.replica().alive(self.world.clock.now());
+        let latest = configurations.pending.as_ref().map_or(&configurations.current, |(_, pending)| pending);
+        let of = |member: &Member| MemberStatus {
+            replica: member.id.0,
+            votes: configurations.current.voters().contains(member.id),
+            will_vote: member.voter,
+            address: member.address.clone(),
+            is_alive: alive.map(|alive| alive.contains(member.id)),
+        };
+        latest.members().iter().map(of).collect()
+    }
+
     fn status(&self) -> Status {
         let replica = self.engine.replica();
         let (role, coordinator) = match replica.role() {
@@ -452,6 +502,17 @@ impl HotCore {
             replica: self.identity.replica,
             role: role.to_owned(),
             coordinator,
+            is_master: replica.holds_lease(self.world.clock.now()),
+            epoch: self.engine.epoch().0,
+            voting: match replica.voting_status() {
+                VotingStatus::Waiting => "waiting",
+                VotingStatus::Voting => "voting",
+                VotingStatus::Learning => "learning",
+                VotingStatus::Outside => "outside",
+            }
+            .to_owned(),
+            tolerance: replica.tolerance(self.world.clock.now()),
+            members: self.members(),
             promised: replica.promised().to_string(),
             chosen: replica.chosen().0,
             open_slots: replica.open_slots(),
@@ -493,11 +554,4 @@ fn raise_open_files_limit() {
 fn listen(door: &'static str, address: SocketAddr) -> Result<TcpListener, HotError> {
     // The standard library sets SO_REUSEADDR, so a restarted replica gets its port back at once.
     TcpListener::bind(address).map_err(|source| HotError::Listen { door, address, source })
-}
-
-/// Of the members' ids: explains a refused hello, decides nothing.
-fn configuration_checksum(config: &Config) -> u64 {
-    let mut ids: Vec<u16> = config.members.iter().map(|member| member.id).collect();
-    ids.sort_unstable();
-    u64::from(crc32c::crc32c(&ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>()))
 }

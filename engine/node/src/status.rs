@@ -18,6 +18,17 @@ pub struct Status {
     pub role: String,
     /// Who coordinates, as far as this replica knows.
     pub coordinator: Option<u16>,
+    /// Whether this replica holds the master's lease: it alone answers reads from what it has applied.
+    pub is_master: bool,
+    /// The epoch: one more with each new master, as far as this replica has applied.
+    pub epoch: u64,
+    /// "waiting" (just started), "voting", "learning" or "outside" (no member).
+    pub voting: String,
+    /// How many more failures the cell survives right now, as the coordinator counts: negative when it cannot go on, none
+    /// when this replica has heard from no coordinator lately.
+    pub tolerance: Option<i8>,
+    /// The members, as decided so far.
+    pub members: Vec<MemberStatus>,
     /// The highest ballot promised, as round.replica.
     pub promised: String,
     /// All slots up to here are chosen and applied.
@@ -40,6 +51,21 @@ pub struct Status {
     pub counters: CountersStatus,
     /// Where the time of this replica's own batches went.
     pub stages: Vec<StageFigures>,
+}
+
+/// A member, as the configuration says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Its id.
+    pub replica: u16,
+    /// Whether it votes on the slots of now.
+    pub votes: bool,
+    /// Whether it votes once the last change is in force.
+    pub will_vote: bool,
+    /// Its peer and client address, if it was added to a running cell.
+    pub address: String,
+    /// Whether it takes part: it acknowledged lately. Only the coordinator knows.
+    pub is_alive: Option<bool>,
 }
 
 /// The database's size.

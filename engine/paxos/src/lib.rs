@@ -21,19 +21,29 @@ pub mod divergence {}
 pub mod coordinator;
 pub mod durable;
 mod effect;
+mod grant;
 pub mod learner;
+mod lease;
+pub mod machine;
+mod membership;
 mod message;
+pub mod planted;
 mod replica;
+mod settings;
+mod standing;
 mod types;
 mod world;
 
 pub use batch::{Batch, BatchBuilder, MalformedBatch};
-pub use configuration::{Configuration, ConfigurationError, Settings};
+pub use configuration::{Configuration, ConfigurationError, Member};
 pub use coordinator::Role;
-pub use effect::{Effect, Effects, Event, HardState, Record, Recovered};
+pub use effect::{Configurations, Effect, Effects, Event, HardState, Record, Recovered};
+pub use machine::{Counts, Row};
+pub use membership::{Change, ChangeError};
 pub use message::{AcceptedSlot, Message};
-pub use replica::Replica;
-pub use types::{Ballot, Incarnation, Instant, PersistId, ReplicaId, Slot, Ticket};
+pub use replica::{Replica, TransferError, VotingStatus};
+pub use settings::Settings;
+pub use types::{Ballot, Incarnation, Instant, PersistId, ReplicaId, ReplicaSet, Slot, Ticket};
 
 /// The log's only view of an application (PML §2: the callback, fired at every replica with each value in order).
 ///

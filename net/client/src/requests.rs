@@ -268,7 +268,14 @@ impl Requests {
             Ok(FrameKind::Error) => {
                 signals.broken = Some(format!("the other side says: {}", String::from_utf8_lossy(frame.payload)));
             }
-            Ok(FrameKind::Request | FrameKind::StatusRequest | FrameKind::Status) | Err(_) => {
+            Ok(
+                FrameKind::Request
+                | FrameKind::StatusRequest
+                | FrameKind::Status
+                | FrameKind::OperatorRequest
+                | FrameKind::OperatorAnswer,
+            )
+            | Err(_) => {
                 signals.broken = Some(format!("a frame of kind {}, not an answer", frame.kind));
             }
         }
@@ -461,7 +468,7 @@ impl Requests {
         request.phase = Phase::Ready;
         request.doubtful |= !refusal.certain();
         match refusal {
-            Refusal::NotMaster { .. } | Refusal::LogFailed | Refusal::Unknown => {
+            Refusal::NotMaster { .. } | Refusal::LogFailed | Refusal::MasterChanged | Refusal::Unknown => {
                 signals.not_master = Some(refusal.clone());
                 request.last_refusal = Some(refusal);
                 self.queue_again(id);
