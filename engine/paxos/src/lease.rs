@@ -78,7 +78,7 @@ fn take(confirmed: Confirmed, world: &mut World<'_>) -> Held {
 
 /// Of a running lease only: an instant without it was an instant in which somebody else could begin.
 fn is_later(held: &Held, confirmed: &Confirmed, world: &World<'_>) -> bool {
-    world.now < held.until && until(confirmed, world) > held.until
+    world.now < held.until && until(confirmed, world) >= held.until
 }
 
 fn extend(held: &mut Held, confirmed: Confirmed, world: &mut World<'_>) {

@@ -18,7 +18,7 @@ pub struct Row {
     pub guard: &'static str,
     /// What is done, a function's name; empty: nothing.
     pub action: &'static str,
-    /// The state afterwards; empty for a refusal.
+    /// The state afterwards, the same one if it stays.
     pub next: &'static str,
     /// Why nothing is done, if so; empty otherwise.
     pub refusal: &'static str,
@@ -30,7 +30,7 @@ impl fmt::Display for Row {
         if !self.guard.is_empty() {
             write!(f, ", {}", self.guard)?;
         }
-        if self.next.is_empty() { write!(f, " ({})", self.refusal) } else { write!(f, " -> {}", self.next) }
+        if self.refusal.is_empty() { write!(f, " -> {}", self.next) } else { write!(f, " ({})", self.refusal) }
     }
 }
 

@@ -50,7 +50,7 @@ fn so_many_rows() {
     for (row, _) in replica.counts().rows() {
         let (all, refused) = rows.entry(row.machine).or_default();
         *all += 1;
-        *refused += usize::from(row.next.is_empty());
+        *refused += usize::from(!row.refusal.is_empty());
     }
     let mut told = String::new();
     for (machine, (all, refused)) in rows {

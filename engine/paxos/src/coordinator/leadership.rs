@@ -159,11 +159,13 @@ impl Leadership {
         }
     }
 
-    /// When an idle master proposes a no-op, so that its lease is renewed through the log.
+    /// When an idle master proposes a no-op, so that its lease is renewed through the log. A new one at once: it answers no
+    /// read before its first own slot is applied.
     fn renewal(&self, core: &Core) -> Option<Instant> {
         let lease = core.membership.lease();
         let is_due = !lease.is_zero() && self.open.is_empty() && self.has_room(core) && !core.acceptor.is_full();
-        is_due.then(|| self.last_proposed.after(lease / 3))
+        let is_new = self.next == self.own_from;
+        is_due.then(|| if is_new { self.began_at } else { self.last_proposed.after(lease / 3) })
     }
 
     /// Nothing is open, and nothing is left to adopt.
