@@ -254,7 +254,8 @@ synod_spec::machine! {
         in CatchingUp: when is_still_behind stay;
                        when lacks_promises do ask_more goto Proposing;
                        do lead goto Leading;
-        in Leading: when can_boost do begin_boost goto Boosting;
+        in Leading: when bare is_no_voter do retire goto Idle;
+                    when can_boost do begin_boost goto Boosting;
                     do go_on stay;
         in Boosting: refuse "nothing waits for it";
         in HandingOver: when has_drained do hand_over goto Idle;

@@ -6,7 +6,8 @@
 //! Invariants:
 //!   - slots are applied in order, each once, none with a gap below it;
 //!   - for every slot up to `chosen` the own log holds, or is about to hold before anything later, a record with the
-//!     chosen value: recovery and catch-up read it there. So an entry from another replica is persisted first.
+//!     chosen value: recovery and catch-up read it there. So an entry from another replica is persisted first;
+//!   - a change of the members is persisted before any record that tells recovery that its slot is chosen (P6).
 
 use std::collections::BTreeMap;
 
@@ -159,9 +160,18 @@ fn take(entries: Entries, world: &mut World<'_>) {
     let mut slot = entries.first;
     for batch in entries.batches {
         if slot > world.chosen() {
-            world.persist(Record::Chosen { slot, batch: batch.clone() });
+            // A change of the members after what it makes of them: recovery takes the slot as applied, and would miss the
+            // change if a crash came between the two records.
+            let is_change = batch.as_change().is_some();
+            let record = Record::Chosen { slot, batch: batch.clone() };
+            if !is_change {
+                world.persist(record.clone());
+            }
             note(slot, batch, None, world);
             advance(world);
+            if is_change {
+                world.persist(record);
+            }
         }
         slot = slot.next();
     }

@@ -57,13 +57,13 @@ fn so_many_rows() {
         told += &format!("{machine}: {all} rows, {refused} of them refusals\n");
     }
     expect![[r#"
-        acceptor: 18 rows, 0 of them refusals
-        coordinator: 164 rows, 0 of them refusals
-        grant: 10 rows, 0 of them refusals
-        learner: 14 rows, 0 of them refusals
-        lease: 6 rows, 0 of them refusals
-        membership: 6 rows, 0 of them refusals
-        standing: 15 rows, 0 of them refusals
+        acceptor: 18 rows, 8 of them refusals
+        coordinator: 165 rows, 78 of them refusals
+        grant: 10 rows, 2 of them refusals
+        learner: 14 rows, 1 of them refusals
+        lease: 6 rows, 3 of them refusals
+        membership: 6 rows, 2 of them refusals
+        standing: 15 rows, 1 of them refusals
     "#]]
     .assert_eq(&told);
 }

@@ -337,7 +337,7 @@ pub(super) fn go_on(leadership: &mut Leadership, world: &mut World<'_>) {
 /// a follower that what it accepted from us is chosen (rule P4).
 pub(super) fn is_contradicted(leadership: &Leadership, told: &Told<'_>, world: &World<'_>) -> bool {
     let is_decided = |slot| slot < leadership.next && !leadership.open.contains_key(&slot);
-    (told.first.0..).map(Slot).zip(told.batches).any(|(slot, batch)| {
+    (told.first.0..=u64::MAX).map(Slot).zip(told.batches).any(|(slot, batch)| {
         let differs = leadership.open.get(&slot).is_none_or(|open| open.batch != *batch);
         slot > world.chosen() && differs && !is_decided(slot)
     })
@@ -345,7 +345,7 @@ pub(super) fn is_contradicted(leadership: &Leadership, told: &Told<'_>, world: &
 
 /// What we proposed is chosen, says somebody who knows: no more votes are needed.
 pub(super) fn agree(leadership: &mut Leadership, told: Told<'_>, world: &mut World<'_>) {
-    for slot in (told.first.0..).map(Slot).take(told.batches.len()) {
+    for slot in (told.first.0..=u64::MAX).map(Slot).take(told.batches.len()) {
         if let Some(open) = leadership.open.remove(&slot) {
             learner::decide(slot, open.batch, open.ticket, world);
         }
@@ -419,7 +419,14 @@ pub(super) fn finish_boost(leadership: &mut Leadership, promise: Promise, world:
     let old = std::mem::take(leadership);
     let new = Leadership::begin(old.boost, world);
     let own_from = if old.own_from <= world.chosen() { old.own_from } else { new.own_from };
-    Leadership { began_as: old.began_as, began_at: old.began_at, own_from, acknowledged: old.acknowledged, ..new }
+    Leadership {
+        began_as: old.began_as,
+        began_at: old.began_at,
+        own_from,
+        last_proposed: new.last_proposed.max(old.last_proposed),
+        acknowledged: old.acknowledged,
+        ..new
+    }
 }
 
 // The end.
@@ -442,6 +449,17 @@ pub(super) fn step_down(leadership: &mut Leadership, world: &mut World<'_>) -> I
     leadership.end(world);
     leadership.release(world);
     make_way(leadership.ballot, world)
+}
+
+/// Its own removal, begun by another master, has come into force: it may not even promise to itself any more.
+pub(super) fn is_no_voter(world: &World<'_>) -> bool {
+    !world.core.membership.is_voter(world.me())
+}
+
+/// Steps down, and tells first how far the log is chosen: those that stay cannot ask it later.
+pub(super) fn retire(leadership: &mut Leadership, world: &mut World<'_>) -> Idle {
+    leadership.commit(world);
+    step_down(leadership, world)
 }
 
 pub(super) fn step_down_told(leadership: &mut Leadership, _: Promise, world: &mut World<'_>) -> Idle {

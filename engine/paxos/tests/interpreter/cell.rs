@@ -407,6 +407,8 @@ impl Cell {
             Effect::SendOnceDurable { to, message, upto } => {
                 let running = self.node(id).running.as_mut().expect("only what runs asks for anything");
                 running.waiting.hold(upto, to, message);
+                // Its record may be durable for long: no flush will come for its sake.
+                self.release(id);
             }
             Effect::SendEntries { to, from, chosen } => {
                 let batches = self.read_chosen(id, from, chosen);
@@ -587,11 +589,19 @@ impl Cell {
         let running = node.running.as_ref().expect("it was just looked at");
         let upto = PersistId((node.durable - running.log_before) as u64);
         self.step(id, Event::Persisted { upto });
+        self.release(id);
+        self.drain_inbox(id);
+        Ok(())
+    }
+
+    /// What waited for records that are durable now leaves.
+    fn release(&mut self, id: ReplicaId) {
+        let node = self.node(id);
+        let running = node.running.as_ref().expect("only what runs is stepped");
+        let upto = PersistId(node.durable.saturating_sub(running.log_before) as u64);
         while let Some((to, message)) = self.node(id).running.as_mut().and_then(|r| r.waiting.release(upto)) {
             self.send(id, to, message);
         }
-        self.drain_inbox(id);
-        Ok(())
     }
 
     pub(crate) fn tell_log(&mut self, id: ReplicaId) {

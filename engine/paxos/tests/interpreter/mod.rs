@@ -187,15 +187,14 @@ fn carry_out(cell: &mut Cell, verb: &str, words: &[&str]) -> Result<bool, String
             }
             _ => return Err("whom, at which address?".to_owned()),
         },
-        "remove" => match words {
-            [who] => cell.change(Change::Remove { id: replica(who)?, force: false })?,
-            [who, "force"] => cell.change(Change::Remove { id: replica(who)?, force: true })?,
-            [who, by] => {
-                let by = by.strip_prefix("by=").ok_or("by whom?")?;
-                cell.change_at(replica(by)?, Change::Remove { id: replica(who)?, force: false })?;
+        "remove" => {
+            let (who, rest) = words.split_first().ok_or("whom?")?;
+            let change = Change::Remove { id: replica(who)?, force: rest.contains(&"force") };
+            match rest.iter().find_map(|word| word.strip_prefix("by=")) {
+                Some(by) => cell.change_at(replica(by)?, change)?,
+                None => cell.change(change)?,
             }
-            _ => return Err("whom?".to_owned()),
-        },
+        }
         "start" => cell.start(one_replica(words)?)?,
         "read" => {
             for who in replicas(words)? {
