@@ -43,7 +43,7 @@ const REDIRECTS_AT_ONCE_MAX: u32 = 3;
 /// What may wait in the connection's queue. The rest waits as requests, which are bounded too.
 const OUTBOUND_BYTES_MAX: usize = 8 << 20;
 /// From dial to dial a search waits for this part of what it has lasted, within the backoff's bounds.
-const SEARCH_WAIT_PART: u32 = 4;
+const SEARCH_WAIT_PART: u32 = 8;
 const _: () = assert!(OUTBOUND_BYTES_MAX > 2 * COMMAND_BYTES_MAX);
 const _: () = assert!(IN_FLIGHT_BYTES_MAX > COMMAND_BYTES_MAX);
 
