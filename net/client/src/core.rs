@@ -513,8 +513,8 @@ impl ClientCore {
             Some(earlier) if self.probing => earlier.to_owned(),
             _ => format!("{what} within {lasted:?}"),
         };
-        // With no other there is nobody to ask in its place.
-        if self.endpoints.count() > 1 {
+        // With no other there is nobody to ask in its place. A suspect's silence is no news.
+        if self.endpoints.count() > 1 && !self.probing {
             self.endpoints.silent(endpoint, now, lasted);
         }
         self.close(now, &why, false);

@@ -90,13 +90,11 @@ impl Endpoints {
         self.list[index.0].silences
     }
 
-    /// It said nothing for so long. While it is suspected that is no news.
+    /// It said nothing for so long, though it was not suspected.
     pub(crate) fn silent(&mut self, index: EndpointIndex, now: Moment, lasted: Duration) {
         let endpoint = &mut self.list[index.0];
-        if !endpoint.is_suspect(now) {
-            endpoint.silences = endpoint.silences.saturating_add(1);
-            endpoint.suspect_until = Some(now.after(lasted * SUSPICION_FACTOR));
-        }
+        endpoint.silences = endpoint.silences.saturating_add(1);
+        endpoint.suspect_until = Some(now.after(lasted * SUSPICION_FACTOR));
     }
 
     /// Something came from it. That it was slow is remembered until it is `prompt`.
@@ -165,11 +163,10 @@ mod tests {
         let [a, b] = [EndpointIndex(0), EndpointIndex(1)];
         endpoints.silent(a, NOW, SECOND);
         assert_eq!((endpoints.choose(NOW), endpoints.choose(NOW)), (b, b));
-        // Named, it is asked; what it does not say then makes the suspicion no longer.
+        // Named, it is asked.
         assert_eq!(endpoints.redirected("a"), a);
         assert_eq!(endpoints.choose(NOW), a);
         endpoints.failed(a, "silent".into());
-        endpoints.silent(a, NOW.after(2 * SECOND), SECOND);
         assert_eq!((endpoints.silences(a), endpoints.is_suspect(a, NOW.after(4 * SECOND))), (1, false));
         endpoints.silent(b, NOW, SECOND);
         assert_eq!((endpoints.choose(NOW), endpoints.choose(NOW)), (a, b));

@@ -298,7 +298,7 @@ fn redirects_in_a_circle_cost_little() {
             world.sleep();
         }
     }
-    assert!(dials < 80, "{dials}");
+    assert!(dials < 130, "{dials}");
     assert!(dials > 10, "{dials}");
     check(
         world.error().to_string().split_once(" (").unwrap().0,
@@ -676,7 +676,7 @@ fn a_new_master_is_found_soon_after_the_old_one_was_paused() {
         // The suspicion is over after two seconds; the old master is listened to for longer then.
         let bound = if elected < 1900 { 50 + elected / 8 } else { 800 + 500 };
         assert!(late <= bound, "elected at {elected}, answered at {answered}");
-        assert!(dials < 60, "{dials} dials");
+        assert!(dials < 70, "{dials} dials");
         // Those who name the old one are given everything, and refuse it; a suspect gets one at a time.
         assert!(sent < 100 * 60, "{sent} requests sent for 100");
     }
