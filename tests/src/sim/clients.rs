@@ -80,6 +80,8 @@ impl Client {
         let options = Options {
             deadline: Duration::from_nanos(swarm.patience),
             connect_time_max: (trip * 5).max(election / 2),
+            attempt_time_max: (trip * 5).max(election / 2),
+            probe_time_max: (trip * 3).max(Duration::from_millis(10)),
             silence_time_max: (trip * 10).max(election),
             drain_time_max: (trip * 3).max(Duration::from_millis(10)),
             backoff_min: Duration::from_millis(5),
