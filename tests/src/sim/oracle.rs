@@ -6,16 +6,19 @@
 //!
 //! | checker | what it says |
 //! |---|---|
-//! | agreement | one value a slot, one value a ballot and slot; later ballots propose what is chosen; replicas apply only what is chosen, and come to the same database |
+//! | agreement | one value a slot, one value a ballot and slot; later ballots propose what is chosen; replicas apply only what is chosen |
+//! | in-order apply | a replica's database at a slot is what the log up to there makes of it |
+//! | at most once | no write is applied twice |
+//! | recovery | what was durable is found again after a crash |
 //! | promises | what a replica has told others it never falls back behind, restarts included; promises tell all that was accepted |
 //! | durable before told | a promise, an acknowledgement, a propose leaves only when a crash would no longer forget it |
 //! | answers | what a client is told is what the state machine answers at the slot where its command is chosen, each time it is told |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use synod_api::{Answer, Command, Operation};
 use synod_cell::Cell;
-use synod_paxos::{AcceptedSlot, Ballot, Batch, Message, Record, ReplicaId, Slot, StateMachine};
+use synod_paxos::{AcceptedSlot, Ballot, Batch, Message, Record, Recovered, ReplicaId, Slot, StateMachine};
 
 use super::verdict::{Checker, Verdict, violation};
 
@@ -120,6 +123,8 @@ pub(crate) struct Oracle {
     sessions: BTreeMap<u64, u32>,
     /// By revision.
     pub(crate) changes: Vec<Change>,
+    /// Values that were written: each by one operation, so each once.
+    written: BTreeSet<Vec<u8>>,
 }
 
 impl Oracle {
@@ -138,6 +143,7 @@ impl Oracle {
             answers: BTreeMap::new(),
             sessions: BTreeMap::new(),
             changes: Vec::new(),
+            written: BTreeSet::new(),
         }
     }
 
@@ -157,6 +163,37 @@ impl Oracle {
 
     fn disk(&mut self, replica: ReplicaId) -> &mut Disk {
         &mut self.disks[usize::from(replica.0) - 1]
+    }
+
+    /// What a replica found on its disk after a crash: all that was durable, at the least.
+    pub(crate) fn recovered(&mut self, replica: ReplicaId, records: Vec<Record>) -> Verdict {
+        let mut found = Disk::default();
+        for record in &records {
+            match record {
+                Record::HardState(state) => found.promised = found.promised.max(Some(state.promised)),
+                Record::Accepted { slot, ballot, .. } => {
+                    found.promised = found.promised.max(Some(*ballot));
+                    let accepted = found.accepted.entry(*slot).or_insert(*ballot);
+                    *accepted = (*accepted).max(*ballot);
+                }
+                Record::Chosen { .. } => {}
+            }
+        }
+        let disk = self.disk(replica);
+        if found.promised < disk.promised {
+            let what = format!(
+                "replica {replica} finds the promise {:?} on its disk, where {:?} was durable",
+                found.promised, disk.promised
+            );
+            return violation(Checker::Recovery, what);
+        }
+        if let Some((slot, ballot)) =
+            disk.accepted.iter().find(|(slot, ballot)| found.accepted.get(slot) < Some(*ballot))
+        {
+            let what = format!("replica {replica} misses slot {slot}, accepted under {ballot}, which was durable");
+            return violation(Checker::Recovery, what);
+        }
+        records.into_iter().try_for_each(|record| self.durable(replica, record))
     }
 
     /// A record reached the disk, or was found there after a crash.
@@ -240,14 +277,14 @@ impl Oracle {
         self.early.insert(slot, Chosen { ballot, batch });
         while let Some(next) = self.early.remove(&self.upto().next()) {
             let slot = self.upto().next();
-            self.apply(slot, &next.batch);
+            self.apply(slot, &next.batch)?;
             self.chosen.push(next);
             self.fingerprints.push(Fingerprint::of(&self.cell, slot));
         }
         Ok(())
     }
 
-    fn apply(&mut self, slot: Slot, batch: &Batch) {
+    fn apply(&mut self, slot: Slot, batch: &Batch) -> Verdict {
         for bytes in batch.commands() {
             let mut told = Vec::new();
             let before = self.cell.store().revision();
@@ -268,6 +305,13 @@ impl Oracle {
                     | Operation::ReadFile { .. } => unreachable!("these change no versioned row"),
                 };
                 let (key, value) = (key.to_vec(), value.map(<[u8]>::to_vec));
+                if let Some(value) = &value
+                    && !self.written.insert(value.clone())
+                {
+                    let value = value.escape_ascii();
+                    let what = format!("the write of {value} is applied twice, again at slot {slot}, {revision:?}");
+                    return violation(Checker::AtMostOnce, what);
+                }
                 self.changes.push(Change { revision: revision.0, key, value });
             }
             match Asked::of(bytes) {
@@ -283,6 +327,12 @@ impl Oracle {
                 Asked::Read => {}
             }
         }
+        Ok(())
+    }
+
+    /// Whether this value is in the log.
+    pub(crate) fn was_written(&self, value: &[u8]) -> bool {
+        self.written.contains(value)
     }
 
     /// A message leaves a replica for another.
@@ -376,12 +426,21 @@ impl Oracle {
         Ok(())
     }
 
-    /// What a replica has promised now, at any time and right after it recovered.
-    pub(crate) fn holds(&self, replica: ReplicaId, promised: Ballot) -> Verdict {
-        let told = self.disks[usize::from(replica.0) - 1].told;
-        if told > Some(promised) {
-            let what = format!("replica {replica} has promised {promised}, and has told others of {told:?}");
+    /// What a replica starts from: all that it has told others, and all that it has accepted and must tell.
+    pub(crate) fn holds(&self, replica: ReplicaId, recovered: &Recovered) -> Verdict {
+        let disk = &self.disks[usize::from(replica.0) - 1];
+        if disk.told > Some(recovered.promised) {
+            let promised = recovered.promised;
+            let what = format!("replica {replica} has promised {promised}, and has told others of {:?}", disk.told);
             return violation(Checker::Promises, what);
+        }
+        for (slot, ballot) in disk.accepted.range(recovered.chosen.next()..) {
+            // A later record may say that another value is chosen there: then that is what it holds.
+            let held = recovered.accepted.get(slot).map(|(ballot, _)| *ballot);
+            if held.is_none_or(|held| held < *ballot && held != Ballot::NONE) {
+                let what = format!("replica {replica} starts with {held:?} at slot {slot}, and had accepted {ballot}");
+                return violation(Checker::Promises, what);
+            }
         }
         Ok(())
     }
@@ -404,7 +463,7 @@ impl Oracle {
         let (own, right) = (Fingerprint::of(cell, slot), self.fingerprints[place]);
         if own != right {
             let what = format!("at slot {slot} replica {replica} has another database: {own:?}, right is {right:?}");
-            return violation(Checker::Agreement, what);
+            return violation(Checker::InOrderApply, what);
         }
         Ok(())
     }

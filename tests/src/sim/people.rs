@@ -4,7 +4,7 @@ use synod_api::Answer;
 use synod_client::{Action, Moment, Outcome};
 
 use super::clients::Connection;
-use super::history::{Ask, Ending};
+use super::history::Ask;
 use super::network::delay;
 use super::node::Input;
 use super::swarm::around;
@@ -63,18 +63,17 @@ impl World {
                         self.remember(&pending.ask, &answer);
                         self.history.answered(&pending.ask, pending.floor, &answer, &self.oracle.changes)?;
                     }
-                    Err(error) if pending.last => {
+                    // A log that is full takes nothing more, and says so.
+                    Err(error) if pending.last && self.swarm.segments_max.is_none() => {
                         let what = format!("long after faults have stopped client {index} is told: {error}");
                         return violation(Checker::Liveness, what);
                     }
                     Err(error) => {
                         self.counts.failures += 1;
-                        let ending = match error.outcome() {
-                            Outcome::DidNotHappen => Ending::DidNotHappen,
-                            Outcome::Unknown => Ending::Unknown,
-                        };
-                        self.counts.unknown += u64::from(ending == Ending::Unknown);
-                        self.history.ended(&pending.ask, ending);
+                        match error.outcome() {
+                            Outcome::DidNotHappen => self.history.did_not_happen(&pending.ask, &self.oracle)?,
+                            Outcome::Unknown => self.counts.unknown += 1,
+                        }
                     }
                 }
                 let delay = around(&mut self.random.people, self.swarm.think_mean);
@@ -190,9 +189,9 @@ impl World {
             attempt.broken = true;
             return;
         }
-        let random = &mut self.random.network;
-        let delay = delay(&self.swarm, random);
-        if random.f64() < self.swarm.reset {
+        let (reset, later) = self.network.client_bytes();
+        let delay = delay(&self.swarm, &mut self.random.network) + later;
+        if reset {
             self.counts.resets += 1;
             attempt.broken = true;
             return self.schedule_in(delay, Event::Lost { connection });

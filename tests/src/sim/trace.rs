@@ -1,5 +1,6 @@
 //! What happened, as a hash to compare two runs by, and as words when somebody wants to read it.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 
 /// What becomes of the words.
@@ -8,8 +9,8 @@ pub enum Words {
     /// They are not even put together.
     #[default]
     Silent,
-    /// The last few are kept.
-    KeepLast(usize),
+    /// The last few are kept, and before them the turning points: faults, starts, elections.
+    Story,
     /// They go to standard output as they come.
     Print,
 }
@@ -17,9 +18,63 @@ pub enum Words {
 /// The hash of all events in order, and the words.
 pub(crate) struct Trace {
     words: Words,
-    lines: VecDeque<String>,
     hash: u64,
     pub(crate) events: u64,
+}
+
+/// What is kept of a run to be read. It belongs to the thread, so that a broken assertion, which ends the process, can
+/// still tell it.
+#[derive(Default)]
+struct Story {
+    turning_points: VecDeque<(u64, String)>,
+    /// Turning points that were too many.
+    left_out: u64,
+    last: VecDeque<(u64, String)>,
+    told: u64,
+}
+
+/// A story has so many turning points and so many last lines at the most.
+const TURNING_POINTS: usize = 100;
+const LAST_LINES: usize = 40;
+
+thread_local! {
+    static STORY: RefCell<Story> = RefCell::default();
+}
+
+impl Story {
+    fn tell(&mut self, line: String, turning_point: bool) {
+        self.told += 1;
+        if turning_point {
+            if self.turning_points.len() == TURNING_POINTS {
+                self.turning_points.pop_front();
+                self.left_out += 1;
+            }
+            self.turning_points.push_back((self.told, line.clone()));
+        }
+        if self.last.len() == LAST_LINES {
+            self.last.pop_front();
+        }
+        self.last.push_back((self.told, line));
+    }
+
+    fn lines(self) -> Vec<String> {
+        let first = self.last.front().map_or(0, |(number, _)| *number);
+        let mut lines = Vec::new();
+        if self.left_out > 0 {
+            lines.push(format!("             ({} more before)", self.left_out));
+        }
+        lines.extend(self.turning_points.into_iter().filter(|(number, _)| *number < first).map(|(_, line)| line));
+        if !lines.is_empty() {
+            lines.push(format!("             the last {} lines:", self.last.len()));
+        }
+        lines.extend(self.last.into_iter().map(|(_, line)| line));
+        lines
+    }
+}
+
+/// The story of the run on this thread so far; the next run begins its own.
+pub fn take_story() -> Vec<String> {
+    STORY.take().lines()
 }
 
 /// From FxHash: fast, and good enough to tell two runs apart.
@@ -38,7 +93,8 @@ pub(crate) fn hash_bytes(bytes: &[u8]) -> u64 {
 
 impl Trace {
     pub(crate) fn new(words: Words) -> Trace {
-        Trace { words, lines: VecDeque::new(), hash: 0, events: 0 }
+        STORY.take();
+        Trace { words, hash: 0, events: 0 }
     }
 
     /// An event happened; `numbers` say which.
@@ -57,13 +113,20 @@ impl Trace {
 
     /// Words for it. Put together only when somebody reads them.
     pub(crate) fn say(&mut self, now: u64, line: impl FnOnce() -> String) {
+        self.tell(now, false, line);
+    }
+
+    /// Words for what turns a run: a fault, a start, an election.
+    pub(crate) fn turn(&mut self, now: u64, line: impl FnOnce() -> String) {
+        self.tell(now, true, line);
+    }
+
+    fn tell(&mut self, now: u64, turning_point: bool, line: impl FnOnce() -> String) {
         match self.words {
             Words::Silent => {}
-            Words::KeepLast(lines) => {
-                if self.lines.len() == lines {
-                    self.lines.pop_front();
-                }
-                self.lines.push_back(stamped(now, shortened(&line(), KEPT_BYTES)));
+            Words::Story => {
+                let line = stamped(now, shortened(&line(), KEPT_BYTES));
+                STORY.with_borrow_mut(|story| story.tell(line, turning_point));
             }
             Words::Print => println!("{}", stamped(now, &line())),
         }
@@ -71,10 +134,6 @@ impl Trace {
 
     pub(crate) fn hash(&self) -> u64 {
         self.hash
-    }
-
-    pub(crate) fn into_lines(self) -> Vec<String> {
-        self.lines.into()
     }
 }
 
