@@ -18,7 +18,7 @@
 //! | `replicas`, `node`, `disk`, `network`, `clocks` | what replicas live in |
 //! | `people`, `clients` | who asks them |
 //! | `verdict` | what a checker says |
-//! | `oracle` | what is chosen, promised and durable, judged from disks and messages alone |
+//! | `oracle`, `acceptors` | what is chosen, promised and durable, judged from disks and messages alone |
 //! | `history` | what clients were told, held against the log |
 //! | `leases` | that no two replicas may answer alone |
 //! | `trace` | the hash, and the story |
@@ -26,6 +26,7 @@
 //! | `planted`, `sabotage` | bugs put in on purpose, and what they do |
 //! | `coverage`, `tally` | what was ever taken, and how often |
 
+mod acceptors;
 mod clients;
 mod clocks;
 mod coverage;

@@ -5,8 +5,23 @@
 
 use std::collections::BTreeMap;
 
+use synod_node::engine::Engine;
+
 /// Why a transition is not expected to be taken here.
 pub const REASONS: &[(&str, &str)] = &[];
+
+/// What counts its transitions.
+pub(crate) trait Machines {
+    /// Each transition that there is, as "machine: event in state, guard", and how often it was taken in this life.
+    fn transitions(&self) -> Vec<(String, u64)>;
+}
+
+impl Machines for Engine {
+    /// No machine counts before they are written in the specification language.
+    fn transitions(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+}
 
 /// Counts of transitions, by name.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]

@@ -62,6 +62,10 @@ impl Disk {
         assert!(before.is_none(), "no segment is made twice");
     }
 
+    pub(crate) fn has_segment(&self, segment: SegmentId) -> bool {
+        self.segments.contains_key(&segment)
+    }
+
     /// Takes a flush to carry out. Whether it is the only one: else its turn comes later.
     pub(crate) fn begin(&mut self, flush: Flush) -> bool {
         self.under_way.push_back(flush);

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::coverage::Machines;
+use super::faults::Mask;
 use super::swarm::{MILLISECOND, SECOND};
 use super::verdict::{Checker, Verdict, violation};
 use super::world::{EXTENSIONS_MAX, Event, World};
@@ -12,11 +14,18 @@ const LOOK_AROUND: u64 = 100 * MILLISECOND;
 /// How many operations each client still asks for after faults have stopped; each must succeed.
 const LAST_OPERATIONS: u32 = 5;
 
+/// How long faults are deferred from stopping after the last of a chosen few.
+const AFTERMATH: u64 = 5 * SECOND;
+
 impl World {
     /// From here on everything works, and so must the cell. A world that is too hostile to get anything done gets more
     /// time, within reason.
     pub(crate) fn stop_faults(&mut self) {
-        let too_little = self.counts.operations < OPERATIONS_MIN || self.injected.total() < FAULTS_MIN;
+        let too_little = match self.options.faults {
+            Mask::All => self.counts.operations < OPERATIONS_MIN || self.injected.total() < FAULTS_MIN,
+            // Long enough for what they lead to; a minimiser has many such runs to wait for.
+            Mask::Only(_) => self.last_fault().is_some_and(|last| self.now < last + AFTERMATH),
+        };
         if too_little && self.now < EXTENSIONS_MAX * self.swarm.safety {
             return self.schedule_in(self.swarm.safety / 4, Event::FaultsStop);
         }
@@ -31,6 +40,7 @@ impl World {
             let node = &mut self.nodes[index];
             (node.paused_until, node.suspended_until, node.stalled_until) = (0, 0, 0);
             node.doomed = None;
+            node.pause_in_turn = None;
             let now = self.now;
             node.clock.set_rate(now, 0);
             self.due(index);
@@ -42,6 +52,12 @@ impl World {
         self.schedule_in(LOOK_AROUND, Event::LookAround);
     }
 
+    /// When the last of the faults that happen is over.
+    fn last_fault(&self) -> Option<u64> {
+        let let_in = self.faults.iter().enumerate().filter(|(number, _)| self.options.faults.lets(*number));
+        let_in.map(|(_, fault)| fault.at + fault.length).max()
+    }
+
     pub(crate) fn look_around(&mut self) -> Verdict {
         let must_end = self.must_end.expect("it is set before the first look");
         let missing = self.missing();
@@ -50,6 +66,7 @@ impl World {
             for node in &self.nodes {
                 if let Some(engine) = &node.engine {
                     self.counts.take(engine);
+                    self.coverage.merge(engine.transitions());
                 }
                 self.counts.segments += node.disk.segments() as u64;
             }

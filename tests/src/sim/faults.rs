@@ -267,7 +267,11 @@ fn one(kind: Kind, swarm: &Swarm, left: usize, random: &mut Rng) -> (u64, What) 
         }
         Kind::SlowDisk => What::SlowDisk { replica, factor: scale(random, 4, 100) },
         Kind::Stall => return (stand_still / 2, What::Stall { replica }),
-        Kind::FullDisk => What::FullDisk { segments: random.u64(4..24) },
+        Kind::FullDisk => {
+            // So that the bound is reached late in the run, or shortly before its end. Most flushes are one block.
+            let blocks = random.u64(550..900);
+            What::FullDisk { segments: blocks * 4096 / swarm.segment_bytes + 3 }
+        }
         Kind::Crash | Kind::PowerCut | Kind::WholeCell => {
             let power = kind == Kind::PowerCut || kind == Kind::WholeCell && random.bool();
             let replicas = if kind == Kind::WholeCell { (1 << n) - 1 } else { 1 << replica };
@@ -296,5 +300,29 @@ fn cut(kind: Kind, n: usize, replica: usize, other: usize, random: &mut Rng) -> 
         Kind::ReceiveOnly => Cut::ReceiveOnly { replica },
         Kind::ClientsCut => Cut::Clients { replicas: random.u64(1..1 << n) },
         _ => Cut::Links { links: random.u64(..) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_seed_has_faults_enough_and_never_loses_a_majority() {
+        for seed in 0..200 {
+            let mut random = Rng::with_seed(seed);
+            let swarm = Swarm::draw(&mut random);
+            let faults = draw(&swarm, swarm.safety, &mut random);
+            assert!(faults.is_sorted_by_key(|fault| fault.at), "seed {seed}");
+            assert!(faults.len() >= 10, "seed {seed} has {} faults", faults.len());
+            let mut wiped = BTreeSet::new();
+            for fault in faults {
+                if let What::Operation(Operation::Wipe { replica }) = fault.what {
+                    assert!(wiped.insert(replica) && replica != swarm.spared, "seed {seed}");
+                }
+                assert!(fault.kind != Kind::FullDisk || fault.at == 0, "logs are as long as they are from the start");
+            }
+            assert!(2 * wiped.len() < usize::from(swarm.replicas), "seed {seed}");
+        }
     }
 }

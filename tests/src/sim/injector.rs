@@ -3,6 +3,7 @@
 use fastrand::Rng;
 use synod_wal::Tail;
 
+use super::coverage::Machines;
 use super::faults::{Fault, Kind, What};
 use super::network::delay;
 use super::node::{Crash, Started};
@@ -63,18 +64,20 @@ impl World {
                 let node = &mut self.nodes[replica];
                 node.stalled_until = node.stalled_until.max(until);
             }
-            // It was there from the beginning.
-            What::FullDisk { .. } => {}
+            // The bound was there from the beginning, and counts once it is reached.
+            What::FullDisk { .. } => return false,
             What::Crash { replicas, power, tearing } => return self.crash_some(replicas, power, tearing, fault),
             What::Pause { replica, within } => {
                 let node = &mut self.nodes[replica];
-                if node.engine.is_none() || node.caught.is_some() {
+                if node.engine.is_none() {
                     return false;
                 }
-                if within && node.turn_due {
-                    node.caught = Some((node.clock.at(self.now), node.inbox.len()));
+                if within {
+                    node.pause_in_turn = Some(fault.length);
+                    self.due(replica);
+                } else {
+                    node.paused_until = node.paused_until.max(until);
                 }
-                node.paused_until = node.paused_until.max(until);
             }
             What::Suspension { replica } => {
                 let node = &mut self.nodes[replica];
@@ -163,6 +166,7 @@ impl World {
         let node = &mut self.nodes[index];
         if let Some(engine) = node.engine.take() {
             self.counts.take(&engine);
+            self.coverage.merge(engine.transitions());
         }
         node.inbox.clear();
         node.asked.clear();
@@ -170,6 +174,7 @@ impl World {
         node.leads = false;
         node.doomed = None;
         node.mark_at = None;
+        node.pause_in_turn = None;
         node.caught = None;
         node.paused_until = node.suspended_until;
         if power {
@@ -177,6 +182,7 @@ impl World {
         }
         if let Some(segment) = node.preparing.take()
             && random.bool()
+            && !node.disk.has_segment(segment)
         {
             // It has just got its name.
             node.disk.make_segment(segment);

@@ -114,6 +114,8 @@ pub(crate) struct Node {
     pub(crate) mark_at: Option<u64>,
     /// The process stands still until then.
     pub(crate) paused_until: u64,
+    /// It is to be stopped for so long in the middle of its next turn.
+    pub(crate) pause_in_turn: Option<u64>,
     /// It was stopped in the middle of a turn: what its clock had shown, and how much of the inbox it had taken.
     pub(crate) caught: Option<(u64, usize)>,
     /// The whole machine stands still until then.
@@ -156,6 +158,7 @@ impl Node {
             wake_at: u64::MAX,
             mark_at: None,
             paused_until: 0,
+            pause_in_turn: None,
             caught: None,
             suspended_until: 0,
             stalled_until: 0,
@@ -270,7 +273,7 @@ impl Node {
     }
 
     fn check_recovered(&mut self, protocol: &Recovered, cell: &Cell, oracle: &Oracle) -> Verdict {
-        oracle.holds(self.id, protocol)?;
+        oracle.acceptors.holds(self.id, protocol)?;
         oracle.applied(self.id, protocol.chosen, cell)?;
         (self.promised, self.applied) = (protocol.promised, protocol.chosen);
         Ok(())

@@ -2,24 +2,23 @@
 //!
 //! What is *chosen* it decides by the definition alone: a value is chosen at a slot once a majority has it accepted
 //! under one ballot **on its disk**, as read from the bytes that were flushed. A copy of the state machine follows these
-//! values, and every replica is held against it.
+//! values, and every replica is held against it. What single disks hold and single replicas have told is the business of
+//! `acceptors`.
 //!
 //! | checker | what it says |
 //! |---|---|
 //! | agreement | one value a slot, one value a ballot and slot; later ballots propose what is chosen; replicas apply only what is chosen |
 //! | in-order apply | a replica's database at a slot is what the log up to there makes of it |
 //! | at most once | no write is applied twice |
-//! | recovery | what was durable is found again after a crash |
-//! | promises | what a replica has told others it never falls back behind, restarts included; promises tell all that was accepted |
-//! | durable before told | a promise, an acknowledgement, a propose leaves only when a crash would no longer forget it |
 //! | answers | what a client is told is what the state machine answers at the slot where its command is chosen, each time it is told |
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use synod_api::{Answer, Command, Operation};
 use synod_cell::Cell;
-use synod_paxos::{AcceptedSlot, Ballot, Batch, Message, Record, Recovered, ReplicaId, Slot, StateMachine};
+use synod_paxos::{AcceptedSlot, Ballot, Batch, Message, Record, ReplicaId, Slot, StateMachine};
 
+use super::acceptors::Acceptors;
 use super::verdict::{Checker, Verdict, violation};
 
 /// What one change of the database did.
@@ -66,15 +65,6 @@ struct Chosen {
     batch: Batch,
 }
 
-/// What a replica's disk would say after a crash in this moment, at the least; and what the replica has told.
-#[derive(Default)]
-struct Disk {
-    promised: Option<Ballot>,
-    /// The highest ballot accepted, a slot. Slots that are chosen stay: it must not vanish there either.
-    accepted: BTreeMap<Slot, Ballot>,
-    told: Option<Ballot>,
-}
-
 /// What a client asked, as far as the answer can be checked by it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Stamp {
@@ -106,7 +96,7 @@ impl Asked {
 /// See the module.
 pub(crate) struct Oracle {
     majority: usize,
-    disks: Vec<Disk>,
+    pub(crate) acceptors: Acceptors,
     /// By slot and ballot: all that was proposed.
     proposals: BTreeMap<(Slot, Ballot), Proposal>,
     /// Which life of which replica uses a ballot.
@@ -133,7 +123,7 @@ impl Oracle {
         let fingerprints = vec![Fingerprint::of(&cell, Slot::NONE)];
         Oracle {
             majority: usize::from(replicas) / 2 + 1,
-            disks: (0..replicas).map(|_| Disk::default()).collect(),
+            acceptors: Acceptors::new(replicas),
             proposals: BTreeMap::new(),
             coordinators: BTreeMap::new(),
             chosen: Vec::new(),
@@ -161,54 +151,22 @@ impl Oracle {
         self.chosen.get(place).or_else(|| self.early.get(&slot))
     }
 
-    fn disk(&mut self, replica: ReplicaId) -> &mut Disk {
-        &mut self.disks[usize::from(replica.0) - 1]
-    }
-
     /// What a replica found on its disk after a crash: all that was durable, at the least.
     pub(crate) fn recovered(&mut self, replica: ReplicaId, records: Vec<Record>) -> Verdict {
-        let mut found = Disk::default();
-        for record in &records {
-            match record {
-                Record::HardState(state) => found.promised = found.promised.max(Some(state.promised)),
-                Record::Accepted { slot, ballot, .. } => {
-                    found.promised = found.promised.max(Some(*ballot));
-                    let accepted = found.accepted.entry(*slot).or_insert(*ballot);
-                    *accepted = (*accepted).max(*ballot);
-                }
-                Record::Chosen { .. } => {}
-            }
-        }
-        let disk = self.disk(replica);
-        if found.promised < disk.promised {
-            let what = format!(
-                "replica {replica} finds the promise {:?} on its disk, where {:?} was durable",
-                found.promised, disk.promised
-            );
-            return violation(Checker::Recovery, what);
-        }
-        if let Some((slot, ballot)) =
-            disk.accepted.iter().find(|(slot, ballot)| found.accepted.get(slot) < Some(*ballot))
-        {
-            let what = format!("replica {replica} misses slot {slot}, accepted under {ballot}, which was durable");
-            return violation(Checker::Recovery, what);
-        }
-        records.into_iter().try_for_each(|record| self.durable(replica, record))
+        self.acceptors.recovered(replica, &records)?;
+        records.into_iter().try_for_each(|record| self.on_disk(replica, record))
     }
 
-    /// A record reached the disk, or was found there after a crash.
+    /// A record has become durable.
     pub(crate) fn durable(&mut self, replica: ReplicaId, record: Record) -> Verdict {
+        self.acceptors.durable(replica, &record)?;
+        self.on_disk(replica, record)
+    }
+
+    fn on_disk(&mut self, replica: ReplicaId, record: Record) -> Verdict {
         match record {
-            Record::HardState(state) => {
-                let disk = self.disk(replica);
-                disk.promised = disk.promised.max(Some(state.promised));
-                Ok(())
-            }
+            Record::HardState(_) => Ok(()),
             Record::Accepted { slot, ballot, chosen: _, batch } => {
-                let disk = self.disk(replica);
-                disk.promised = disk.promised.max(Some(ballot));
-                let accepted = disk.accepted.entry(slot).or_insert(ballot);
-                *accepted = ballot.max(*accepted);
                 self.proposed(slot, ballot, &batch, &format!("the disk of replica {replica}"))?;
                 let proposal = self.proposals.get_mut(&(slot, ballot)).expect("just noted");
                 proposal.accepted_by |= 1 << replica.0;
@@ -337,34 +295,17 @@ impl Oracle {
 
     /// A message leaves a replica for another.
     pub(crate) fn sent(&mut self, from: ReplicaId, life: u64, message: &Message) -> Verdict {
-        let who = format_args!("replica {from}");
         match message {
             Message::Propose { ballot } => {
                 self.own_ballot(from, life, *ballot)?;
-                let promised = self.disk(from).promised;
-                if promised < Some(*ballot) {
-                    return violation(
-                        Checker::DurableBeforeTold,
-                        format!("{who} proposes ballot {ballot}, but its disk has promised {promised:?} only (P1)"),
-                    );
-                }
-                Ok(())
+                self.acceptors.proposes(from, *ballot)
             }
             Message::Promise { ballot, chosen, accepted, .. } => self.promised(from, *ballot, *chosen, accepted),
             Message::Accept { ballot, slot, batch, .. } => {
                 self.own_ballot(from, life, *ballot)?;
                 self.proposed(*slot, *ballot, batch, &format!("an accept of replica {from}"))
             }
-            Message::Acknowledge { ballot, slot } => {
-                let disk = self.disk(from);
-                if disk.accepted.get(slot) < Some(ballot) {
-                    return violation(
-                        Checker::DurableBeforeTold,
-                        format!("{who} acknowledges slot {slot} under ballot {ballot}, which its disk does not have"),
-                    );
-                }
-                self.tells(from, *ballot, "acknowledges")
-            }
+            Message::Acknowledge { ballot, slot } => self.acceptors.acknowledges(from, *ballot, *slot),
             Message::Entries { first, batches, .. } => {
                 for (slot, batch) in (first.0..).zip(batches) {
                     self.told_chosen(Slot(slot), batch, &format!("an entry of replica {from}"))?;
@@ -392,57 +333,11 @@ impl Oracle {
     }
 
     fn promised(&mut self, from: ReplicaId, ballot: Ballot, chosen: Slot, reported: &[AcceptedSlot]) -> Verdict {
-        let disk = self.disk(from);
-        if disk.promised < Some(ballot) {
-            let what = format!("replica {from} promises ballot {ballot}, its disk has promised {:?}", disk.promised);
-            return violation(Checker::DurableBeforeTold, what);
-        }
-        for (slot, accepted) in disk.accepted.range(chosen.next()..).filter(|(_, accepted)| **accepted < ballot) {
-            let told = reported.iter().find(|reported| reported.slot == *slot).map(|reported| reported.ballot);
-            if told < Some(*accepted) {
-                return violation(
-                    Checker::Promises,
-                    format!(
-                        "replica {from} has accepted slot {slot} under ballot {accepted}, and promises ballot {ballot} \
-                         telling of {told:?} there"
-                    ),
-                );
-            }
-        }
+        self.acceptors.promises(from, ballot, chosen, reported)?;
         for AcceptedSlot { slot, ballot, batch } in reported {
             self.proposed(*slot, *ballot, batch, &format!("a promise of replica {from}"))?;
         }
-        self.known_chosen(from, chosen)?;
-        self.tells(from, ballot, "promises")
-    }
-
-    fn tells(&mut self, from: ReplicaId, ballot: Ballot, what: &str) -> Verdict {
-        let disk = self.disk(from);
-        if disk.told > Some(ballot) {
-            let what = format!("replica {from} {what} ballot {ballot}, having told others of {:?}", disk.told);
-            return violation(Checker::Promises, what);
-        }
-        disk.told = Some(ballot);
-        Ok(())
-    }
-
-    /// What a replica starts from: all that it has told others, and all that it has accepted and must tell.
-    pub(crate) fn holds(&self, replica: ReplicaId, recovered: &Recovered) -> Verdict {
-        let disk = &self.disks[usize::from(replica.0) - 1];
-        if disk.told > Some(recovered.promised) {
-            let promised = recovered.promised;
-            let what = format!("replica {replica} has promised {promised}, and has told others of {:?}", disk.told);
-            return violation(Checker::Promises, what);
-        }
-        for (slot, ballot) in disk.accepted.range(recovered.chosen.next()..) {
-            // A later record may say that another value is chosen there: then that is what it holds.
-            let held = recovered.accepted.get(slot).map(|(ballot, _)| *ballot);
-            if held.is_none_or(|held| held < *ballot && held != Ballot::NONE) {
-                let what = format!("replica {replica} starts with {held:?} at slot {slot}, and had accepted {ballot}");
-                return violation(Checker::Promises, what);
-            }
-        }
-        Ok(())
+        self.known_chosen(from, chosen)
     }
 
     fn known_chosen(&self, replica: ReplicaId, slot: Slot) -> Verdict {

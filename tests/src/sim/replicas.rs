@@ -1,5 +1,7 @@
 //! What happens to replicas: messages, turns, flushes.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use synod_api::{FrameKind, limits};
 use synod_net::FrameId;
@@ -10,6 +12,7 @@ use synod_paxos::{Instant, Message, Role};
 use synod_ring::AlignedBuffer;
 use synod_wal::{Flush, SegmentId};
 
+use super::faults::Kind;
 use super::leases;
 use super::node::{Input, Wishes, records_in};
 use super::oracle::Asked;
@@ -90,9 +93,16 @@ impl World {
             self.due(index);
             return Ok(());
         }
+        if let Some(length) = node.pause_in_turn.take() {
+            // It has read its clock and taken what had come. All that follows, it does later.
+            node.caught = Some((node.clock.at(self.now), node.inbox.len()));
+            node.paused_until = self.now + length;
+            self.due(index);
+            return Ok(());
+        }
         let mut engine = node.engine.take().expect("it is alive");
         let verdict = self.turn_of(index, &mut engine);
-        let exhausted = engine.log().is_exhausted();
+        let (full, exhausted) = (engine.refuses_writes(), engine.log().is_exhausted());
         let node = &mut self.nodes[index];
         node.engine = Some(engine);
         let deadline = node.deadline().expect("it was put back");
@@ -103,6 +113,10 @@ impl World {
         verdict?;
         let up = self.nodes.iter().filter_map(|node| Some((node.id, &node.clock, node.engine.as_deref()?)));
         leases::disjoint(self.now, up)?;
+        if full && self.injected.of(Kind::FullDisk.name()) == 0 {
+            self.injected.count(Kind::FullDisk.name());
+            self.trace.turn(self.now, || format!("the log of replica {} is full", index + 1));
+        }
         if exhausted {
             // As in the node: without room for as much as a promise the process ends. It would do so again.
             assert!(self.swarm.segments_max.is_some(), "this log was meant to have room");
@@ -132,7 +146,10 @@ impl World {
                     engine.flushed(now, flush.buffer, &mut wishes);
                     self.nodes[index].mark_at = Some(now.0 + IDLE_BEAT);
                 }
-                Input::SegmentReady(segment) => engine.segment_ready(segment),
+                Input::SegmentReady(segment) => {
+                    self.nodes[index].preparing = None;
+                    engine.segment_ready(segment);
+                }
                 Input::LogRead(read) => {
                     let bytes = self.nodes[index].disk.bytes(read.segment, read.offset, read.length).to_vec();
                     engine.log_read(read, Ok(&bytes), &mut wishes);
@@ -187,15 +204,14 @@ impl World {
         let visited = attempt.inbound.visit(bytes, |frame| {
             assert_eq!(frame.kind, u8::from(FrameKind::Request), "clients send requests");
             let caller = Caller { connection: connection as u64, request: frame.id.0 };
-            let before = node.asked.insert((caller.connection, caller.request), Asked::of(frame.payload));
+            let command = match bug {
+                Some(Bug::P10RetryIsNew) => Cow::Owned(sabotage::restamped(frame.payload, stamps)),
+                _ => Cow::Borrowed(frame.payload),
+            };
+            let before = node.asked.insert((caller.connection, caller.request), Asked::of(&command));
             assert!(before.is_none(), "a client does not repeat a question that is open on the same connection");
-            match bug {
-                Some(Bug::P10RetryIsNew) => {
-                    let command = sabotage::restamped(frame.payload, stamps);
-                    engine.command(now, caller, &command, wishes);
-                }
-                Some(Bug::P16ReadsLocally) if sabotage::answer_locally(engine, caller, frame.payload, wishes) => {}
-                _ => engine.command(now, caller, frame.payload, wishes),
+            if bug != Some(Bug::P16ReadsLocally) || !sabotage::answer_locally(engine, caller, &command, wishes) {
+                engine.command(now, caller, &command, wishes);
             }
         });
         visited.expect("clients send sound frames");
@@ -341,9 +357,7 @@ impl World {
     pub(crate) fn segment_ready(&mut self, index: usize, life: u64, segment: SegmentId) {
         if self.is_alive(index, life) && !self.is_stalled(index, || Event::SegmentReady { node: index, life, segment })
         {
-            let node = &mut self.nodes[index];
-            node.preparing = None;
-            node.disk.make_segment(segment);
+            self.nodes[index].disk.make_segment(segment);
             self.input(index, Input::SegmentReady(segment));
         }
     }

@@ -125,10 +125,10 @@ impl Trace {
         match self.words {
             Words::Silent => {}
             Words::Story => {
-                let line = stamped(now, shortened(&line(), KEPT_BYTES));
+                let line = stamped(now, shortened(&readable(&line()), KEPT_BYTES));
                 STORY.with_borrow_mut(|story| story.tell(line, turning_point));
             }
-            Words::Print => println!("{}", stamped(now, &line())),
+            Words::Print => println!("{}", stamped(now, &readable(&line()))),
         }
     }
 
@@ -145,6 +145,59 @@ pub(crate) fn shortened(text: &str, bytes: usize) -> &str {
     &text[..text.floor_char_boundary(bytes)]
 }
 
+/// The same, without what `Debug` says too much of: ballots as "3.1", slots as numbers, rows of zeros as dots.
+fn readable(text: &str) -> String {
+    let mut short = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, ballot)) = rest.split_once("Ballot { round: ") {
+        short.push_str(before);
+        let Some((inside, after)) = ballot.split_once(" }") else { break };
+        let mut numbers = inside.split(|c: char| !c.is_ascii_digit()).filter(|number| !number.is_empty());
+        let (round, replica) = (numbers.next().unwrap_or("?"), numbers.next().unwrap_or("?"));
+        short.push_str(&format!("{round}.{replica}"));
+        rest = after;
+    }
+    short.push_str(rest);
+    let mut rest = std::mem::take(&mut short);
+    while let Some((before, slot)) = rest.split_once("Slot(") {
+        short.push_str(before);
+        let (number, after) = slot.split_once(')').unwrap_or((slot, ""));
+        short.push_str(number);
+        rest = after.to_owned();
+    }
+    short.push_str(&rest);
+    short.replace("\\x00", "\u{b7}")
+}
+
 fn stamped(now: u64, line: &str) -> String {
     format!("{:>12.6} {line}", now as f64 / 1e9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_made_readable() {
+        let ballot = "Ballot { round: 12, replica: ReplicaId(3), incarnation: Incarnation(1) }";
+        let line =
+            format!("2 <- 3: Accept {{ ballot: {ballot}, slot: Slot(515), batch: \\x01\\x00\\x00k }} Some({ballot})");
+        assert_eq!(readable(&line), "2 <- 3: Accept { ballot: 12.3, slot: 515, batch: \\x01\u{b7}\u{b7}k } Some(12.3)");
+        assert_eq!(readable("AcceptedSlot { slot: Slot(7"), "AcceptedSlot { slot: 7");
+    }
+
+    #[test]
+    fn a_story_keeps_turning_points_and_the_last_lines() {
+        let mut trace = Trace::new(Words::Story);
+        trace.turn(0, || "begins".to_owned());
+        for at in 1..=200 {
+            trace.say(at, || format!("line {at}"));
+        }
+        trace.turn(201, || "ends".to_owned());
+        let lines = take_story();
+        assert_eq!(lines.len(), 2 + LAST_LINES);
+        assert!(lines[0].ends_with("begins") && lines[2].ends_with("line 162"), "{lines:?}");
+        assert!(lines.last().is_some_and(|line| line.ends_with("ends")), "{lines:?}");
+        assert!(take_story().is_empty());
+    }
 }

@@ -146,7 +146,9 @@ fn said(bug: Bug, outcome: io::Result<Output>, json: bool) -> bool {
         println!("{}", json!({ "planted": name, "caught": true, "checker": checker, "seeds": seeds }));
     } else {
         let what: String = what.chars().take(WHAT_CHARS).collect();
-        println!("{name} ({}): caught after {seeds} seeds by {what}", bug.breaks());
+        let meant = bug.checker().name();
+        let meant = if meant == checker { String::new() } else { format!(" (meant for {meant})") };
+        println!("{name} ({}): caught after {seeds} seeds by {what}{meant}", bug.breaks());
     }
     true
 }
