@@ -56,6 +56,7 @@ use synod_node::engine::Engine;
 
 pub use coverage::{Coverage, REASONS};
 pub use faults::{Kind, Mask};
+pub use injector::last_fault_on_this_thread;
 pub use minimise::{Minimised, minimise};
 pub use planted::Bug;
 pub use sweep::{Caught, Failure, Summary, Sweep, catch, sweep};
@@ -204,11 +205,6 @@ pub fn run(seed: u64, options: &Options) -> Outcome {
         violation,
         lines: take_story(),
     }
-}
-
-/// How many faults a seed has to draw from; their numbers begin at 0.
-pub fn faults_of(seed: u64, options: &Options) -> usize {
-    world::World::new(seed, options.clone()).faults.len()
 }
 
 thread_local! {

@@ -1,5 +1,7 @@
 //! Faults as they happen: who is hit, what stops, what ends with them, and how a replica starts again.
 
+use std::cell::Cell;
+
 use fastrand::Rng;
 use synod_wal::Tail;
 
@@ -10,6 +12,15 @@ use super::node::{Crash, Started};
 use super::swarm::{MILLISECOND, SECOND, Tearing};
 use super::verdict::Verdict;
 use super::world::{Event, World};
+
+thread_local! {
+    static LAST_FAULT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The number of the last fault that came, in the run on this thread: later ones had no part in how it ended.
+pub fn last_fault_on_this_thread() -> usize {
+    LAST_FAULT.get()
+}
 
 impl World {
     /// The fault with this number is the next to come, if faults go on so long.
@@ -24,6 +35,7 @@ impl World {
             return;
         }
         self.schedule_fault(number + 1);
+        LAST_FAULT.set(number);
         if !self.options.faults.lets(number) {
             return;
         }

@@ -5,6 +5,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
+
 use super::{Bug, Checker, Counts, Coverage, Options, Outcome, Tally, Violation, Words, run};
 
 /// What to sweep.
@@ -36,8 +38,8 @@ pub struct Failure {
 pub struct Summary {
     /// Seeds run.
     pub seeds: u64,
-    /// Of these, such that did too little to count.
-    pub void: u64,
+    /// Those that did too little to count, in order.
+    pub void: Vec<u64>,
     /// Run twice, and equal.
     pub repeated: u64,
     /// Events in all.
@@ -46,7 +48,7 @@ pub struct Summary {
     pub simulated: Duration,
     /// Time that it took.
     pub wall: Duration,
-    /// Time that all threads together spent on the runs that are counted in `simulated`.
+    /// What the runs that are counted in `simulated` took of a core: others may be using it too.
     pub busy: Duration,
     /// What happened.
     pub counts: Counts,
@@ -76,9 +78,9 @@ pub fn sweep(options: &Sweep, progress: impl Fn(u64, usize) + Sync) -> Summary {
                         return;
                     }
                     let silent = Options::default();
-                    let before = Instant::now();
+                    let before = core_time();
                     let outcome = run(seed, &silent);
-                    let busy = before.elapsed();
+                    let busy = core_time().saturating_sub(before);
                     let twice = options.twice_every > 0 && seed.is_multiple_of(options.twice_every);
                     let again = twice.then(|| run(seed, &silent));
                     let mut summary = summary.lock().expect("no thread panics here");
@@ -94,6 +96,7 @@ pub fn sweep(options: &Sweep, progress: impl Fn(u64, usize) + Sync) -> Summary {
         }
     });
     let mut summary = summary.into_inner().expect("no thread panics here");
+    summary.void.sort_unstable();
     summary.failures.sort_by_key(|failure| failure.seed);
     for failure in &mut summary.failures {
         // The same again, this time with words.
@@ -103,10 +106,18 @@ pub fn sweep(options: &Sweep, progress: impl Fn(u64, usize) + Sync) -> Summary {
     summary
 }
 
+/// What this thread has had of a core.
+fn core_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).expect("it is never negative")
+}
+
 impl Summary {
     fn take(&mut self, options: &Sweep, outcome: Outcome, again: Option<Outcome>) {
         self.seeds += 1;
-        self.void += u64::from(outcome.is_void());
+        if outcome.is_void() {
+            self.void.push(outcome.seed);
+        }
         self.events += outcome.events;
         self.simulated += Duration::from_nanos(outcome.simulated_ns);
         self.counts.add(&outcome.counts);

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use serde_json::json;
-use synod_tests::sim::{self, Bug, Checker, Options};
+use synod_tests::sim::{self, Bug, Checker};
 
 use crate::report;
 
@@ -30,23 +30,25 @@ fn checker_in(output: &Output) -> Option<String> {
     Some(line.split(':').next()?.to_owned())
 }
 
+fn last_fault_in(output: &Output) -> usize {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let number = text.lines().find_map(|line| line.strip_prefix(report::LAST_FAULT)?.parse().ok());
+    number.unwrap_or(0)
+}
+
 /// Finds the faults that a seed's violation needs.
 pub(crate) fn minimise(seed: u64, bug: Option<Bug>) -> ExitCode {
-    let options = Options { bug, ..Options::default() };
-    let all: BTreeSet<usize> = (0..sim::faults_of(seed, &options)).collect();
-    let seed_text = seed.to_string();
-    let arguments = |faults: &str| {
-        let mut arguments = vec!["--seed".to_owned(), seed_text.clone(), "--only-faults".to_owned(), faults.to_owned()];
+    let run = |faults: Option<&BTreeSet<usize>>| {
+        let mut arguments = vec!["--seed".to_owned(), seed.to_string()];
+        if let Some(faults) = faults {
+            arguments.extend(["--only-faults".to_owned(), listed(faults)]);
+        }
         if let Some(bug) = bug {
             arguments.extend(["--plant".to_owned(), bug.name().to_owned()]);
         }
-        arguments
-    };
-    let run = |faults: &BTreeSet<usize>| {
-        let arguments = arguments(&listed(faults));
         again(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
     };
-    let first = match run(&all) {
+    let first = match run(None) {
         Ok(output) => output,
         Err(error) => {
             eprintln!("synod-sim: cannot run itself: {error}");
@@ -58,11 +60,12 @@ pub(crate) fn minimise(seed: u64, bug: Option<Bug>) -> ExitCode {
         return ExitCode::SUCCESS;
     };
     let begun = Instant::now();
+    let all: BTreeSet<usize> = (0..=last_fault_in(&first)).collect();
     let minimised = sim::minimise(all.clone(), |faults| {
         // Another checker's violation would be another story.
-        run(faults).is_ok_and(|output| checker_in(&output).as_deref() == Some(&checker))
+        run(Some(faults)).is_ok_and(|output| checker_in(&output).as_deref() == Some(&checker))
     });
-    if let Ok(output) = run(&minimised.faults) {
+    if let Ok(output) = run(Some(&minimised.faults)) {
         print!("{}", String::from_utf8_lossy(&output.stdout));
     }
     println!(

@@ -103,9 +103,7 @@ fn one(seed: u64, options: &Options, json: bool) -> ExitCode {
     if let Some(violation) = &outcome.violation {
         report::story(&outcome.lines);
         println!("{}", report::violation(violation));
-        if options.faults == Mask::All {
-            report::commands(seed, options.bug);
-        }
+        report::commands(seed, options.bug);
     }
     report::one(&outcome, json);
     ExitCode::from(u8::from(outcome.violation.is_some()))
@@ -132,8 +130,8 @@ fn many(seeds: Range<u64>, threads: usize, json: bool) -> ExitCode {
         println!("seed {}:", failure.seed);
         report::story(&failure.lines);
         println!("{}", report::violation(&failure.violation));
-        report::commands(failure.seed, None);
-        println!();
+        println!("  again:                {}", report::command("--seed", failure.seed, None));
+        println!("  with fewer faults:    {}\n", report::command("--minimise", failure.seed, None));
     }
     report::many(&summary, threads, json);
     ExitCode::from(u8::from(!summary.failures.is_empty()))

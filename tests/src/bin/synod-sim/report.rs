@@ -23,8 +23,12 @@ pub(crate) fn command(flag: &str, seed: u64, bug: Option<Bug>) -> String {
     format!("cargo run -p synod-tests --bin synod-sim -- {flag} {seed}{plant}")
 }
 
-/// What to do about a failed seed.
+/// Before the number of the last fault: read by `children`.
+pub(crate) const LAST_FAULT: &str = "  the last fault:       number ";
+
+/// What to do about the seed that has failed on this thread just now.
 pub(crate) fn commands(seed: u64, bug: Option<Bug>) {
+    println!("{LAST_FAULT}{}", sim::last_fault_on_this_thread());
     println!("  again, every event:   {} --trace", command("--seed", seed, bug));
     println!("  with fewer faults:    {}", command("--minimise", seed, bug));
 }
@@ -55,6 +59,9 @@ pub(crate) fn one(outcome: &Outcome, json: bool) {
     }
 }
 
+/// So many void seeds are named.
+const VOID_SHOWN: usize = 20;
+
 /// A sweep.
 pub(crate) fn many(summary: &Summary, threads: usize, json: bool) {
     let (simulated, wall) = (summary.simulated.as_secs_f64(), summary.wall.as_secs_f64());
@@ -63,7 +70,7 @@ pub(crate) fn many(summary: &Summary, threads: usize, json: bool) {
     if json {
         let value = json!({
             "seeds": summary.seeds,
-            "void": summary.void,
+            "void": summary.void.len(),
             "repeated": summary.repeated,
             "violations": summary.failures.len(),
             "hash": format!("{:016x}", summary.hash),
@@ -85,7 +92,7 @@ pub(crate) fn many(summary: &Summary, threads: usize, json: bool) {
         "{} seeds, {} violations, {} void (fewer than {} operations or {} faults), {} run twice and equal, hash {:016x}",
         summary.seeds,
         summary.failures.len(),
-        summary.void,
+        summary.void.len(),
         sim::OPERATIONS_MIN,
         sim::FAULTS_MIN,
         summary.repeated,
@@ -98,6 +105,10 @@ pub(crate) fn many(summary: &Summary, threads: usize, json: bool) {
         summary.events,
         summary.events as f64 / wall
     );
+    if !summary.void.is_empty() {
+        let first: Vec<String> = summary.void.iter().take(VOID_SHOWN).map(u64::to_string).collect();
+        println!("void seeds: {}{}", first.join(", "), if summary.void.len() > VOID_SHOWN { ", .." } else { "" });
+    }
     println!("\nfaults:");
     table(&faults(&summary.injected));
     println!("\noperations checked:");
