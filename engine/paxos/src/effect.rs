@@ -63,7 +63,8 @@ pub enum Effect {
         /// What.
         message: Message,
     },
-    /// Send this once all persists up to `upto` are durable (rule P15); [`crate::durable::DurableQueue`] holds it.
+    /// Send this once all persists up to `upto` are durable (rule P15); [`crate::durable::DurableQueue`] holds it. They never
+    /// all are when this is asked for: news of durability is still to come.
     SendOnceDurable {
         /// To whom; to this replica itself too.
         to: ReplicaId,
@@ -175,7 +176,8 @@ impl Configurations {
 /// What a replica starts from: the outcome of reading its log, or [`Recovered::nothing`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Recovered {
-    /// Who votes, and who will, as of `chosen`.
+    /// Who votes, and who will: those of the last hard state. Its record comes before any that tells that a change is
+    /// chosen, so they may be further on than `chosen`, never behind.
     pub configurations: Configurations,
     /// The last durable promise, or a higher ballot under which something was accepted.
     pub promised: Ballot,

@@ -86,6 +86,14 @@ fn extend(held: &mut Held, confirmed: Confirmed, world: &mut World<'_>) {
 }
 
 impl State {
+    /// Until when it runs, if there is one.
+    pub(crate) fn until(&self) -> Option<Instant> {
+        match self {
+            State::Held(held) => Some(held.until),
+            State::Without => None,
+        }
+    }
+
     /// Whether it runs at this moment.
     pub(crate) fn holds(&self, now: Instant) -> bool {
         matches!(self, State::Held(held) if now < held.until)

@@ -7,17 +7,26 @@
 //! | module | owns |
 //! |---|---|
 //! | [`acceptor`] | what this replica has promised and accepted: the one place that persists either |
-//! | [`coordinator`] | elections, and slots from proposal to choice |
+//! | [`coordinator`] | elections, and slots from proposal to choice; higher ballots, hand-over |
 //! | [`learner`] | which slots are chosen, applying them in order, catching up |
+//! | `lease`, `grant` | the master's lease: as its holder sees it, as its granters do |
+//! | `membership` | the configuration in force, and the one to come |
+//! | `standing` | whether this replica may promise anything to anyone |
 //! | [`durable`] | the one mechanism for "send once durable" (rule P15) |
 //!
-//! Words and messages are those of *Paxos Made Live* (PML); where this crate leaves the paper, [`divergence`] says why.
+//! Words and messages are those of *Paxos Made Live* (PML); [`words`] maps them to the literature's, [`Message`] lists who
+//! sends what when, and what must be durable first. [`machines`] shows all tables: the whole of the control flow. Where
+//! this crate leaves the paper, [`divergence`] says why.
 
 pub mod acceptor;
 pub mod batch;
 mod configuration;
 #[doc = include_str!("../docs/divergence.md")]
 pub mod divergence {}
+#[doc = include_str!("../docs/machines.md")]
+pub mod machines {}
+#[doc = include_str!("../docs/words.md")]
+pub mod words {}
 pub mod coordinator;
 pub mod durable;
 mod effect;

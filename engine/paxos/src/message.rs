@@ -2,18 +2,21 @@
 //!
 //! | message | who sends it, to whom | when | durable first |
 //! |---|---|---|---|
-//! | probe | a follower -> the voters | it has heard from no coordinator for a while | nothing |
-//! | probe answer | voter -> who probes | asked; says whether it would promise now | nothing |
-//! | propose | candidate -> the members | a majority would promise; or the master asked it to take over | its own promise (P1) |
-//! | promise | acceptor -> candidate | the ballot is not below what it has promised, and no lease binds it | the promise |
-//! | accept | coordinator -> the members | a batch or an adopted value has a slot | nothing: its own disk works in parallel |
-//! | acknowledge | acceptor -> coordinator | the ballot is not below what it has promised | the acceptance |
-//! | reject | acceptor -> sender of propose, accept or commit | the ballot is below | nothing |
-//! | commit | coordinator -> the members | every heartbeat | nothing |
-//! | release | a master -> the members | it gives mastership up | nothing: it holds no lease any more |
+//! | probe | a follower -> the voters | it has heard from no coordinator for a while and no lease binds it; or it was probed by one that knows less | nothing |
+//! | probe answer | member -> who probes | asked; says whether it would promise now | nothing |
+//! | propose | candidate -> the members | a majority would promise; or the master asked it to take over; or it is the master and wants a higher ballot; again after a while | its own promise (P1) |
+//! | promise | acceptor -> candidate | it votes, the ballot is not below what it has promised, and no lease binds it to another | the promise |
+//! | accept | coordinator -> the members | a batch, a change, an adopted value or a no-op has a slot; again to who has not acknowledged after a while | nothing: its own disk works in parallel |
+//! | acknowledge | acceptor, learners too -> coordinator | the ballot is not below what it has promised | the acceptance, and the promise that comes with it |
+//! | reject | acceptor -> sender of propose, accept or commit | the ballot is below what it has promised | nothing |
+//! | commit | coordinator -> the members | every heartbeat; when it begins; before a higher ballot, a hand-over or its own removal | nothing |
+//! | release | a master -> the members | it gives mastership up by itself | nothing: it holds no lease any more |
 //! | take over | a master -> whom it hands over to | after its release, nothing open | nothing |
-//! | fetch | laggard -> whoever knows more | a chosen slot is missing here | nothing |
-//! | entries | -> laggard | asked by fetch | nothing: what is chosen stays chosen |
+//! | fetch | laggard -> whoever knows more, then the next member | a chosen slot is missing here | nothing |
+//! | entries | whoever is asked -> laggard; acceptor -> coordinator | asked by fetch, or by an accept for a slot known to be chosen | nothing: what is chosen stays chosen |
+//!
+//! A promise, an acceptance and a propose wait for their record through one mechanism ([`crate::durable`], rule P15). Nothing
+//! is answered to a propose that a lease or the voting status forbids: a reject would say that a higher ballot is promised.
 //!
 //! An acknowledgement also grants the lease (rule P8): there is no message for that.
 

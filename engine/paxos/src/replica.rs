@@ -143,6 +143,11 @@ impl Replica {
         self.coordinator.leadership().is_some() && self.core.lease.holds(now)
     }
 
+    /// Until when this replica is the master, if it is: on its own clock.
+    pub fn lease_until(&self) -> Option<Instant> {
+        self.coordinator.leadership().and_then(|_| self.core.lease.until())
+    }
+
     /// Whether what is applied here reflects every write acknowledged until now, anywhere: a read needs no slot then. To be
     /// asked again, with a fresh clock, after the answer has been computed (P8).
     pub fn may_read(&self, now: Instant) -> bool {

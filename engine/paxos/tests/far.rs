@@ -9,7 +9,8 @@ use synod_paxos::{
 const FAR: Slot = Slot(u64::MAX);
 
 fn replica(me: u16) -> Replica {
-    let configuration = Configuration::of_voters([1, 2, 3].map(ReplicaId), 4, std::time::Duration::ZERO).unwrap();
+    let configuration =
+        Configuration::of_voters([1, 2, 3].map(ReplicaId), 4, std::time::Duration::ZERO).expect("three voters");
     let settings = Settings::new(ReplicaId(me), Incarnation(1), 1);
     let mut replica = Replica::new(settings, &Recovered::nothing(configuration), Instant(0));
     replica.step(Instant(0), Event::Ticked, &mut Effects::new());

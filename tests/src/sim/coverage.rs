@@ -17,9 +17,8 @@ pub(crate) trait Machines {
 }
 
 impl Machines for Engine {
-    /// No machine counts before they are written in the specification language.
     fn transitions(&self) -> Vec<(String, u64)> {
-        Vec::new()
+        self.replica().counts().rows().map(|(row, count)| (row.to_string(), count)).collect()
     }
 }
 

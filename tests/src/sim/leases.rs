@@ -17,9 +17,8 @@ pub(crate) trait LeaseHolder {
 }
 
 impl LeaseHolder for Engine {
-    /// No replica holds leases before the protocol grants them.
     fn lease_until(&self) -> Option<Instant> {
-        None
+        self.replica().lease_until()
     }
 }
 

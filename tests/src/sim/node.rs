@@ -10,7 +10,7 @@ use synod_node::codec;
 use synod_node::engine::{Caller, Engine, LogRead, Outlet, Start};
 use synod_node::start::Replay;
 use synod_paxos::{
-    Ballot, Configuration, HardState, Incarnation, Instant, Message, Record, Recovered, ReplicaId, Settings, Slot,
+    Ballot, Configuration, Configurations, HardState, Incarnation, Instant, Message, Record, Recovered, ReplicaId, Settings, Slot,
     StateMachine,
 };
 use synod_wal::frame::{FRAME_HEADER_BYTES, FrameHeader};
@@ -76,6 +76,9 @@ impl Outlet for Wishes {
     fn read_log(&mut self, read: LogRead) {
         self.reads.push(read);
     }
+
+    /// Everybody here is reached by number.
+    fn reconfigure(&mut self, _: &Configurations) {}
 }
 
 /// How a replica's process ends.
@@ -230,14 +233,13 @@ impl Node {
             Err(error) => return refused(error.to_string()),
         };
         let (hard, mut protocol, mut cell) = match replay.finish() {
-            Ok(finished) => finished,
-            Err(error) => return refused(error.to_string()),
-        };
-        let hard = match hard {
-            Some(hard) => hard,
-            None if bug == Some(Bug::P12WipedReplicaVotes) => hard_state(swarm),
+            Ok(Some(finished)) => finished,
+            Ok(None) if bug == Some(Bug::P12WipedReplicaVotes) => {
+                (hard_state(swarm), Recovered::nothing(configuration(swarm)), Cell::new())
+            }
             // The node reads as much from the identity that is missing beside it.
-            None => return refused("its log has no hard state".to_owned()),
+            Ok(None) => return refused("its log has no hard state".to_owned()),
+            Err(error) => return refused(error.to_string()),
         };
         match bug {
             Some(Bug::P2ForgetsPromise) => {
@@ -252,12 +254,13 @@ impl Node {
             oracle.recovered(self.id, found)?;
             self.check_recovered(&protocol, &cell, oracle)?;
         }
-        let mut settings = Settings::new(self.id, hard.incarnation, hard.configuration, seed);
+        let mut settings = Settings::new(self.id, hard.incarnation, seed);
         settings.window = swarm.window;
         settings.heartbeat = swarm.heartbeat;
         settings.election_timeout = swarm.election_timeout;
-        let members = settings.configuration.members();
-        let client_addresses = members.iter().map(|id| (*id, address(*id))).collect();
+        settings.boost_slots_min = swarm.boost_slots_min;
+        settings.boost_time_min = swarm.boost_time_min;
+        let client_addresses = (1..=swarm.machines).map(|id| (ReplicaId(id), address(ReplicaId(id)))).collect();
         let start = Start {
             settings,
             recovered: protocol,
@@ -311,9 +314,14 @@ pub(crate) fn address(replica: ReplicaId) -> String {
 
 /// What a replica has before its first start.
 fn hard_state(swarm: &Swarm) -> HardState {
-    let members = (1..=swarm.replicas).map(ReplicaId).collect();
-    let configuration = Configuration::new(members, swarm.horizon).expect("a sound configuration");
-    HardState { promised: Ballot::NONE, incarnation: INCARNATION, configuration, cut: Slot::NONE }
+    let configurations = Configurations::first(configuration(swarm));
+    HardState { promised: Ballot::NONE, incarnation: INCARNATION, configurations, cut: Slot::NONE }
+}
+
+/// Who keeps the cell in the beginning.
+pub(crate) fn configuration(swarm: &Swarm) -> Configuration {
+    let members = (1..=swarm.replicas).map(ReplicaId);
+    Configuration::of_voters(members, swarm.horizon, swarm.lease).expect("a sound configuration")
 }
 
 /// A command that needs no session.

@@ -14,9 +14,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use synod_api::{Answer, Command, Operation};
+use synod_api::{Answer, Command, Mastership, Operation, Refusal};
 use synod_cell::Cell;
-use synod_paxos::{AcceptedSlot, Ballot, Batch, Message, Record, ReplicaId, Slot, StateMachine};
+use synod_paxos::{
+    AcceptedSlot, Ballot, Batch, Configuration, Message, Record, ReplicaId, ReplicaSet, Slot, StateMachine,
+};
 
 use super::acceptors::Acceptors;
 use super::verdict::{Checker, Verdict, violation};
@@ -56,8 +58,8 @@ impl Fingerprint {
 
 struct Proposal {
     batch: Batch,
-    /// Whose disks have it, as bits.
-    accepted_by: u64,
+    /// Whose disks have it.
+    accepted_by: ReplicaSet,
 }
 
 struct Chosen {
@@ -95,7 +97,8 @@ impl Asked {
 
 /// See the module.
 pub(crate) struct Oracle {
-    majority: usize,
+    /// The configurations so far, each with the first slot that it governs (P6).
+    configurations: Vec<(Slot, Configuration)>,
     pub(crate) acceptors: Acceptors,
     /// By slot and ballot: all that was proposed.
     proposals: BTreeMap<(Slot, Ballot), Proposal>,
@@ -118,11 +121,11 @@ pub(crate) struct Oracle {
 }
 
 impl Oracle {
-    pub(crate) fn new(replicas: u16) -> Oracle {
+    pub(crate) fn new(replicas: u16, configuration: Configuration) -> Oracle {
         let cell = Cell::new();
         let fingerprints = vec![Fingerprint::of(&cell, Slot::NONE)];
         Oracle {
-            majority: usize::from(replicas) / 2 + 1,
+            configurations: vec![(Slot(1), configuration)],
             acceptors: Acceptors::new(replicas),
             proposals: BTreeMap::new(),
             coordinators: BTreeMap::new(),
@@ -169,8 +172,9 @@ impl Oracle {
             Record::Accepted { slot, ballot, chosen: _, batch } => {
                 self.proposed(slot, ballot, &batch, &format!("the disk of replica {replica}"))?;
                 let proposal = self.proposals.get_mut(&(slot, ballot)).expect("just noted");
-                proposal.accepted_by |= 1 << replica.0;
-                if proposal.accepted_by.count_ones() as usize >= self.majority {
+                proposal.accepted_by.insert(replica);
+                let accepted_by = proposal.accepted_by;
+                if self.governing(slot).is_majority(accepted_by) {
                     self.choose(slot, ballot, batch)?;
                 }
                 Ok(())
@@ -209,7 +213,7 @@ impl Oracle {
             );
         }
         let noted =
-            self.proposals.entry((slot, ballot)).or_insert_with(|| Proposal { batch: batch.clone(), accepted_by: 0 });
+            self.proposals.entry((slot, ballot)).or_insert_with(|| Proposal { batch: batch.clone(), accepted_by: ReplicaSet::default() });
         if noted.batch != *batch {
             return violation(
                 Checker::Agreement,
@@ -242,11 +246,42 @@ impl Oracle {
         Ok(())
     }
 
+    /// Who decides on this slot: a change decided at slot i governs from i + horizon on (P6).
+    pub(crate) fn governing(&self, slot: Slot) -> &Configuration {
+        let (_, configuration) =
+            self.configurations.iter().rev().find(|(from, _)| *from <= slot).expect("the first governs from slot 1");
+        configuration
+    }
+
+    /// A change that was made for a configuration which is in force no more, or before the last change was, is void.
+    fn reconfigure(&mut self, slot: Slot, batch: &Batch) {
+        let (since, latest) = self.configurations.last().expect("there is the first");
+        let Some((base, configuration)) = batch.as_change() else { return };
+        if base == *since && slot.next() >= *since {
+            let from = slot.plus(latest.horizon());
+            self.configurations.push((from, configuration));
+        }
+    }
+
     fn apply(&mut self, slot: Slot, batch: &Batch) -> Verdict {
+        self.reconfigure(slot, batch);
+        let mut is_outdated = false;
         for bytes in batch.commands() {
             let mut told = Vec::new();
             let before = self.cell.store().revision();
+            let epoch = self.cell.epoch();
             self.cell.apply(slot, bytes, &mut told);
+            if let Some(word) = Mastership::decode(bytes) {
+                is_outdated = matches!(word, Mastership::Stamp(stamped) if stamped != epoch);
+                continue;
+            }
+            if is_outdated != (Answer::decode_borrowed(&told) == Ok(Answer::Refused(Refusal::MasterChanged))) {
+                let what = format!("at slot {slot}, in {epoch:?}, a command is applied that came to another mastership");
+                return violation(Checker::Epochs, what);
+            }
+            if is_outdated {
+                continue;
+            }
             let command = Command::decode(bytes).expect("clients send sound commands");
             let revision = self.cell.store().revision();
             if revision > before {
@@ -296,7 +331,7 @@ impl Oracle {
     /// A message leaves a replica for another.
     pub(crate) fn sent(&mut self, from: ReplicaId, life: u64, message: &Message) -> Verdict {
         match message {
-            Message::Propose { ballot } => {
+            Message::Propose { ballot, .. } => {
                 self.own_ballot(from, life, *ballot)?;
                 self.acceptors.proposes(from, *ballot)
             }
@@ -312,10 +347,12 @@ impl Oracle {
                 }
                 Ok(())
             }
-            Message::Commit { ballot, chosen } => {
+            Message::Commit { ballot, chosen, .. } => {
                 self.own_ballot(from, life, *ballot)?;
                 self.known_chosen(from, *chosen)
             }
+            Message::Release { ballot } | Message::TakeOver { ballot } => self.own_ballot(from, life, *ballot),
+            Message::Probe { chosen } | Message::ProbeAnswer { chosen, .. } => self.known_chosen(from, *chosen),
             Message::Reject { .. } | Message::Fetch { .. } => Ok(()),
         }
     }

@@ -27,11 +27,18 @@ pub(crate) enum Tearing {
 /// One seed's world. All times are in nanoseconds.
 #[derive(Clone, Debug)]
 pub(crate) struct Swarm {
+    /// How many keep the cell in the beginning.
     pub(crate) replicas: u16,
+    /// How many there are in all: those beyond are there to be added.
+    pub(crate) machines: u16,
     pub(crate) horizon: u64,
     pub(crate) window: u64,
     pub(crate) heartbeat: Duration,
     pub(crate) election_timeout: Duration,
+    /// The master's.
+    pub(crate) lease: Duration,
+    pub(crate) boost_slots_min: u64,
+    pub(crate) boost_time_min: Duration,
 
     pub(crate) delay_min: u64,
     pub(crate) delay_mean: u64,
@@ -96,6 +103,8 @@ impl Swarm {
         let trip = 2 * (delay_min + delay_mean) + write_mean + sync_mean;
         let election_timeout = scale(random, 80 * MILLISECOND, 900 * MILLISECOND).max(8 * trip);
         let heartbeat = election_timeout / within(random, 3, 6);
+        // Mostly as long as the silence before an election, as in production; shorter and longer must be as safe.
+        let lease = scale(random, election_timeout / 2, 2 * election_timeout).max(8 * trip);
         let clients = within(random, 2, 8) as usize;
         let outstanding = within(random, 1, 3) as usize;
         let frame_blocks = *random.choice(&[6_u64, 8, 16]).expect("there are three");
@@ -105,10 +114,14 @@ impl Swarm {
         let safety = within(random, 20, 40) * SECOND;
         Swarm {
             replicas,
+            machines: replicas,
             horizon,
             window,
             heartbeat: Duration::from_nanos(heartbeat),
             election_timeout: Duration::from_nanos(election_timeout),
+            lease: Duration::from_nanos(lease / 1000 * 1000),
+            boost_slots_min: within(random, 20, 200),
+            boost_time_min: Duration::from_nanos(scale(random, 100 * MILLISECOND, 10 * SECOND)),
             delay_min,
             delay_mean,
             fifo: random.bool(),

@@ -19,6 +19,8 @@ pub enum Checker {
     AtMostOnce,
     /// A database that is not what the log makes of it, slot by slot.
     InOrderApply,
+    /// A command of one mastership is applied in another.
+    Epochs,
     /// Two replicas may answer alone.
     DisjointLeases,
     /// What clients saw fits no order.
@@ -44,6 +46,7 @@ impl Checker {
             Checker::AcknowledgedWrites => "acknowledged writes",
             Checker::AtMostOnce => "at most once",
             Checker::InOrderApply => "in-order apply",
+            Checker::Epochs => "epochs",
             Checker::DisjointLeases => "disjoint leases",
             Checker::Linearizability => "linearizability",
             Checker::Recovery => "recovery",

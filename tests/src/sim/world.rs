@@ -190,7 +190,7 @@ impl World {
             scheduled: 0,
             queue: BinaryHeap::new(),
             network: Network::new(swarm.replicas),
-            oracle: Oracle::new(swarm.replicas),
+            oracle: Oracle::new(swarm.machines, super::node::configuration(&swarm)),
             swarm,
             random,
             trace: Trace::new(options.words),

@@ -262,10 +262,15 @@ pub(super) fn campaign_released(released: Ballot, world: &mut World<'_>) -> Cand
 /// Asks those who have not promised yet again, or for the first time; once more not before the own promise is durable.
 pub(super) fn ask_the_others(candidacy: &Candidacy, world: &mut World<'_>) {
     let upto = world.core.journal.last();
+    // With nothing to flush no news of durability would come, and the question would wait for it.
+    let is_durable = world.core.journal.oldest().is_none();
     for to in world.core.membership.others() {
         if !candidacy.promised_by.contains(*to) {
-            let message = Message::Propose { ballot: candidacy.ballot, released: candidacy.released };
-            world.effects.push(Effect::SendOnceDurable { to: *to, message, upto });
+            let (to, message) = (*to, Message::Propose { ballot: candidacy.ballot, released: candidacy.released });
+            world.effects.push(match is_durable {
+                true => Effect::Send { to, message },
+                false => Effect::SendOnceDurable { to, message, upto },
+            });
         }
     }
 }

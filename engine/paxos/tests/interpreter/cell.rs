@@ -407,8 +407,6 @@ impl Cell {
             Effect::SendOnceDurable { to, message, upto } => {
                 let running = self.node(id).running.as_mut().expect("only what runs asks for anything");
                 running.waiting.hold(upto, to, message);
-                // Its record may be durable for long: no flush will come for its sake.
-                self.release(id);
             }
             Effect::SendEntries { to, from, chosen } => {
                 let batches = self.read_chosen(id, from, chosen);
