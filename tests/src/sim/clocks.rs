@@ -74,8 +74,9 @@ mod tests {
     fn it_never_steps_back_and_never_means_never() {
         let mut clock = Clock::new(0, 5);
         clock.set_rate(10, -DRIFT_PPM_MAX);
+        assert_eq!((clock.at(10), clock.at(1_010)), (15, 965));
         clock.set_rate(1_010, DRIFT_PPM_MAX);
-        assert_eq!((clock.at(10), clock.at(1_010), clock.at(2_010)), (15, 965, 2_015));
+        assert_eq!((clock.at(1_010), clock.at(2_010)), (965, 2_015));
         assert_eq!(clock.when(u64::MAX), u64::MAX);
     }
 }

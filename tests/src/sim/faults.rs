@@ -269,7 +269,7 @@ fn one(kind: Kind, swarm: &Swarm, left: usize, random: &mut Rng) -> (u64, What) 
         Kind::Stall => return (stand_still / 2, What::Stall { replica }),
         Kind::FullDisk => {
             // So that the bound is reached late in the run, or shortly before its end. Most flushes are one block.
-            let blocks = random.u64(550..900);
+            let blocks = random.u64(700..1_000);
             What::FullDisk { segments: blocks * 4096 / swarm.segment_bytes + 3 }
         }
         Kind::Crash | Kind::PowerCut | Kind::WholeCell => {
