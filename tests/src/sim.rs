@@ -101,6 +101,10 @@ counts! {
     slots,
     /// Elections won.
     elections,
+    /// What operators asked for and were granted: transfers, members added and removed.
+    wishes_granted,
+    /// Reads answered under a lease.
+    lease_reads,
     /// Chosen batches that were sent to replicas that lacked them.
     entries_sent,
     /// Reads of a log, to send such batches.
@@ -134,6 +138,7 @@ impl Counts {
     fn take(&mut self, engine: &Engine) {
         let counters = engine.counters();
         self.elections += counters.elections_won;
+        self.lease_reads += counters.lease_reads;
         self.entries_sent += counters.entries_sent;
     }
 }

@@ -18,8 +18,8 @@ use synod_api::{Answer, Command, Epoch, Mastership, Refusal, limits};
 use synod_cell::Cell;
 use synod_paxos::durable::DurableQueue;
 use synod_paxos::{
-    Ballot, Batch, BatchBuilder, Change, ChangeError, Configurations, Effect, Effects, Event, Instant, Message,
-    PersistId, Recovered, Replica, ReplicaId, Role, Settings, Slot, StateMachine, Ticket, TransferError,
+    Ballot, Batch, BatchBuilder, Change, ChangeError, Configuration, Configurations, Effect, Effects, Event, Instant,
+    Message, PersistId, Recovered, Replica, ReplicaId, Role, Settings, Slot, StateMachine, Ticket, TransferError,
 };
 use synod_ring::AlignedBuffer;
 
@@ -163,6 +163,8 @@ pub struct Engine {
     log: synod_wal::Log,
     cell: Cell,
     client_addresses: BTreeMap<ReplicaId, String>,
+    /// Of the configuration in force, and of the one to come.
+    members: BTreeSet<ReplicaId>,
     awaiting_durability: DurableQueue,
     durable: PersistId,
     effects: Effects,
@@ -213,8 +215,10 @@ impl Engine {
     pub fn new(start: Start, now: Instant) -> Self {
         let me = start.settings.me;
         let chosen = start.recovered.chosen;
-        Self {
+        let configurations = start.recovered.configurations.clone();
+        let mut engine = Self {
             me,
+            members: BTreeSet::new(),
             replica: Replica::new(start.settings, &start.recovered, now),
             log: start.log,
             cell: start.cell,
@@ -240,7 +244,9 @@ impl Engine {
             stages: StageTimes::default(),
             unflushed: VecDeque::new(),
             unsent: Vec::new(),
-        }
+        };
+        engine.note_members(&configurations);
+        engine
     }
 
     /// A client's command came. Whatever becomes of it, the caller gets one answer.
@@ -518,7 +524,9 @@ impl Engine {
                 Effect::SendEntries { to, from, chosen } => self.send_entries(to, from, chosen, outlet),
                 Effect::Apply { slot, batch, ticket } => self.apply(slot, batch, ticket, outlet),
                 Effect::Reconfigured { configurations } => {
-                    self.note_addresses(&configurations);
+                    for leaver in self.note_members(&configurations) {
+                        self.tell_leaver(leaver, outlet);
+                    }
                     outlet.reconfigure(&configurations);
                 }
                 Effect::Refuse { ticket } => self.end_batch(ticket, &self.not_master(), outlet),
@@ -676,13 +684,29 @@ impl Engine {
         Ok(())
     }
 
-    /// Members that came later brought their addresses with them.
-    fn note_addresses(&mut self, configurations: &Configurations) {
+    /// A member has left. What makes it know so is the slot chosen last, and nobody would tell it of that any more.
+    fn tell_leaver(&mut self, leaver: ReplicaId, outlet: &mut impl Outlet) {
+        let chosen = self.replica.chosen();
+        let mut from = Slot(chosen.0.saturating_sub(Configuration::HORIZON_MAX)).max(self.recent.first);
+        while from <= chosen
+            && let Some(batches) = self.recent.from(from)
+        {
+            let next = from.plus(batches.len() as u64);
+            self.send_batches(leaver, from, batches, chosen, outlet);
+            from = next;
+        }
+    }
+
+    /// Members that came later brought their addresses with them. Gives the others that have left.
+    fn note_members(&mut self, configurations: &Configurations) -> Vec<ReplicaId> {
+        let members = configurations.members().map(|member| member.id).collect();
+        let before = std::mem::replace(&mut self.members, members);
         for member in configurations.members() {
             if let Some((_, client)) = member_addresses(&member.address) {
                 self.client_addresses.insert(member.id, client);
             }
         }
+        before.into_iter().filter(|id| *id != self.me && !self.members.contains(id)).collect()
     }
 
     /// Where clients find the coordinator, if this replica follows one.
@@ -802,7 +826,7 @@ impl Recent {
 mod tests {
     use super::*;
     use synod_api::{Operation, Sequence, SessionId};
-    use synod_paxos::{Configuration, Incarnation};
+    use synod_paxos::Incarnation;
 
     /// A world in which a flush ends when the test says so.
     #[derive(Default)]

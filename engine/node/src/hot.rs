@@ -24,13 +24,13 @@ use std::time::Duration;
 use synod_api::FrameKind;
 use synod_net::hello::{HELLO_VERSION, KIND_HELLO, Local};
 use synod_net::{FrameError, FrameId, FrameRef, Hello, HelloAnswer};
-use synod_paxos::{Instant, Member, ReplicaId, Role, Slot, VotingStatus};
+use synod_paxos::{Instant, Member, ReplicaId, Role, VotingStatus};
 use synod_ring::{Completion, FlushError, Handle, Options, Outcome, Ring, SetupError, Waker};
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::directory::{Directory, Identity};
-use crate::engine::{Caller, Engine, Outlet};
-use crate::operator::{OperatorAnswer, OperatorRequest};
+use crate::engine::{Caller, Engine, Outlet, member_addresses};
+use crate::operator::{self, OperatorAnswer, OperatorRequest};
 use crate::segments::SegmentMaker;
 use crate::start::Opened;
 use crate::status::{CountersStatus, DatabaseStatus, LogStatus, MemberStatus, Status};
@@ -104,6 +104,9 @@ pub struct HotCore {
     identity: Identity,
     segments: SegmentMaker,
     stop: Arc<AtomicBool>,
+    /// Where the members are that the flags name: of those of the first start the log does not say it.
+    flags: Vec<config::Member>,
+    is_insecure: bool,
     /// When the log has been idle long enough for a mark.
     mark_at: Option<Instant>,
 }
@@ -132,11 +135,10 @@ impl HotCore {
             world.add_peer(ReplicaId(member.id), member.peer);
         }
         let engine = Engine::new(start, world.clock.now());
-        // Once the members have changed, the log knows them, and what the flags say is at most where they are.
-        if configurations.since > Slot(1) || configurations.pending.is_some() {
-            world.reconfigure(&configurations);
-        }
-        Ok(Self { engine, world, directory, identity, segments, stop, mark_at: None })
+        // The log knows the members; what the flags say is at most where those of the first start are.
+        world.reconfigure(&configurations);
+        let (flags, is_insecure) = (config.members.clone(), config.insecure);
+        Ok(Self { engine, world, directory, identity, segments, stop, flags, is_insecure, mark_at: None })
     }
 
     /// Wakes the loop from another thread.
@@ -325,6 +327,11 @@ impl HotCore {
             Err(error) => return OperatorAnswer::Refused { reason: format!("not a request: {error}"), retry: false },
         };
         let answer = match (&request, request.change()) {
+            (OperatorRequest::AddMember { id, peer, client }, _)
+                if let Some(reason) = self.refuse_addresses(*id, *peer, *client) =>
+            {
+                OperatorAnswer::Refused { reason, retry: false }
+            }
             (_, Some(change)) => {
                 let outcome = self.engine.change(now, change, &mut self.world);
                 OperatorAnswer::of_change(outcome, self.engine.coordinator_address())
@@ -339,6 +346,24 @@ impl HotCore {
         };
         eprintln!("synod: an operator asked for {request:?}: {answer:?}");
         answer
+    }
+
+    /// Why a new member must not have these addresses, if this is the master's to say.
+    fn refuse_addresses(&self, id: u16, peer: SocketAddr, client: SocketAddr) -> Option<String> {
+        let configurations = self.engine.replica().configurations();
+        let is_known = configurations.members().any(|member| member.id.0 == id);
+        if is_known || self.engine.replica().role() != Role::Coordinating {
+            return None;
+        }
+        let addresses_of = |member: &Member| -> Vec<(u16, SocketAddr)> {
+            let id = member.id.0;
+            let logged =
+                member_addresses(&member.address).map(|(peer, client)| [peer.parse().ok(), client.parse().ok()]);
+            let flags = self.flags.iter().find(|flags| flags.id == id);
+            let known = logged.or_else(|| flags.map(|flags| [Some(flags.peer), Some(flags.client)]));
+            known.into_iter().flatten().flatten().map(|address| (id, address)).collect()
+        };
+        operator::refuse_addresses(peer, client, self.is_insecure, configurations.members().flat_map(addresses_of))
     }
 
     /// Frames between replicas own their payload: a batch lives on in the log, the database and the recent batches.
@@ -393,6 +418,7 @@ impl HotCore {
             Err(refusal) => {
                 let what = if frame.kind == KIND_HELLO { "a hello" } else { "a stranger" };
                 eprintln!("synod: refused {what} on the replicas' port: {refusal}");
+                self.world.refused_hellos += 1;
                 self.world.connections.close_when_sent(id);
             }
         }
@@ -414,7 +440,7 @@ impl HotCore {
                      forgotten what it promised. Remove it, and add a new member under an id never used before"
                 )),
             ),
-            _ => (introduction::KIND_REFUSE, self.note_introduction(asking)),
+            _ => (introduction::KIND_REFUSE, self.note_introduction(asking, joins)),
         };
         match words {
             Ok(()) => {
@@ -431,12 +457,18 @@ impl HotCore {
         self.world.connections.close_when_sent(id);
     }
 
-    fn note_introduction(&mut self, asking: u16) -> Result<(), String> {
+    fn note_introduction(&mut self, asking: u16, joins: bool) -> Result<(), String> {
         let (members, _) = self.world.members();
         if asking == self.identity.replica || !members.contains(&asking) {
             return Err(format!("replica {asking} is not another member of this cell"));
         }
         if self.identity.introduced.contains(&asking) {
+            if joins {
+                return Err(format!(
+                    "replica {asking} has begun to join this cell before, so its state may be lost, and with it what it \
+                     promised. Remove it, and add a new member under an id never used before"
+                ));
+            }
             return Err(format!(
                 "replica {asking} has joined this cell before, so its state is lost: it may have forgotten what it \
                  promised, and must not be bootstrapped again. (If this cell has never served anything, empty all \
@@ -536,6 +568,11 @@ impl HotCore {
                 engine: self.engine.counters(),
                 kernel_entries: self.world.ring.enters(),
                 bad_connections: self.world.bad_connections,
+                refused_hellos: self.world.refused_hellos,
+            },
+            protocol: {
+                let taken = replica.counts().rows().filter(|(_, count)| *count > 0);
+                taken.map(|(row, count)| (row.to_string(), count)).collect()
             },
             stages: self.engine.stages().figures(),
         }

@@ -67,7 +67,9 @@ pub enum LocalCellError {
         count: u16,
     },
     /// The directory holds another cell than the one asked for.
-    #[error("{dir} holds a cell of {there} replicas, not of {count}: name another directory, or say --replicas {there}")]
+    #[error(
+        "{dir} holds a cell of {there} replicas, not of {count}: name another directory, or say --replicas {there}"
+    )]
     OtherSize {
         /// The directory.
         dir: PathBuf,

@@ -65,6 +65,29 @@ impl OperatorRequest {
     }
 }
 
+/// Why these cannot be a new member's addresses, if so. Each member needs two of its own, or the others would take one for
+/// the other; `taken` are those in use, and by whom.
+pub fn refuse_addresses(
+    peer: SocketAddr,
+    client: SocketAddr,
+    is_insecure: bool,
+    taken: impl IntoIterator<Item = (u16, SocketAddr)>,
+) -> Option<String> {
+    if peer == client {
+        return Some(format!("{peer} cannot be both the peer and the client address"));
+    }
+    for address in [peer, client] {
+        if address.port() == 0 {
+            return Some(format!("the address {address} has port 0; a member needs a port that the others can know"));
+        }
+        if !address.ip().is_loopback() && !is_insecure {
+            return Some(format!("the address {address} is not on loopback, and the cell runs without --insecure"));
+        }
+    }
+    let same = taken.into_iter().find(|(_, address)| [peer, client].contains(address));
+    same.map(|(id, address)| format!("member {id} has the address {address} already"))
+}
+
 impl OperatorAnswer {
     /// What became of a transfer.
     pub fn of_transfer(outcome: Result<(), TransferError>, master: Option<&str>) -> Self {

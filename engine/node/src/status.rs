@@ -1,5 +1,7 @@
 //! What a replica says of itself: the JSON behind `synod status` and the client protocol's status frame.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Counters;
@@ -49,6 +51,8 @@ pub struct Status {
     pub clients: usize,
     /// What was counted since the start.
     pub counters: CountersStatus,
+    /// The rows of the protocol's tables that were taken since the start, and how often: what was refused too.
+    pub protocol: BTreeMap<String, u64>,
     /// Where the time of this replica's own batches went.
     pub stages: Vec<StageFigures>,
 }
@@ -121,4 +125,6 @@ pub struct CountersStatus {
     pub kernel_entries: u64,
     /// Connections closed because of what they sent.
     pub bad_connections: u64,
+    /// Greetings refused on the replicas' port: of another cell, of a member that was removed, of a stranger.
+    pub refused_hellos: u64,
 }

@@ -45,7 +45,8 @@ synod_spec::machine! {
     on Confirmed {
         in Without: when is_over refuse "it took longer than the lease";
                     do take goto Held;
-        in Held: when is_later do extend stay;
+        in Held: when has_run_out refuse "it has run out, for good: the coordinator steps down";
+                 when is_later do extend stay;
                  refuse "a later slot has renewed it already";
     }
 
@@ -76,9 +77,13 @@ fn take(confirmed: Confirmed, world: &mut World<'_>) -> Held {
     Held { until: until(&confirmed, world), slot: confirmed.slot }
 }
 
-/// Of a running lease only: an instant without it was an instant in which somebody else could begin.
+/// An instant without it was an instant in which somebody else could begin.
+fn has_run_out(held: &Held, _: &Confirmed, world: &World<'_>) -> bool {
+    world.now >= held.until
+}
+
 fn is_later(held: &Held, confirmed: &Confirmed, world: &World<'_>) -> bool {
-    world.now < held.until && until(confirmed, world) >= held.until
+    until(confirmed, world) >= held.until
 }
 
 fn extend(held: &mut Held, confirmed: Confirmed, world: &mut World<'_>) {

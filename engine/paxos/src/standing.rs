@@ -56,7 +56,7 @@ synod_spec::machine! {
 crate::machine::counted!(standing);
 
 fn is_early(waiting: &Waiting, world: &World<'_>) -> bool {
-    world.now < waiting.until && !crate::planted!(P8NoWaitAfterStart)
+    world.now < waiting.until
 }
 
 fn is_voter(world: &World<'_>) -> bool {

@@ -73,7 +73,7 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(swarm: &Swarm, seed: u64) -> Client {
-        let endpoints: Vec<String> = (1..=swarm.replicas).map(|id| address(ReplicaId(id))).collect();
+        let endpoints: Vec<String> = (1..=swarm.machines).map(|id| address(ReplicaId(id))).collect();
         let endpoints: Vec<&str> = endpoints.iter().map(String::as_str).collect();
         let election = swarm.election_timeout;
         let trip = Duration::from_nanos(2 * (swarm.delay_min + swarm.delay_mean));

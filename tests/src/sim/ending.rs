@@ -43,6 +43,9 @@ impl World {
             node.pause_in_turn = None;
             let now = self.now;
             node.clock.set_rate(now, 0);
+            if self.nodes[index].is_spare {
+                continue;
+            }
             self.due(index);
             self.schedule_in(2 * MILLISECOND, Event::Start { node: index });
         }
@@ -97,6 +100,10 @@ impl World {
         let upto = self.oracle.upto();
         let contents = self.oracle.contents_hash();
         for node in &self.nodes {
+            if self.oracle.governing(upto.next()).member(node.id).is_none() {
+                // Not a member, or not any more: nobody tells it anything.
+                continue;
+            }
             let Some(engine) = &node.engine else {
                 if node.disk.owner().is_none() {
                     // Its directory was wiped: it must not come back before it can rejoin.

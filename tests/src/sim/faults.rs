@@ -103,6 +103,12 @@ kinds! {
     Wiped "wiped directory" 8 5_000..30_000,
     /// Two replicas are started on each other's directories.
     Swapped "wrong directory" 12 5_000..30_000,
+    /// An operator makes another replica the master.
+    Transfer "transfer" 40 1_000..8_000,
+    /// An operator adds a new replica.
+    Added "member added" 100 2_000..10_000,
+    /// An operator removes a replica.
+    Removed "member removed" 80 3_000..15_000,
 }
 
 /// Which links are down.
@@ -209,7 +215,7 @@ pub(crate) fn draw(swarm: &Swarm, until: u64, random: &mut Rng) -> Vec<Fault> {
         let mut own = random.fork();
         let (chance, least, most) = kind.habit();
         let every = scale(&mut own, least * MILLISECOND, most * MILLISECOND);
-        if swarm.kinds.map_or(own.u64(..100) < chance, |kinds| kinds.contains(kind)) {
+        if swarm.kinds.map_or(own.u64(..100) < chance, |kinds| kinds.contains(kind)) && suits(*kind, swarm) {
             kinds.push((*kind, every, own));
         }
     }
@@ -237,6 +243,17 @@ pub(crate) fn draw(swarm: &Swarm, until: u64, random: &mut Rng) -> Vec<Fault> {
     faults
 }
 
+/// Whether such faults may come in this world. Who wipes a directory and removes another member loses more than a cell
+/// can, and should: a wiped replica counts as a member until it is replaced.
+fn suits(kind: Kind, swarm: &Swarm) -> bool {
+    let has_spares = swarm.machines > swarm.replicas;
+    match kind {
+        Kind::Added | Kind::Removed => has_spares,
+        Kind::Wiped => !has_spares,
+        _ => true,
+    }
+}
+
 /// Whether a seed has such a fault only once or twice.
 fn once(kind: Kind) -> bool {
     matches!(kind, Kind::FullDisk | Kind::Wiped | Kind::Swapped)
@@ -244,7 +261,7 @@ fn once(kind: Kind) -> bool {
 
 /// One fault of this kind, and how long it lasts. `left`: how many more of it there will be, at the most.
 fn one(kind: Kind, swarm: &Swarm, left: usize, random: &mut Rng) -> (u64, What) {
-    let n = usize::from(swarm.replicas);
+    let n = usize::from(swarm.machines);
     let replica = random.usize(..n);
     let other = (replica + 1 + random.usize(..n - 1)) % n;
     // A cell that is cut apart longer than a client waits does nothing that a shorter cut does not.
@@ -286,6 +303,9 @@ fn one(kind: Kind, swarm: &Swarm, left: usize, random: &mut Rng) -> (u64, What) 
         // Another replica each time.
         Kind::Wiped => What::Operation(Operation::Wipe { replica: (swarm.spared + 1 + left) % n }),
         Kind::Swapped => What::Operation(Operation::SwapDirectories { one: replica, other }),
+        Kind::Transfer => What::Operation(Operation::Transfer { to: replica }),
+        Kind::Added => What::Operation(Operation::Add),
+        Kind::Removed => What::Operation(Operation::Remove { replica }),
     };
     (spell, what)
 }

@@ -20,6 +20,7 @@ use synod_wal::{CellId, Flush, Identity, Location, Log, SegmentId, StartId, Tail
 use super::clocks::Clock;
 use super::disk::Disk;
 use super::operators::may_start;
+use super::operators::Wish;
 use super::oracle::{Asked, Oracle};
 use super::planted::Bug;
 use super::swarm::{Swarm, Tearing};
@@ -43,6 +44,8 @@ pub(crate) enum Input {
     Flushed(Flush),
     SegmentReady(SegmentId),
     LogRead(LogRead),
+    /// An operator's.
+    Wish(Wish),
 }
 
 /// What an engine asked for during one call.
@@ -104,6 +107,8 @@ pub(crate) enum Started {
 pub(crate) struct Node {
     pub(crate) id: ReplicaId,
     pub(crate) clock: Clock,
+    /// It was never a member, and never started.
+    pub(crate) is_spare: bool,
     /// Counts its starts.
     pub(crate) life: u64,
     /// `None` while it is down.
@@ -153,6 +158,7 @@ impl Node {
         Node {
             id,
             clock,
+            is_spare: id.0 > swarm.replicas,
             life: 0,
             engine: None,
             disk,

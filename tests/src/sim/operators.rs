@@ -3,8 +3,10 @@
 //! Operations are planned with the faults, so that the minimiser can leave them out too. A new one is a variant here, an
 //! arm in [`World::operate`], and a kind in `faults`; one that lasts is undone in [`World::end_operation`].
 
-use synod_paxos::ReplicaId;
+use synod_node::engine::Engine;
+use synod_paxos::{Change, Instant, ReplicaId};
 
+use super::node::{Input, Wishes};
 use super::swarm::MILLISECOND;
 use super::world::{Event, World};
 
@@ -15,6 +17,20 @@ pub(crate) enum Operation {
     Wipe { replica: usize },
     /// Starts two replicas on each other's directories. Both are refused, until the mistake is seen.
     SwapDirectories { one: usize, other: usize },
+    /// Asks the master to hand over.
+    Transfer { to: usize },
+    /// Adds the next machine that was never a member, and starts it.
+    Add,
+    /// Removes a member, if the cell survives a failure without it.
+    Remove { replica: usize },
+}
+
+/// What a master is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wish {
+    Transfer { to: ReplicaId },
+    Add { node: usize },
+    Remove { id: ReplicaId },
 }
 
 impl World {
@@ -41,13 +57,58 @@ impl World {
                 self.swap_directories(one, other);
                 true
             }
+            Operation::Transfer { to } => self.ask_master(Wish::Transfer { to: self.nodes[to].id }),
+            Operation::Add => {
+                let next = self.nodes.iter().position(|node| node.is_spare);
+                next.is_some_and(|node| self.ask_master(Wish::Add { node }))
+            }
+            Operation::Remove { replica } => self.ask_master(Wish::Remove { id: self.nodes[replica].id }),
         }
+    }
+
+    /// At its next turn. Whether it is granted shows there.
+    fn ask_master(&mut self, wish: Wish) -> bool {
+        let Some(master) = self.nodes.iter().position(|node| node.leads && node.engine.is_some()) else { return false };
+        self.input(master, Input::Wish(wish));
+        true
+    }
+
+    /// What the master makes of it.
+    pub(crate) fn grant_wish(
+        &mut self,
+        index: usize,
+        wish: Wish,
+        now: Instant,
+        engine: &mut Engine,
+        wishes: &mut Wishes,
+    ) {
+        let outcome = match wish {
+            Wish::Transfer { to } => engine.transfer(now, to, wishes).map_err(|error| error.to_string()),
+            Wish::Add { node } => {
+                let id = self.nodes[node].id;
+                let change = Change::Add { id, address: String::new() };
+                engine.change(now, change, wishes).map_err(|error| error.to_string())
+            }
+            Wish::Remove { id } => {
+                let change = Change::Remove { id, force: false };
+                engine.change(now, change, wishes).map_err(|error| error.to_string())
+            }
+        };
+        if let (Ok(()), Wish::Add { node }) = (&outcome, wish) {
+            self.nodes[node].is_spare = false;
+            self.schedule_in(MILLISECOND, Event::Start { node });
+        }
+        self.counts.wishes_granted += u64::from(outcome.is_ok());
+        self.trace.turn(self.now, || format!("replica {} is asked for {wish:?}: {outcome:?}", index + 1));
     }
 
     /// Puts it right again, where that can be done.
     pub(crate) fn end_operation(&mut self, operation: Operation) {
         match operation {
-            Operation::Wipe { .. } => {}
+            Operation::Wipe { .. }
+            | Operation::Transfer { .. }
+            | Operation::Add
+            | Operation::Remove { .. } => {}
             Operation::SwapDirectories { one, other } => {
                 for replica in [one, other] {
                     // Only a planted bug lets it run on this directory.

@@ -146,6 +146,7 @@ impl World {
                     engine.flushed(now, flush.buffer, &mut wishes);
                     self.nodes[index].mark_at = Some(now.0 + IDLE_BEAT);
                 }
+                Input::Wish(wish) => self.grant_wish(index, wish, now, engine, &mut wishes),
                 Input::SegmentReady(segment) => {
                     self.nodes[index].preparing = None;
                     engine.segment_ready(segment);

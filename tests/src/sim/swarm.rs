@@ -93,6 +93,7 @@ impl Swarm {
     /// The world of this seed.
     pub(crate) fn draw(random: &mut Rng) -> Swarm {
         let replicas = if random.u8(..10) < 7 { 3 } else { 5 };
+        let machines = if random.u8(..10) < 4 { replicas + 2 } else { replicas };
         let horizon = *random.choice(&[4, 8, 16, 32]).expect("there are four");
         let window = within(random, 1, 8).min(horizon);
         let delay_min = scale(random, 20 * MICROSECOND, 2 * MILLISECOND);
@@ -114,7 +115,7 @@ impl Swarm {
         let safety = within(random, 20, 40) * SECOND;
         Swarm {
             replicas,
-            machines: replicas,
+            machines,
             horizon,
             window,
             heartbeat: Duration::from_nanos(heartbeat),

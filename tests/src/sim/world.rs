@@ -178,7 +178,7 @@ impl World {
                 swarm.segments_max = Some(segments);
             }
         }
-        let ids = (1..=swarm.replicas).map(ReplicaId);
+        let ids = (1..=swarm.machines).map(ReplicaId);
         let nodes = ids.map(|id| {
             let start = StartId(random.replicas.u64(..));
             Node::new(id, &swarm, start, Clock::new(0, random.replicas.u64(..UPTIME_MAX)))
@@ -189,7 +189,7 @@ impl World {
             now: 0,
             scheduled: 0,
             queue: BinaryHeap::new(),
-            network: Network::new(swarm.replicas),
+            network: Network::new(swarm.machines),
             oracle: Oracle::new(swarm.machines, super::node::configuration(&swarm)),
             swarm,
             random,
@@ -230,7 +230,7 @@ impl World {
     pub(crate) fn run(&mut self) -> Verdict {
         let swarm = self.swarm.clone();
         self.trace.say(0, || format!("{swarm:#?}"));
-        for node in 0..self.nodes.len() {
+        for node in 0..usize::from(self.swarm.replicas) {
             self.schedule(0, Event::Start { node });
         }
         for client in 0..self.clients.len() {

@@ -62,6 +62,7 @@ pub(crate) struct World {
     pub(crate) clock: Clock,
     pub(crate) connections: Connections,
     pub(crate) bad_connections: u64,
+    pub(crate) refused_hellos: u64,
     /// What ends the process: set where there is nobody to return it to.
     pub(crate) failure: Option<std::io::Error>,
     dir: PathBuf,
@@ -100,6 +101,7 @@ impl World {
             clock: Clock::start(),
             connections: Connections::default(),
             bad_connections: 0,
+            refused_hellos: 0,
             failure: None,
             dir,
             doors: doors.into_iter().map(|(door, listener)| (door, Handle::from(listener))).collect(),
@@ -349,9 +351,13 @@ impl Outlet for World {
         self.hello.configuration = configurations.since.0;
         self.members = configurations.members().map(|member| member.id.0).collect();
         for member in configurations.members() {
-            let is_known = member.id.0 == self.hello.from || self.peers.iter().any(|peer| peer.id == member.id);
-            let peer = member_addresses(&member.address).and_then(|(peer, _)| peer.parse().ok());
-            let Some(address) = peer.filter(|_| !is_known) else { continue };
+            let address = member_addresses(&member.address).and_then(|(peer, _)| peer.parse().ok());
+            let Some(address) = address.filter(|_| member.id.0 != self.hello.from) else { continue };
+            if let Some(peer) = self.peers.iter_mut().find(|peer| peer.id == member.id) {
+                // What the log says counts, not what the flags say, nor where an earlier member of this number was.
+                peer.moved(address);
+                continue;
+            }
             let now = self.clock.now();
             self.add_peer(member.id, address);
             let peer = self.peers.last_mut().expect("it was just added");
@@ -360,6 +366,8 @@ impl Outlet for World {
         for peer in &mut self.peers {
             peer.reconfigure(configurations.since.0, self.members.contains(&peer.id.0));
         }
+        // Who is no member any more is not listened to; dialing again, it is told so.
+        self.connections.close_peers_but(&self.members);
     }
 
     fn flush(&mut self, flush: synod_wal::Flush) {

@@ -53,7 +53,12 @@ impl Peer {
     pub(crate) fn reconfigure(&mut self, since: u64, is_member: bool) {
         self.link.set_configuration(since);
         self.is_retired = !is_member;
-        if self.is_retired {
+    }
+
+    /// The log says where it is.
+    pub(crate) fn moved(&mut self, address: SocketAddr) {
+        if address != self.address {
+            self.address = address;
             self.hang_up();
         }
     }
@@ -72,12 +77,14 @@ impl Peer {
         self.link.send_shared(frame)
     }
 
-    /// One send for all that was queued this turn.
+    /// One send for all that was queued this turn. Who is no member any more gets our last words first: by them it knows.
     pub(crate) fn send(&mut self, ring: &mut Ring<Token>) {
         let Some((current, socket)) = &self.socket else { return };
         if let Some((attempt, pieces)) = self.link.take() {
             assert_eq!(attempt, *current, "a link sends on the connection it has");
             ring.send(Token::LinkSend(self.id, attempt), socket, pieces);
+        } else if self.is_retired && self.link.queued_bytes() == 0 {
+            self.hang_up();
         }
     }
 

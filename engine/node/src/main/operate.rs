@@ -76,8 +76,12 @@ pub(crate) fn member(args: &ClientArgs, command: &MemberCommand) -> anyhow::Resu
                 bail!("a member is replaced by another one: {id} cannot replace itself");
             }
             // Before anything is changed: what would be removed has to be there.
-            if !master(args)?.members.iter().any(|member| member.replica == *id) {
+            let master = master(args)?;
+            if find(&master, *id).is_none() {
                 bail!("there is no member {id}");
+            }
+            if master.replica == *id {
+                bail!("the master does not remove itself: transfer mastership first");
             }
             add(args, *with, *peer, *client, true)?;
             remove(args, *id, false).map(|()| ExitCode::SUCCESS)

@@ -65,7 +65,9 @@ impl State {
             State::Proposing(_) | State::CatchingUp(_) => false,
             State::Leading(_) | State::Boosting(_) | State::HandingOver(_) => false,
         };
+        // Who could not accept anything helps nobody to lead; and each election takes from what a full log keeps in reserve.
         is_free
+            && !core.acceptor.is_full()
             && core.standing == standing::State::Voting
             && core.membership.is_voter(candidate)
             && core.grant.binds_against(candidate, now).is_none()
