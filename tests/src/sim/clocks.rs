@@ -32,6 +32,9 @@ impl Clock {
 
     /// The first true time at which it shows `shown`, or that at which it was last changed. `u64::MAX` is never.
     pub(crate) fn when(&self, shown: u64) -> u64 {
+        if shown == u64::MAX {
+            return u64::MAX;
+        }
         let wait = u128::from(shown.saturating_sub(self.shown)) * MILLION as u128;
         let wait = u64::try_from(wait.div_ceil(self.rate())).unwrap_or(u64::MAX);
         self.since.saturating_add(wait)
