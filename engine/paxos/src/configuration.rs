@@ -21,6 +21,9 @@ pub struct Member {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Configuration {
     members: Vec<Member>,
+    /// Every id that was ever a member's: a new member with an old id, and nothing on its disk, could use a ballot again
+    /// that the old one used (P1).
+    used: ReplicaSet,
     horizon: u64,
     lease: Duration,
 }
@@ -42,6 +45,8 @@ pub enum ConfigurationError {
     Lease(Duration),
     /// An address is longer than [`Configuration::ADDRESS_BYTES_MAX`].
     Address(usize),
+    /// A member had this id before.
+    Used(ReplicaId),
     /// These bytes are not a configuration.
     Malformed,
 }
@@ -64,6 +69,7 @@ impl fmt::Display for ConfigurationError {
             Self::Address(bytes) => {
                 write!(f, "an address of {bytes} bytes: at most {}", Configuration::ADDRESS_BYTES_MAX)
             }
+            Self::Used(id) => write!(f, "id {id} was a member's before: a new member needs one that never was"),
             Self::Malformed => write!(f, "these bytes are not a configuration"),
         }
     }
@@ -111,7 +117,8 @@ impl Configuration {
         if lease > Self::LEASE_MAX {
             return Err(ConfigurationError::Lease(lease));
         }
-        Ok(Self { members, horizon, lease })
+        let used = members.iter().map(|member| member.id).collect();
+        Ok(Self { members, used, horizon, lease })
     }
 
     /// The configuration of a new cell: all of these vote.
@@ -180,9 +187,17 @@ impl Configuration {
 
     /// This configuration with one more member.
     pub fn with(&self, member: Member) -> Result<Self, ConfigurationError> {
+        if self.used.contains(member.id) && self.member(member.id).is_none() {
+            return Err(ConfigurationError::Used(member.id));
+        }
         let mut members = self.members.clone();
         members.push(member);
-        Self::new(members, self.horizon, self.lease)
+        self.followed_by(members)
+    }
+
+    fn followed_by(&self, members: Vec<Member>) -> Result<Self, ConfigurationError> {
+        let next = Self::new(members, self.horizon, self.lease)?;
+        Ok(Self { used: self.used.union(next.used), ..next })
     }
 
     /// This configuration with a learner made a voter.
@@ -197,16 +212,17 @@ impl Configuration {
     /// This configuration without one of its members.
     pub fn without(&self, id: ReplicaId) -> Result<Self, ConfigurationError> {
         let members = self.members.iter().filter(|member| member.id != id).cloned().collect();
-        Self::new(members, self.horizon, self.lease)
+        self.followed_by(members)
     }
 
     /// Appends the bytes in which a configuration is kept in the log and in the hard state. All little-endian: horizon
-    /// `u64`, lease in microseconds `u64`, members `u16`, and for each its id `u16`, voter `u8`, address length `u16`
-    /// and address.
+    /// `u64`, lease in microseconds `u64`, ids ever used as bits `u64`, members `u16`, and for each its id `u16`, voter `u8`,
+    /// address length `u16` and address.
     pub fn encode(&self, bytes: &mut Vec<u8>) {
         let count = |length: usize| u16::try_from(length).expect("bounded when it was made");
         bytes.extend(self.horizon.to_le_bytes());
         bytes.extend(u64::try_from(self.lease.as_micros()).expect("bounded when it was made").to_le_bytes());
+        bytes.extend(self.used.to_bits().to_le_bytes());
         bytes.extend(count(self.members.len()).to_le_bytes());
         for member in &self.members {
             bytes.extend(member.id.0.to_le_bytes());
@@ -220,6 +236,7 @@ impl Configuration {
     pub fn decode(mut bytes: &[u8]) -> Result<Self, ConfigurationError> {
         let horizon = u64::from_le_bytes(take(&mut bytes)?);
         let lease = Duration::from_micros(u64::from_le_bytes(take(&mut bytes)?));
+        let used = ReplicaSet::from_bits(u64::from_le_bytes(take(&mut bytes)?));
         let count = usize::from(u16::from_le_bytes(take(&mut bytes)?));
         if count > Self::MEMBERS_MAX {
             return Err(ConfigurationError::TooMany(count));
@@ -241,7 +258,8 @@ impl Configuration {
         if !bytes.is_empty() || !members.is_sorted_by_key(|member| member.id) {
             return Err(ConfigurationError::Malformed);
         }
-        Self::new(members, horizon, lease)
+        let configuration = Self::new(members, horizon, lease)?;
+        Ok(Self { used: configuration.used.union(used), ..configuration })
     }
 }
 
@@ -307,5 +325,17 @@ mod tests {
         }
         bytes.push(0);
         assert_eq!(Configuration::decode(&bytes), Err(ConfigurationError::Malformed));
+    }
+
+    #[test]
+    fn an_id_is_used_once() {
+        let member = |id| Member { id: ReplicaId(id), voter: false, address: String::new() };
+        let without = Configuration::of(&[1, 2, 3]).without(ReplicaId(2)).unwrap();
+        assert_eq!(without.with(member(2)), Err(ConfigurationError::Used(ReplicaId(2))));
+        assert_eq!(without.with(member(3)), Err(ConfigurationError::Duplicate(ReplicaId(3))));
+        let mut bytes = Vec::new();
+        without.with(member(4)).unwrap().encode(&mut bytes);
+        let decoded = Configuration::decode(&bytes).unwrap();
+        assert_eq!(decoded.with(member(2)), Err(ConfigurationError::Used(ReplicaId(2))));
     }
 }

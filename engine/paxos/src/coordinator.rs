@@ -252,6 +252,7 @@ synod_spec::machine! {
     on Progressed {
         in Idle, Probing, Proposing: refuse "nothing waits for it";
         in CatchingUp: when is_still_behind stay;
+                       when bare is_no_voter do give_up goto Idle;
                        when lacks_promises do ask_more goto Proposing;
                        do lead goto Leading;
         in Leading: when bare is_no_voter do retire goto Idle;

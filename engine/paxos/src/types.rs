@@ -19,6 +19,20 @@ pub struct ReplicaSet(u64);
 const _: () = assert!(ReplicaId::MAX.0 < u64::BITS as u16);
 
 impl ReplicaSet {
+    /// As bits, the lowest for id 0.
+    pub(crate) fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// Those in either.
+    pub(crate) fn union(self, other: ReplicaSet) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// Whether it became a member just now. An id that no member can have is not taken in.
     pub fn insert(&mut self, replica: ReplicaId) -> bool {
         let before = self.0;

@@ -10,8 +10,8 @@ use synod_node::codec;
 use synod_node::engine::{Caller, Engine, LogRead, Outlet, Start};
 use synod_node::start::Replay;
 use synod_paxos::{
-    Ballot, Configuration, Configurations, HardState, Incarnation, Instant, Message, Record, Recovered, ReplicaId, Settings, Slot,
-    StateMachine,
+    Ballot, Configuration, Configurations, HardState, Incarnation, Instant, Message, Record, Recovered, ReplicaId,
+    Settings, Slot, StateMachine,
 };
 use synod_wal::frame::{FRAME_HEADER_BYTES, FrameHeader};
 use synod_wal::record::RECORD_HEADER_BYTES;
@@ -19,8 +19,8 @@ use synod_wal::{CellId, Flush, Identity, Location, Log, SegmentId, StartId, Tail
 
 use super::clocks::Clock;
 use super::disk::Disk;
-use super::operators::may_start;
 use super::operators::Wish;
+use super::operators::may_start;
 use super::oracle::{Asked, Oracle};
 use super::planted::Bug;
 use super::swarm::{Swarm, Tearing};

@@ -105,10 +105,7 @@ impl World {
     /// Puts it right again, where that can be done.
     pub(crate) fn end_operation(&mut self, operation: Operation) {
         match operation {
-            Operation::Wipe { .. }
-            | Operation::Transfer { .. }
-            | Operation::Add
-            | Operation::Remove { .. } => {}
+            Operation::Wipe { .. } | Operation::Transfer { .. } | Operation::Add | Operation::Remove { .. } => {}
             Operation::SwapDirectories { one, other } => {
                 for replica in [one, other] {
                     // Only a planted bug lets it run on this directory.

@@ -212,8 +212,10 @@ impl Oracle {
                 ),
             );
         }
-        let noted =
-            self.proposals.entry((slot, ballot)).or_insert_with(|| Proposal { batch: batch.clone(), accepted_by: ReplicaSet::default() });
+        let noted = self
+            .proposals
+            .entry((slot, ballot))
+            .or_insert_with(|| Proposal { batch: batch.clone(), accepted_by: ReplicaSet::default() });
         if noted.batch != *batch {
             return violation(
                 Checker::Agreement,
@@ -276,7 +278,8 @@ impl Oracle {
                 continue;
             }
             if is_outdated != (Answer::decode_borrowed(&told) == Ok(Answer::Refused(Refusal::MasterChanged))) {
-                let what = format!("at slot {slot}, in {epoch:?}, a command is applied that came to another mastership");
+                let what =
+                    format!("at slot {slot}, in {epoch:?}, a command is applied that came to another mastership");
                 return violation(Checker::Epochs, what);
             }
             if is_outdated {

@@ -2,7 +2,7 @@
 //! behind, however a test ends. Loopback only.
 #![allow(dead_code, reason = "each test file is a crate of its own and uses its own part")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Seek};
@@ -395,11 +395,15 @@ impl Running {
         cell
     }
 
-    /// Starts one of them: the first ones know of each other only, the others of everybody.
+    /// Starts one of them: the first ones' flags name each other only, those of the others also who runs.
     pub(crate) fn launch(&mut self, id: usize, more: &[&str]) {
-        let all: Vec<usize> = (1..=self.members.addresses.len()).collect();
-        let named = if self.first.contains(&id) { &self.first } else { &all };
-        let arguments = self.members.arguments_naming(named, id, &self.members.dir(id), more);
+        let mut named: BTreeSet<usize> = self.first.iter().copied().collect();
+        if !named.contains(&id) {
+            named.extend(self.running());
+            named.insert(id);
+        }
+        let named: Vec<usize> = named.into_iter().collect();
+        let arguments = self.members.arguments_naming(&named, id, &self.members.dir(id), more);
         let mut command = command(arguments);
         command.arg("--stop-with-parent");
         self.launch_with(id, command);

@@ -117,10 +117,10 @@ impl Leadership {
 
     /// Whether a change of the members may be proposed now (P6).
     pub(crate) fn check_change(&self, change: &Change, core: &Core, now: Instant) -> Result<(), ChangeError> {
+        core.membership.change(change, self.alive(core, now))?;
         if self.is_changing() || !may_change(core) {
             return Err(ChangeError::UnderWay);
         }
-        core.membership.change(change, self.alive(core, now))?;
         if self.has_room(core) { Ok(()) } else { Err(ChangeError::Busy) }
     }
 
@@ -294,7 +294,10 @@ pub(super) fn count(leadership: &mut Leadership, acknowledge: Acknowledge, world
     open.votes.insert(from);
     if world.core.membership.is_majority_at(slot, open.votes) {
         let open = leadership.open.remove(&slot).expect("it was found above");
-        lease::tell(lease::Event::Confirmed(Confirmed { slot, proposed_at: open.proposed_at }), world);
+        // Slots that were adopted may be governed by an older configuration: only the mastership's own carry its lease.
+        if slot >= leadership.own_from {
+            lease::tell(lease::Event::Confirmed(Confirmed { slot, proposed_at: open.proposed_at }), world);
+        }
         learner::decide(slot, open.batch, open.ticket, world);
     }
 }
