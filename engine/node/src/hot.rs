@@ -39,8 +39,9 @@ use connections::{ConnectionId, Door, Role as ConnectionRole};
 use outlet::World;
 use token::Token;
 
-/// After this long without a flush, an empty mark frame follows the last one (rule L4).
-const IDLE_BEAT: Duration = Duration::from_millis(100);
+/// After this long without a flush, an empty mark frame follows the last one (rule L4). Longer than a third of the default
+/// lease: while an idle master renews its lease, the next frame is the mark.
+const IDLE_BEAT: Duration = Duration::from_millis(400);
 /// How late a timeout may be, in nanoseconds.
 const TIMER_SLACK_NS: u64 = 1_000;
 /// A stopping replica waits this long for its last flush.

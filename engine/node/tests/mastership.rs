@@ -171,14 +171,14 @@ fn a_read_under_the_lease_takes_no_slot_and_no_disk() {
     cell.serves(&["a"]);
     let mut client = client(&cell);
     let (before, after) = wait_for("a thousand reads under one lease", || {
-        // The mark that follows an idle moment is not counted with the reads.
         let before = cell.master_status();
         for _ in 0..READS {
             assert_eq!(&client.get(b"a").unwrap().unwrap().value[..], b"a");
         }
         let after = cell.status(usize::from(before.replica))?;
         let counters = (before.counters.engine, after.counters.engine);
-        let undisturbed = before.epoch == after.epoch && counters.0.commands == counters.1.commands;
+        let same = before.epoch == after.epoch && before.promised == after.promised;
+        let undisturbed = same && counters.0.commands == counters.1.commands;
         (undisturbed && after.is_master).then_some((before, after))
     });
     let grown = |of: &dyn Fn(&Status) -> u64| of(&after) - of(&before);

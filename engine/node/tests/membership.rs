@@ -6,7 +6,6 @@ mod common;
 use std::fs;
 
 use common::{REFUSED, Running, SMALL, command, contents, run, synod, taken, temp_dir, wait_for};
-use rustix::process::Signal;
 use synod_node::operator::OperatorAnswer;
 
 #[track_caller]
@@ -425,10 +424,10 @@ fn a_cell_of_one_grows_to_three() {
     cell.kill(1);
     cell.members.has(&["a"]);
     cell.serves(&["b"]);
+    cell.survives(0);
     cell.launch(1, &["--bootstrap"]);
     cell.survives(1);
     for id in cell.running() {
-        let ended = cell.take(id).stop(Signal::TERM);
-        ended.says(0, &["synod: stopped"]);
+        cell.stop(id);
     }
 }

@@ -277,7 +277,8 @@ impl Members {
         for id in named {
             arguments.extend(["--member".to_owned(), format!("{id}={},{}", self.peer(*id), self.client(*id))]);
         }
-        arguments.extend(SMALL.iter().chain(more).map(|&flag| flag.to_owned()));
+        let small = SMALL.chunks(2).filter(|flag| !more.contains(&flag[0])).flatten();
+        arguments.extend(small.chain(more).map(|&flag| flag.to_owned()));
         arguments
     }
 
