@@ -113,7 +113,7 @@ fn numbers_out_of_their_bounds_name_the_bounds() {
     one(&["--segment-mb", "1025"], &["segment_mb = 1025 is out of its bounds"]);
     one(&["--segment-mb", "4", "--log-mb-max", "23"], &["log_mb_max = 23 is out of its bounds: at least six segments"]);
     one(&["--heartbeat-ms", "0"], &["heartbeat_ms = 0 is out of its bounds"]);
-    one(&["--lease-ms", "60001"], &["lease_ms = 60001 is out of its bounds"]);
+    one(&["--lease-ms", "60001"], &["a lease of 60001 ms: at most 60000 ms"]);
     one(&["--heartbeat-ms", "100", "--lease-ms", "199"], &["lease_ms = 199", "at least two heartbeats"]);
     one(&["--heartbeat-ms", "500", "--election-timeout-ms", "999"], &["election_timeout_ms = 999", "two heartbeats"]);
 }

@@ -56,7 +56,7 @@ fn a_new_member_catches_up_votes_and_outlives_the_first_ones() {
     cell.survives(0);
     cell.serves(&["e"]);
     // Whoever is the master now: the new one must be, for the old one to lead clients to it.
-    wait_for("the transfer", || cell.members.ask(&["transfer", "--to", "4"]).status.success().then_some(()));
+    cell.transfer(4);
     let endpoint = cell.members.client(old).to_string();
     assert_eq!(synod(["get", "a", "--endpoints", &endpoint, "--deadline-ms", "30000"]).output(), "a\n");
     let ended = cell.member(&["remove", &gone.to_string()]);
@@ -202,6 +202,7 @@ fn a_member_that_never_answers_costs_nothing_and_can_be_removed() {
     assert_eq!(cell.list().len(), 3);
     cell.survives(1);
     cell.member(&["remove", "4"]).says(2, &["there is no member 4"]);
+    cell.add(4, &["--no-wait"]).says(2, &["4", "used"]);
 }
 
 /// The paper's story: one of the members was misspelled, nobody noticed, and the cell survived less than was thought.

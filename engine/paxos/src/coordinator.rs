@@ -19,7 +19,6 @@ use election::*;
 use leadership::*;
 
 use crate::batch::Batch;
-use crate::effect::Effect;
 use crate::machine::Row;
 use crate::membership::Change;
 use crate::message::AcceptedSlot;
@@ -103,9 +102,10 @@ synod_spec::machine! {
     events<'a> {
         /// Time passed.
         Ticked,
-        /// The own acceptor heard from whoever coordinates under this ballot.
+        /// The own acceptor heard from another replica, which coordinates under this ballot: it is above any of ours, or the
+        /// acceptor would not have obeyed.
         Heard(Ballot),
-        /// The own acceptor promised to this ballot of another replica's.
+        /// The own acceptor promised to this ballot of another replica's, which therefore is above any of ours.
         Promised(Ballot),
         /// The master of this ballot gave up its lease.
         Released(Ballot),
@@ -121,7 +121,7 @@ synod_spec::machine! {
         Rejected(Ballot),
         /// An acceptor accepted from us.
         Acknowledge(Acknowledge),
-        /// A batch wants a slot.
+        /// A batch wants a slot, and there is room.
         Submitted(Submitted),
         /// Another replica tells what is chosen.
         Told(Told<'a>),
@@ -156,19 +156,15 @@ synod_spec::machine! {
     on Heard {
         in Idle: do obey stay;
         in Probing: do bare follow goto Idle;
-        in Proposing, CatchingUp: when outbids_candidacy do bare follow goto Idle;
-                                  refuse "an older coordinator's, or our own";
-        in Leading, Boosting, HandingOver: when outbids do yield_to goto Idle;
-                                           refuse "our own";
+        in Proposing, CatchingUp: do bare follow goto Idle;
+        in Leading, Boosting, HandingOver: do yield_to goto Idle;
     }
 
     on Promised {
         in Idle: do expect_candidate stay;
         in Probing: do bare make_way goto Idle;
-        in Proposing, CatchingUp: when outbids_candidacy do bare make_way goto Idle;
-                                  refuse "our own";
-        in Leading, Boosting, HandingOver: when outbids do yield_way goto Idle;
-                                           refuse "our own";
+        in Proposing, CatchingUp: do bare make_way goto Idle;
+        in Leading, Boosting, HandingOver: do yield_way goto Idle;
     }
 
     on Released {
@@ -238,7 +234,7 @@ synod_spec::machine! {
 
     on Submitted {
         in Leading: do take_batch stay;
-        in Idle, Probing, Proposing, CatchingUp, Boosting, HandingOver: do bare refuse_batch stay;
+        in Idle, Probing, Proposing, CatchingUp, Boosting, HandingOver: never "there is no room";
     }
 
     on Told {
@@ -281,10 +277,6 @@ synod_spec::machine! {
 }
 
 crate::machine::counted!(coordinator);
-
-fn refuse_batch(submitted: Submitted, world: &mut World<'_>) {
-    world.effects.push(Effect::Refuse { ticket: submitted.ticket });
-}
 
 impl State {
     pub(crate) fn role(&self) -> Role {

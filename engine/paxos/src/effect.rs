@@ -23,7 +23,7 @@ pub enum Event {
         /// The last durable record.
         upto: PersistId,
     },
-    /// A batch to propose, while [`crate::Replica::can_submit`] holds.
+    /// A batch to propose, while [`crate::Replica::can_submit`] holds; else it is refused.
     Submitted {
         /// What the submitter calls it.
         ticket: Ticket,

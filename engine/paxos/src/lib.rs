@@ -17,6 +17,10 @@
 //! Words and messages are those of *Paxos Made Live* (PML); [`words`] maps them to the literature's, [`Message`] lists who
 //! sends what when, and what must be durable first. [`machines`] shows all tables: the whole of the control flow. Where
 //! this crate leaves the paper, [`divergence`] says why.
+//!
+//! Another application uses the log by implementing [`StateMachine`], and by running a [`Replica`] with sockets, a clock and
+//! a file of its own. `examples/sequencer` is one, whole: three processes that hand out numbers, each once, whoever of them
+//! is killed (`cargo run -p synod-paxos --example sequencer`).
 
 pub mod acceptor;
 pub mod batch;

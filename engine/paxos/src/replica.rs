@@ -93,7 +93,7 @@ impl Replica {
     /// `now` must have been read after the event came: a grant counts from an accept's receipt (P8), and one that counts from
     /// before it was even sent may end before the holder's lease does.
     pub fn step(&mut self, now: Instant, event: Event, effects: &mut Effects) {
-        let chosen_before = self.chosen();
+        let (chosen_before, has_room) = (self.chosen(), self.can_submit());
         let mut world = World { now, core: &mut self.core, effects };
         let coordinator = &mut self.coordinator;
         match event {
@@ -106,6 +106,7 @@ impl Replica {
                 receive(from, message, coordinator, &mut world);
             }
             Event::Persisted { upto } => world.core.journal.persisted(upto),
+            Event::Submitted { ticket, .. } if !has_room => world.effects.push(Effect::Refuse { ticket }),
             Event::Submitted { ticket, batch } => {
                 let submitted = coordinator::Submitted { ticket, batch };
                 coordinator::step(coordinator, coordinator::Event::Submitted(submitted), &mut world);
@@ -285,7 +286,7 @@ fn receive(from: ReplicaId, message: Message, coordinator: &mut coordinator::Sta
         Message::Propose { ballot, released } => {
             grant::tell(grant::Event::Released(released), world);
             acceptor::tell(acceptor::Event::Proposed(acceptor::Proposed { from, ballot }), world);
-            if world.core.acceptor.promised() == ballot {
+            if world.core.acceptor.promised() == ballot && from != world.me() {
                 coordinator::step(coordinator, coordinator::Event::Promised(ballot), world);
             }
         }
@@ -339,7 +340,9 @@ fn receive(from: ReplicaId, message: Message, coordinator: &mut coordinator::Sta
 
 /// Somebody coordinates, and says how far the log is chosen.
 fn obey(from: ReplicaId, ballot: Ballot, upto: Slot, coordinator: &mut coordinator::State, world: &mut World<'_>) {
-    coordinator::step(coordinator, coordinator::Event::Heard(ballot), world);
+    if from != world.me() {
+        coordinator::step(coordinator, coordinator::Event::Heard(ballot), world);
+    }
     learner::tell(learner::Event::Committed(learner::Committed { ballot, upto }), world);
     learner::outrun(from, upto, world);
 }

@@ -206,7 +206,7 @@ fn until(args: &ClientArgs, what: &str, shows: impl Fn(&Status) -> bool) -> anyh
 fn master(args: &ClientArgs) -> anyhow::Result<Status> {
     let mut last = None;
     for endpoint in endpoints(args)? {
-        match synod_client::fetch_status(&endpoint, deadline(args)) {
+        match synod_client::fetch_status(endpoint, deadline(args)) {
             Ok(text) => {
                 let status: Status =
                     serde_json::from_str(&text).with_context(|| format!("{endpoint} said what is no status"))?;

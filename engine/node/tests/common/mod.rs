@@ -477,6 +477,20 @@ impl Running {
         wait_for("the tolerance", || (self.master_status().tolerance == Some(failures)).then_some(()));
     }
 
+    /// Makes this one the master: by a transfer, unless an election has done it meanwhile.
+    #[track_caller]
+    pub(crate) fn transfer(&self, to: usize) {
+        wait_for("the transfer", || {
+            let ended = self.members.ask(&["transfer", "--to", &to.to_string()]);
+            if ended.status.success() {
+                let text = String::from_utf8(ended.stdout).unwrap();
+                assert!(text.starts_with(&format!("replica {to} is the master, in epoch ")), "{text}");
+                return Some(());
+            }
+            (ended.stderr.contains("is the master already") && self.master() == to).then_some(())
+        });
+    }
+
     /// Runs `synod member`.
     pub(crate) fn member(&self, arguments: &[&str]) -> Ended {
         self.members.ask(&[&["member"], arguments].concat())

@@ -434,10 +434,6 @@ pub(super) fn finish_boost(leadership: &mut Leadership, promise: Promise, world:
 
 // The end.
 
-pub(super) fn outbids(leadership: &Leadership, ballot: &Ballot, _: &World<'_>) -> bool {
-    *ballot > leadership.ballot.max(leadership.boost.ballot)
-}
-
 pub(super) fn yield_to(leadership: &mut Leadership, ballot: Ballot, world: &mut World<'_>) -> Idle {
     leadership.end(world);
     follow(ballot, world)
