@@ -11,7 +11,9 @@ use crate::types::{Ballot, Incarnation, PersistId, ReplicaId, Slot, Ticket};
 /// Everything that can happen to a replica.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// A message came. From this replica itself too: its own vote takes the same road as everyone's.
+    /// A message came. From this replica itself too: its own vote takes the same road as everyone's. Whoever decodes it has
+    /// checked that [`Message::acting`] is the sender, that a promise's cut is [`Slot::NONE`], and that rounds and slots are
+    /// far from their types' ends.
     Received {
         /// Who sent it.
         from: ReplicaId,

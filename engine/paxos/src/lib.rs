@@ -61,7 +61,8 @@ pub use types::{Ballot, Incarnation, Instant, PersistId, ReplicaId, ReplicaSet, 
 /// The log's only view of an application (PML §2: the callback, fired at every replica with each value in order).
 ///
 /// An application must be deterministic: the same commands in the same order give the same state and answers
-/// everywhere. Time and randomness enter as commands.
+/// everywhere. Time and randomness enter as commands. A command whose outcome its submitter does not know may be submitted
+/// again and be applied twice: recognising that is the application's (rule P10).
 pub trait StateMachine {
     /// Applies one command of the batch chosen at `slot`, and appends the answer's bytes to `answer`.
     fn apply(&mut self, slot: Slot, command: &[u8], answer: &mut Vec<u8>);

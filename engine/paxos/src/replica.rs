@@ -325,7 +325,7 @@ fn receive(from: ReplicaId, message: Message, coordinator: &mut coordinator::Sta
         }
         Message::Fetch { from: first } => {
             let chosen = world.chosen();
-            if first <= chosen {
+            if first > Slot::NONE && first <= chosen {
                 world.effects.push(Effect::SendEntries { to: from, from: first, chosen });
             }
         }

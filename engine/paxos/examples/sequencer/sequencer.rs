@@ -41,7 +41,7 @@ impl StateMachine for Sequencer {
         // What is malformed is not proposed. But the log is what counts, and from it every replica must make the same.
         let Some(Take { name, request, count }) = Take::parse(command) else { return };
         let (last, first) = self.last.entry(name.to_owned()).or_default();
-        if request >= *last {
+        if request > *last {
             (*last, *first) = (request, self.handed_out + 1);
             self.handed_out += count;
         }
