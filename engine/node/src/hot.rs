@@ -47,6 +47,10 @@ const TIMER_SLACK_NS: u64 = 1_000;
 /// A stopping replica waits this long for its last flush.
 const STOP_TIME_MAX: Duration = Duration::from_secs(2);
 
+/// A port that is in use is asked for again for so long, this often.
+const LISTEN_TIME_MAX: Duration = Duration::from_secs(2);
+const LISTEN_RETRY: Duration = Duration::from_millis(20);
+
 /// What is pushed between two entries to the kernel without an extra one.
 const RING_ENTRIES: u32 = 1024;
 /// A receive and a send for each connection, and room for links, flush, reads and doors.
@@ -590,6 +594,15 @@ fn raise_open_files_limit() {
 }
 
 fn listen(door: &'static str, address: SocketAddr) -> Result<TcpListener, HotError> {
-    // The standard library sets SO_REUSEADDR, so a restarted replica gets its port back at once.
-    TcpListener::bind(address).map_err(|source| HotError::Listen { door, address, source })
+    // The standard library sets SO_REUSEADDR, so connections that linger do no harm. But the kernel takes a ring down after
+    // its process has been reaped, and until then a killed replica's accept keeps the port.
+    let give_up = std::time::Instant::now() + LISTEN_TIME_MAX;
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && std::time::Instant::now() < give_up => {
+                std::thread::sleep(LISTEN_RETRY);
+            }
+            outcome => return outcome.map_err(|source| HotError::Listen { door, address, source }),
+        }
+    }
 }

@@ -152,8 +152,9 @@ fn is_ahead(world: &World<'_>) -> bool {
 fn enact(world: &mut World<'_>) {
     let configurations = &mut world.core.membership.configurations;
     let (from, configuration) = configurations.pending.take().expect("there is one while it is changing");
-    configurations.current = configuration;
+    let previous = std::mem::replace(&mut configurations.current, configuration);
     configurations.since = from;
+    world.core.membership.previous = Some(previous);
     reconfigured(world);
 }
 
@@ -181,6 +182,8 @@ pub(crate) struct Membership {
     state: State,
     me: ReplicaId,
     configurations: Configurations,
+    /// What was in force before the last change since the start: others may not know of the change yet.
+    previous: Option<Configuration>,
     /// Every member but this one, of both configurations.
     others: Vec<ReplicaId>,
 }
@@ -188,7 +191,7 @@ pub(crate) struct Membership {
 impl Membership {
     pub(crate) fn new(me: ReplicaId, configurations: Configurations) -> Self {
         let state = if configurations.pending.is_some() { State::Changing } else { State::Settled };
-        let mut membership = Self { state, me, configurations, others: Vec::new() };
+        let mut membership = Self { state, me, configurations, previous: None, others: Vec::new() };
         membership.refresh();
         membership
     }
@@ -268,9 +271,12 @@ impl Membership {
         self.all().all(|configuration| configuration.is_majority(votes))
     }
 
-    /// How many more failures are survived while these are alive.
-    pub(crate) fn tolerance(&self, alive: ReplicaSet) -> i8 {
-        self.all().map(|configuration| configuration.tolerance(alive)).min().expect("there is a current one")
+    /// How many more failures are survived while these are alive. `is_known`: a majority knows of the last change; until then
+    /// a successor may still have to ask the members of before.
+    pub(crate) fn tolerance(&self, alive: ReplicaSet, is_known: bool) -> i8 {
+        let previous = self.previous.iter().filter(|_| !is_known);
+        let tolerances = self.all().chain(previous).map(|configuration| configuration.tolerance(alive));
+        tolerances.min().expect("there is a current one")
     }
 
     /// The batch that makes this change, if it may be made while these are alive.

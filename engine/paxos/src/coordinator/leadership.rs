@@ -112,7 +112,7 @@ impl Leadership {
 
     /// How many more failures the cell survives right now.
     pub(crate) fn tolerance(&self, core: &Core, now: Instant) -> i8 {
-        core.membership.tolerance(self.alive(core, now))
+        core.membership.tolerance(self.alive(core, now), is_confirmed(core))
     }
 
     /// Whether a change of the members may be proposed now (P6).
@@ -229,13 +229,17 @@ impl Leadership {
 
 /// The last change has come into force, and a majority of what it made has renewed the lease (P6).
 fn may_change(core: &Core) -> bool {
+    is_confirmed(core) && !core.membership.is_changing()
+}
+
+/// A majority of the members in force has renewed the lease under their configuration, and so knows of it.
+fn is_confirmed(core: &Core) -> bool {
     let membership = &core.membership;
     let since = membership.configurations().since;
-    let is_confirmed = match core.lease {
+    match core.lease {
         lease::State::Held(held) => held.slot >= since,
         lease::State::Without => membership.lease().is_zero() && core.learner.chosen() >= since,
-    };
-    is_confirmed && !membership.is_changing()
+    }
 }
 
 // Time.
