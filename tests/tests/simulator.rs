@@ -71,7 +71,7 @@ fn faults_can_be_left_out() {
 /// Those that need no core: all of them are found, in more seeds, by `synod-sim --planted`.
 #[test]
 fn planted_bugs_are_caught() {
-    for bug in [Bug::P15AcknowledgesBeforeDurable, Bug::P3PromiseOmitsChosen, Bug::P2ForgetsPromise] {
+    for bug in [Bug::P15AcknowledgesBeforeDurable, Bug::P3PromiseOmitsChosen, Bug::P2RestartForgetsPromise] {
         let caught = sim::catch(bug, 0..200).unwrap_or_else(|| panic!("{} was missed", bug.name()));
         assert_eq!(caught.violation.checker, bug.checker(), "{}: {:?}", bug.name(), caught.violation);
     }

@@ -141,6 +141,8 @@ pub(crate) struct Node {
     pub(crate) promised: Ballot,
     /// It was a coordinator after its last turn.
     pub(crate) leads: bool,
+    /// When it was first seen to be, on its own clock.
+    pub(crate) leads_since: Instant,
 }
 
 const INCARNATION: Incarnation = Incarnation(1);
@@ -178,6 +180,7 @@ impl Node {
             applied: Slot::NONE,
             promised: Ballot::NONE,
             leads: false,
+            leads_since: Instant(0),
         }
     }
 
@@ -248,7 +251,7 @@ impl Node {
             Err(error) => return refused(error.to_string()),
         };
         match bug {
-            Some(Bug::P2ForgetsPromise) => {
+            Some(Bug::P2RestartForgetsPromise) => {
                 let accepted = protocol.accepted.values().map(|(ballot, _)| *ballot).max();
                 protocol.promised = accepted.unwrap_or(Ballot::NONE);
             }

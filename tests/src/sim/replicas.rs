@@ -180,10 +180,12 @@ impl World {
         let leads = engine.replica().role() == Role::Coordinating;
         if leads != std::mem::replace(&mut self.nodes[index].leads, leads) {
             let ballot = engine.replica().promised();
+            self.nodes[index].leads_since = now;
             let what = if leads { "coordinates" } else { "coordinates no more, having promised" };
             self.trace.turn(self.now, || format!("replica {} {what} {ballot}", index + 1));
         }
-        Ok(())
+        let node = &self.nodes[index];
+        leases::gives_up(engine.replica(), node.id, node.leads_since, now, self.swarm.lease)
     }
 
     /// Bytes of a client: commands.

@@ -20,7 +20,8 @@ pub(crate) fn violation(violation: &Violation) -> String {
 /// How to run a seed again.
 pub(crate) fn command(flag: &str, seed: u64, bug: Option<Bug>) -> String {
     let plant = bug.map(|bug| format!(" --plant {}", bug.name())).unwrap_or_default();
-    format!("cargo run -p synod-tests --bin synod-sim -- {flag} {seed}{plant}")
+    let feature = if bug.is_some() { " --features planted" } else { "" };
+    format!("cargo run -p synod-tests{feature} --bin synod-sim -- {flag} {seed}{plant}")
 }
 
 /// Before the number of the last fault: read by `children`.
