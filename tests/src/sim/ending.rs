@@ -40,7 +40,7 @@ impl World {
             let node = &mut self.nodes[index];
             (node.paused_until, node.suspended_until, node.stalled_until) = (0, 0, 0);
             node.doomed = None;
-            node.pause_in_turn = None;
+            (node.pause_in_turn, node.pause_in_round) = (None, None);
             let now = self.now;
             node.clock.set_rate(now, 0);
             if self.nodes[index].is_spare {

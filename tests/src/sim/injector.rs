@@ -6,7 +6,7 @@ use fastrand::Rng;
 use synod_wal::Tail;
 
 use super::coverage::Machines;
-use super::faults::{Fault, Kind, What};
+use super::faults::{Fault, Kind, What, When};
 use super::network::delay;
 use super::node::{Crash, Started};
 use super::swarm::{MILLISECOND, SECOND, Tearing};
@@ -79,16 +79,18 @@ impl World {
             // The bound was there from the beginning, and counts once it is reached.
             What::FullDisk { .. } => return false,
             What::Crash { replicas, power, tearing } => return self.crash_some(replicas, power, tearing, fault),
-            What::Pause { replica, within } => {
+            What::Pause { replica, when } => {
                 let node = &mut self.nodes[replica];
                 if node.engine.is_none() {
                     return false;
                 }
-                if within {
-                    node.pause_in_turn = Some(fault.length);
-                    self.due(replica);
-                } else {
-                    node.paused_until = node.paused_until.max(until);
+                match when {
+                    When::AtOnce => node.paused_until = node.paused_until.max(until),
+                    When::InTurn => {
+                        node.pause_in_turn = Some(fault.length);
+                        self.due(replica);
+                    }
+                    When::InRound => node.pause_in_round = Some(fault.length),
                 }
             }
             What::Suspension { replica } => {
@@ -186,7 +188,7 @@ impl World {
         node.leads = false;
         node.doomed = None;
         node.mark_at = None;
-        node.pause_in_turn = None;
+        (node.pause_in_turn, node.pause_in_round) = (None, None);
         node.caught = None;
         node.paused_until = node.suspended_until;
         if power {

@@ -124,6 +124,8 @@ pub(crate) struct Node {
     pub(crate) paused_until: u64,
     /// It is to be stopped for so long in the middle of its next turn.
     pub(crate) pause_in_turn: Option<u64>,
+    /// It is to be stopped for so long once it has asked for promises, or has begun to hand over.
+    pub(crate) pause_in_round: Option<u64>,
     /// It was stopped in the middle of a turn: what its clock had shown, and how much of the inbox it had taken.
     pub(crate) caught: Option<(u64, usize)>,
     /// The whole machine stands still until then.
@@ -170,6 +172,7 @@ impl Node {
             mark_at: None,
             paused_until: 0,
             pause_in_turn: None,
+            pause_in_round: None,
             caught: None,
             suspended_until: 0,
             stalled_until: 0,
@@ -267,6 +270,7 @@ impl Node {
         settings.window = swarm.window;
         settings.heartbeat = swarm.heartbeat;
         settings.election_timeout = swarm.election_timeout;
+        settings.backlog_bytes_max = swarm.backlog_bytes_max;
         settings.boost_slots_min = swarm.boost_slots_min;
         settings.boost_time_min = swarm.boost_time_min;
         let client_addresses = (1..=swarm.machines).map(|id| (ReplicaId(id), address(ReplicaId(id)))).collect();

@@ -229,6 +229,9 @@ impl World {
         }
         for (to, mut message) in wishes.sends.drain(..) {
             self.oracle.sent(id, life, &message)?;
+            if matches!(message, Message::Propose { .. }) {
+                self.begins_round(index);
+            }
             if let Some(bug) = self.options.bug {
                 sabotage::message(bug, &mut message, &mut self.random.bug);
             }
@@ -270,6 +273,14 @@ impl World {
             self.schedule_in(delay, Event::LogRead { node: index, life, read });
         }
         Ok(())
+    }
+
+    /// A replica asks for promises, or begins to hand over: it may be stopped with that.
+    pub(crate) fn begins_round(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        if let Some(length) = node.pause_in_round.take() {
+            node.paused_until = node.paused_until.max(self.now + length);
+        }
     }
 
     // The disk.

@@ -136,7 +136,11 @@ fn coverage(coverage: &Coverage) {
     if known == 0 {
         return;
     }
-    println!("\ntransitions: {taken} of {known} taken, {:.1}%; never:", 100.0 * taken as f64 / known as f64);
+    println!(
+        "\ntransitions: {taken} of {known} taken, {:.1}%; must never happen: {} rows, none did; not taken:",
+        100.0 * taken as f64 / known as f64,
+        coverage.assertions()
+    );
     for (name, reason) in coverage.never(REASONS) {
         println!("  {name}: {}", reason.unwrap_or("NO REASON KNOWN"));
     }
