@@ -137,7 +137,7 @@ pub(crate) enum Cut {
     },
 }
 
-/// When a process comes to stand still.
+/// When something comes to stand still.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum When {
     AtOnce,
@@ -158,11 +158,11 @@ pub(crate) enum What {
     Cut(Cut),
     Flapping { cut: Cut, period: u64 },
     SlowDisk { replica: usize, factor: u64 },
-    Stall { replica: usize },
+    Stall { replica: usize, when: When },
     FullDisk { segments: u64 },
     Crash { replicas: u64, power: bool, tearing: Tearing },
     Pause { replica: usize, when: When },
-    Suspension { replica: usize },
+    Suspension { replica: usize, when: When },
     Drift { replica: usize, ppm: i64 },
     Operation(Operation),
 }
@@ -266,7 +266,7 @@ fn one(kind: Kind, swarm: &Swarm, left: usize, random: &mut Rng) -> (u64, What) 
             return (2 * spell + 2 * period, What::Flapping { cut: cut(kind, n, replica, other, random), period });
         }
         Kind::SlowDisk => What::SlowDisk { replica, factor: scale(random, 4, 100) },
-        Kind::Stall => return (stand_still / 2, What::Stall { replica }),
+        Kind::Stall => return (stand_still / 2, What::Stall { replica, when: aimed(random) }),
         Kind::FullDisk => {
             // So that the bound is reached late in the run, or shortly before its end. Most flushes are one block.
             let blocks = random.u64(700..1_000);
@@ -284,7 +284,7 @@ fn one(kind: Kind, swarm: &Swarm, left: usize, random: &mut Rng) -> (u64, What) 
             let when = *random.choice(&[When::AtOnce, When::InTurn, When::InRound]).expect("there are three");
             return (stand_still, What::Pause { replica, when });
         }
-        Kind::Suspension => return (stand_still, What::Suspension { replica }),
+        Kind::Suspension => return (stand_still, What::Suspension { replica, when: aimed(random) }),
         Kind::Drift => What::Drift { replica, ppm: random.i64(-DRIFT_PPM_MAX..=DRIFT_PPM_MAX) },
         // Another replica each time.
         Kind::Wiped => What::Operation(Operation::Wipe { replica: (swarm.spared + 1 + left) % n }),
@@ -294,6 +294,11 @@ fn one(kind: Kind, swarm: &Swarm, left: usize, random: &mut Rng) -> (u64, What) 
         Kind::Removed => What::Operation(Operation::Remove { replica }),
     };
     (spell, what)
+}
+
+/// Half of what can stand still at any moment waits for a bad one.
+fn aimed(random: &mut Rng) -> When {
+    if random.bool() { When::AtOnce } else { When::InRound }
 }
 
 fn cut(kind: Kind, n: usize, replica: usize, other: usize, random: &mut Rng) -> Cut {

@@ -135,7 +135,7 @@ impl Swarm {
             kinds: None,
             also: &[],
             haste: 1,
-            backlog_bytes_max: if random.u8(..4) == 0 { scale(random, 16 << 10, 1 << 20) } else { 64 << 20 },
+            backlog_bytes_max: if random.u8(..4) == 0 { scale(random, 8 << 10, 512 << 10) } else { 64 << 20 },
             spared: random.usize(..usize::from(replicas)),
             write_mean,
             sync_mean,
@@ -166,7 +166,8 @@ impl Swarm {
         match random.u8(..100) {
             // Masters change all the time, by wish and against it, and each takes a higher ballot again and again.
             0..14 => {
-                self.also = &[Kind::Transfer, Kind::Pause, Kind::Loss, Kind::Duplication];
+                self.also =
+                    &[Kind::Transfer, Kind::Pause, Kind::Suspension, Kind::Stall, Kind::Loss, Kind::Duplication];
                 self.haste = 6;
                 self.boost_slots_min = within(random, 1, 10);
                 self.boost_time_min = Duration::from_nanos(scale(random, 5 * MILLISECOND, 200 * MILLISECOND));
