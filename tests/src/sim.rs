@@ -20,7 +20,7 @@
 //! | `verdict` | what a checker says |
 //! | `oracle`, `acceptors` | what is chosen, promised and durable, judged from disks and messages alone |
 //! | `history` | what clients were told, held against the log |
-//! | `leases` | that no two replicas may answer alone |
+//! | `leases` | that no two replicas may answer alone, and that a master without a lease is none |
 //! | `trace` | the hash, and the story |
 //! | `sweep`, `minimise` | many seeds on many threads; which faults a violation needs |
 //! | `planted`, `sabotage` | bugs put in on purpose, and what they do |
@@ -195,6 +195,7 @@ impl Outcome {
 /// Runs one seed.
 pub fn run(seed: u64, options: &Options) -> Outcome {
     SEED.set(Some(seed));
+    let _planted = Bug::plant(options.bug);
     let mut world = world::World::new(seed, options.clone());
     let violation = world.run().err();
     SEED.set(None);

@@ -125,3 +125,43 @@ fn pages_point_at_what_exists() {
         }
     }
 }
+
+/// Each line of a manifest that has to do with planted bugs, without its comment.
+fn planted_lines(manifest: &str) -> Vec<&str> {
+    let lines = manifest.lines().map(|line| line.split('#').next().unwrap_or(""));
+    lines.filter(|line| line.contains("planted")).map(str::trim).collect()
+}
+
+#[test]
+fn only_the_simulators_crate_can_plant_bugs_and_only_when_asked() {
+    for path in files("Cargo.toml") {
+        let directory = path.parent().unwrap().strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+        let allowed: &[&str] = match directory.as_str() {
+            "engine/paxos" => &["planted = []"],
+            "tests" => &[r#"planted = ["synod-paxos/planted"]"#],
+            _ => &[],
+        };
+        // No `default`, no dependency with the feature, no feature that brings it along.
+        assert_eq!(planted_lines(&fs::read_to_string(&path).unwrap()), allowed, "{directory}/Cargo.toml");
+    }
+}
+
+/// In such a build each place that could bite is the constant `false`, and the names are nowhere.
+#[cfg(not(feature = "planted"))]
+#[test]
+fn what_serves_has_no_planted_bugs() {
+    const { assert!(!synod_paxos::planted!(P1PromisesToOlder)) };
+    let declared = fs::read_to_string(root().join("engine/paxos/src/planted.rs")).unwrap();
+    let declared = declared.split("\nbugs! {\n").nth(1).unwrap().split("\n}").next().unwrap();
+    let names: Vec<&str> = declared.lines().filter_map(|line| line.trim().split_once(": ")).map(|(name, _)| name).collect();
+    assert!(names.len() >= 24 && names.contains(&"P1PromisesToOlder"), "{names:?}");
+    let torture = Path::new(env!("CARGO_BIN_EXE_synod-torture"));
+    // Cargo puts the server beside it, if it was built.
+    for program in [torture.to_owned(), torture.with_file_name("synod")].iter().filter(|program| program.exists()) {
+        let bytes = fs::read(program).unwrap();
+        for name in &names {
+            let has = bytes.windows(name.len()).any(|window| window == name.as_bytes());
+            assert!(!has, "{} knows of {name}", program.display());
+        }
+    }
+}

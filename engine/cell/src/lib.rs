@@ -155,9 +155,10 @@ impl StateMachine for Cell {
     /// have no answer.
     fn apply(&mut self, slot: Slot, command: &[u8], answer: &mut Vec<u8>) {
         match Mastership::decode(command) {
+            Some(Mastership::Begins) if synod_paxos::planted!(P9KeepsEpoch) => {}
             Some(Mastership::Begins) => epoch::raise(&mut self.store),
             Some(Mastership::Stamp(epoch)) => {
-                let is_current = epoch == self.epoch() || synod_paxos::planted!(P9IgnoresEpoch);
+                let is_current = epoch == self.epoch();
                 self.outdated = (!is_current).then_some(slot);
             }
             None if self.outdated == Some(slot) => refuse(Refusal::MasterChanged, answer),

@@ -95,7 +95,7 @@ fn does_not_vote(_: &Proposed, world: &World<'_>) -> bool {
 
 /// The own grant binds a master's replica as any other: it is over only after the lease it held.
 fn is_bound(proposed: &Proposed, world: &World<'_>) -> bool {
-    world.core.grant.binds_against(proposed.from, world.now).is_some() && !crate::planted!(P8PromisesAgainstGrant)
+    world.core.grant.binds_against(proposed.from, world.now).is_some()
 }
 
 fn is_no_member(_: &Asked, world: &World<'_>) -> bool {
@@ -161,10 +161,12 @@ fn accept(asked: Asked, world: &mut World<'_>) {
 fn raise(ballot: Ballot, world: &mut World<'_>) -> PersistId {
     let acceptor = &mut world.core.acceptor;
     assert!(ballot >= acceptor.promised || crate::planted!(P1PromisesToOlder), "a promise never moves back");
-    acceptor.promised = ballot;
     if crate::planted!(P2ForgetsPromise) {
-        return world.core.journal.last();
+        let upto = world.persist_hard_state();
+        world.core.acceptor.promised = ballot;
+        return upto;
     }
+    acceptor.promised = ballot;
     world.persist_hard_state()
 }
 

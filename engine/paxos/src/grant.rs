@@ -91,6 +91,7 @@ impl State {
     /// Until when a promise to `candidate` would break a grant, if it would.
     pub(crate) fn binds_against(&self, candidate: ReplicaId, now: Instant) -> Option<Instant> {
         match self {
+            _ if crate::planted!(P8PromisesAgainstGrant) => None,
             State::Bound(grant) if grant.ballot.replica != candidate && now < grant.until => Some(grant.until),
             State::Bound(_) | State::Free => None,
         }

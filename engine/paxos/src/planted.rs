@@ -58,7 +58,7 @@ bugs! {
     P8HolderLongerThanGranters: "the holder counts on the lease for longer than it was granted",
     P8CountsFromAcknowledgement: "the holder counts from the acknowledgement, not from before the accept",
     P8ReadsBeforeOwnSlot: "a new master reads before it has applied what was acknowledged before it",
-    P9IgnoresEpoch: "a batch stamped by an earlier master is applied as if it were this one's",
+    P9KeepsEpoch: "a new mastership goes on under the epoch of the one before",
     P10ForgetsResults: "a retried command is applied again",
     P15TellsBeforeDurable: "what waits for a record leaves before the record is durable",
     P16ReadsWithoutLease: "any replica answers reads from what it has applied",
@@ -79,4 +79,10 @@ pub fn plant(bug: Option<Bug>) {
 #[cfg(feature = "planted")]
 pub fn is_planted(bug: Bug) -> bool {
     PLANTED.get() == Some(bug)
+}
+
+/// What is planted, if anything.
+#[cfg(feature = "planted")]
+pub fn planted() -> Option<Bug> {
+    PLANTED.get()
 }

@@ -278,6 +278,9 @@ fn receive(from: ReplicaId, message: Message, coordinator: &mut coordinator::Sta
             let round = world.core.acceptor.promised().round;
             world.send(from, Message::ProbeAnswer { would, round, chosen: world.chosen() });
             coordinator::step(coordinator, coordinator::Event::Probed(chosen), world);
+            // Whoever does not know yet that it votes would not promise, and without its promise nobody may ever lead who
+            // could tell it.
+            learner::outrun(from, chosen, world);
         }
         Message::ProbeAnswer { would, round, chosen } => {
             let answer = coordinator::ProbeAnswer { from, would, round, chosen };

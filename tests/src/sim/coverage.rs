@@ -22,6 +22,11 @@ impl Machines for Engine {
     }
 }
 
+/// Whether a row says that something must never happen.
+fn is_assertion(name: &str) -> bool {
+    name.contains("(never: ")
+}
+
 /// Counts of transitions, by name.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Coverage(BTreeMap<String, u64>);
@@ -39,9 +44,15 @@ impl Coverage {
         self.merge(other.0);
     }
 
-    /// How many transitions there are, and how many of them were taken.
+    /// How many transitions there are, and how many of them were taken. Assertions are none.
     pub fn taken(&self) -> (usize, usize) {
-        (self.0.len(), self.0.values().filter(|count| **count > 0).count())
+        let transitions = || self.0.iter().filter(|(name, _)| !is_assertion(name));
+        (transitions().count(), transitions().filter(|(_, count)| **count > 0).count())
+    }
+
+    /// How many rows say that something must never happen. Had it happened, the process would have ended.
+    pub fn assertions(&self) -> usize {
+        self.0.keys().filter(|name| is_assertion(name)).count()
     }
 
     /// Those never taken, each with its reason if it has one.
@@ -49,7 +60,7 @@ impl Coverage {
         &'a self,
         reasons: &'a [(&'a str, &'a str)],
     ) -> impl Iterator<Item = (&'a str, Option<&'a str>)> + 'a {
-        self.0.iter().filter(|(_, count)| **count == 0).map(move |(name, _)| {
+        self.0.iter().filter(|(name, count)| **count == 0 && !is_assertion(name)).map(move |(name, _)| {
             let reason = reasons.iter().find(|(named, _)| named == name).map(|(_, reason)| *reason);
             (name.as_str(), reason)
         })
@@ -70,11 +81,11 @@ mod tests {
     fn what_was_never_taken_is_listed_with_its_reason() {
         let row = |name: &str, count| (name.to_owned(), count);
         let mut coverage = Coverage::default();
-        coverage.merge([row("a", 0), row("b", 2), row("c", 0)]);
+        coverage.merge([row("a", 0), row("b", 2), row("c", 0), row("e in f (never: it would be wrong)", 0)]);
         let mut other = Coverage::default();
         other.merge([row("a", 1), row("c", 0), row("d", 0)]);
         coverage.add(other);
-        assert_eq!(coverage.taken(), (4, 2));
+        assert_eq!((coverage.taken(), coverage.assertions()), ((4, 2), 1));
         let reasons = [("c", "needs a snapshot"), ("b", "wrong"), ("gone", "renamed")];
         let never: Vec<_> = coverage.never(&reasons).collect();
         assert_eq!(never, [("c", Some("needs a snapshot")), ("d", None)]);

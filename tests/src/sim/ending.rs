@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::coverage::Machines;
 use super::faults::Mask;
+use super::node::InRound;
 use super::swarm::{MILLISECOND, SECOND};
 use super::verdict::{Checker, Verdict, violation};
 use super::world::{EXTENSIONS_MAX, Event, World};
@@ -40,7 +41,7 @@ impl World {
             let node = &mut self.nodes[index];
             (node.paused_until, node.suspended_until, node.stalled_until) = (0, 0, 0);
             node.doomed = None;
-            node.pause_in_turn = None;
+            (node.pause_in_turn, node.in_round) = (None, InRound::default());
             let now = self.now;
             node.clock.set_rate(now, 0);
             if self.nodes[index].is_spare {

@@ -137,57 +137,33 @@ pub(crate) enum Cut {
     },
 }
 
+/// When something comes to stand still.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum When {
+    AtOnce,
+    /// In the middle of a turn, between reading the clock and telling others.
+    InTurn,
+    /// Once it has begun to ask for promises, or to hand over.
+    InRound,
+}
+
 /// What a fault does.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) enum What {
-    Loss {
-        chance: f64,
-    },
-    Duplication {
-        chance: f64,
-    },
-    Delay {
-        chance: f64,
-        upto: u64,
-    },
-    Reordering {
-        spread: u64,
-    },
-    Reset {
-        chance: f64,
-    },
+    Loss { chance: f64 },
+    Duplication { chance: f64 },
+    Delay { chance: f64, upto: u64 },
+    Reordering { spread: u64 },
+    Reset { chance: f64 },
     Cut(Cut),
-    Flapping {
-        cut: Cut,
-        period: u64,
-    },
-    SlowDisk {
-        replica: usize,
-        factor: u64,
-    },
-    Stall {
-        replica: usize,
-    },
-    FullDisk {
-        segments: u64,
-    },
-    Crash {
-        replicas: u64,
-        power: bool,
-        tearing: Tearing,
-    },
-    /// `within`: in the middle of a turn, between reading the clock and telling others.
-    Pause {
-        replica: usize,
-        within: bool,
-    },
-    Suspension {
-        replica: usize,
-    },
-    Drift {
-        replica: usize,
-        ppm: i64,
-    },
+    Flapping { cut: Cut, period: u64 },
+    SlowDisk { replica: usize, factor: u64 },
+    Stall { replica: usize, when: When },
+    FullDisk { segments: u64 },
+    Crash { replicas: u64, power: bool, tearing: Tearing },
+    Pause { replica: usize, when: When },
+    Suspension { replica: usize, when: When },
+    Drift { replica: usize, ppm: i64 },
     Operation(Operation),
 }
 
@@ -214,8 +190,10 @@ pub(crate) fn draw(swarm: &Swarm, until: u64, random: &mut Rng) -> Vec<Fault> {
     for kind in Kind::ALL {
         let mut own = random.fork();
         let (chance, least, most) = kind.habit();
-        let every = scale(&mut own, least * MILLISECOND, most * MILLISECOND);
-        if swarm.kinds.map_or(own.u64(..100) < chance, |kinds| kinds.contains(kind)) && suits(*kind, swarm) {
+        let haste = if is_wish(*kind) { swarm.haste } else { 1 };
+        let every = scale(&mut own, least * MILLISECOND, most * MILLISECOND) / haste;
+        let is_drawn = swarm.kinds.map_or(own.u64(..100) < chance, |kinds| kinds.contains(kind));
+        if (is_drawn || swarm.also.contains(kind)) && suits(*kind, swarm) {
             kinds.push((*kind, every, own));
         }
     }
@@ -254,6 +232,11 @@ fn suits(kind: Kind, swarm: &Swarm) -> bool {
     }
 }
 
+/// Whether a master is asked for it.
+fn is_wish(kind: Kind) -> bool {
+    matches!(kind, Kind::Transfer | Kind::Added | Kind::Removed)
+}
+
 /// Whether a seed has such a fault only once or twice.
 fn once(kind: Kind) -> bool {
     matches!(kind, Kind::FullDisk | Kind::Wiped | Kind::Swapped)
@@ -283,7 +266,7 @@ fn one(kind: Kind, swarm: &Swarm, left: usize, random: &mut Rng) -> (u64, What) 
             return (2 * spell + 2 * period, What::Flapping { cut: cut(kind, n, replica, other, random), period });
         }
         Kind::SlowDisk => What::SlowDisk { replica, factor: scale(random, 4, 100) },
-        Kind::Stall => return (stand_still / 2, What::Stall { replica }),
+        Kind::Stall => return (stand_still / 2, What::Stall { replica, when: aimed(random) }),
         Kind::FullDisk => {
             // So that the bound is reached late in the run, or shortly before its end. Most flushes are one block.
             let blocks = random.u64(700..1_000);
@@ -297,8 +280,11 @@ fn one(kind: Kind, swarm: &Swarm, left: usize, random: &mut Rng) -> (u64, What) 
             let down = scale(random, MILLISECOND, 3 * SECOND);
             return (down, What::Crash { replicas, power, tearing });
         }
-        Kind::Pause => return (stand_still, What::Pause { replica, within: random.bool() }),
-        Kind::Suspension => return (stand_still, What::Suspension { replica }),
+        Kind::Pause => {
+            let when = *random.choice(&[When::AtOnce, When::InTurn, When::InRound]).expect("there are three");
+            return (stand_still, What::Pause { replica, when });
+        }
+        Kind::Suspension => return (stand_still, What::Suspension { replica, when: aimed(random) }),
         Kind::Drift => What::Drift { replica, ppm: random.i64(-DRIFT_PPM_MAX..=DRIFT_PPM_MAX) },
         // Another replica each time.
         Kind::Wiped => What::Operation(Operation::Wipe { replica: (swarm.spared + 1 + left) % n }),
@@ -308,6 +294,11 @@ fn one(kind: Kind, swarm: &Swarm, left: usize, random: &mut Rng) -> (u64, What) 
         Kind::Removed => What::Operation(Operation::Remove { replica }),
     };
     (spell, what)
+}
+
+/// Half of what can stand still at any moment waits for a bad one.
+fn aimed(random: &mut Rng) -> When {
+    if random.bool() { When::AtOnce } else { When::InRound }
 }
 
 fn cut(kind: Kind, n: usize, replica: usize, other: usize, random: &mut Rng) -> Cut {

@@ -6,9 +6,9 @@ use fastrand::Rng;
 use synod_wal::Tail;
 
 use super::coverage::Machines;
-use super::faults::{Fault, Kind, What};
+use super::faults::{Fault, Kind, What, When};
 use super::network::delay;
-use super::node::{Crash, Started};
+use super::node::{Crash, InRound, Started};
 use super::swarm::{MILLISECOND, SECOND, Tearing};
 use super::verdict::Verdict;
 use super::world::{Event, World};
@@ -72,31 +72,29 @@ impl World {
                 self.nodes[replica].slow.insert(number, factor);
                 self.lasts(number, until);
             }
-            What::Stall { replica } => {
-                let node = &mut self.nodes[replica];
-                node.stalled_until = node.stalled_until.max(until);
-            }
+            What::Stall { replica, when: When::InRound } => self.nodes[replica].in_round.stall = Some(fault.length),
+            What::Stall { replica, .. } => self.nodes[replica].stall(until),
             // The bound was there from the beginning, and counts once it is reached.
             What::FullDisk { .. } => return false,
             What::Crash { replicas, power, tearing } => return self.crash_some(replicas, power, tearing, fault),
-            What::Pause { replica, within } => {
+            What::Pause { replica, when } => {
                 let node = &mut self.nodes[replica];
                 if node.engine.is_none() {
                     return false;
                 }
-                if within {
-                    node.pause_in_turn = Some(fault.length);
-                    self.due(replica);
-                } else {
-                    node.paused_until = node.paused_until.max(until);
+                match when {
+                    When::AtOnce => node.pause(until),
+                    When::InTurn => {
+                        node.pause_in_turn = Some(fault.length);
+                        self.due(replica);
+                    }
+                    When::InRound => node.in_round.pause = Some(fault.length),
                 }
             }
-            What::Suspension { replica } => {
-                let node = &mut self.nodes[replica];
-                node.paused_until = node.paused_until.max(until);
-                node.stalled_until = node.stalled_until.max(until);
-                node.suspended_until = node.suspended_until.max(until);
+            What::Suspension { replica, when: When::InRound } => {
+                self.nodes[replica].in_round.suspend = Some(fault.length);
             }
+            What::Suspension { replica, .. } => self.nodes[replica].suspend(until),
             What::Drift { replica, ppm } => {
                 self.nodes[replica].clock.set_rate(self.now, ppm);
                 // What it waits for comes sooner now, or later.
@@ -186,7 +184,7 @@ impl World {
         node.leads = false;
         node.doomed = None;
         node.mark_at = None;
-        node.pause_in_turn = None;
+        (node.pause_in_turn, node.in_round) = (None, InRound::default());
         node.caught = None;
         node.paused_until = node.suspended_until;
         if power {

@@ -4,11 +4,24 @@
 //! moment, whether it runs then or stands still: as soon as it goes on it may answer by what it believes. A lease can only
 //! begin in a turn of its holder, so looking after each turn misses none.
 
+use std::time::Duration;
+
 use synod_node::engine::Engine;
-use synod_paxos::{Instant, ReplicaId};
+use synod_paxos::{Instant, Replica, ReplicaId, Role};
 
 use super::clocks::Clock;
 use super::verdict::{Checker, Verdict, violation};
+
+/// As long as leases are at all, a coordinator is none any more when its lease has run out, or when it did not get one for
+/// as long as a lease lasts (P7, P8). Asked after a turn of its in which its clock showed `now`.
+pub(crate) fn gives_up(replica: &Replica, id: ReplicaId, since: Instant, now: Instant, lease: Duration) -> Verdict {
+    let ends = replica.lease_until().unwrap_or(since.after(lease));
+    if lease.is_zero() || replica.is_full() || replica.role() != Role::Coordinating || now < ends {
+        return Ok(());
+    }
+    let what = format!("replica {id} coordinates at {} of its clock, and its lease has run out at {}", now.0, ends.0);
+    violation(Checker::GivesUp, what)
+}
 
 /// What may hold a lease.
 pub(crate) trait LeaseHolder {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use fastrand::Rng;
 
 use super::faults::{Cut, What};
-use super::swarm::{Swarm, around};
+use super::swarm::{SECOND, Swarm, around};
 
 /// A fault of the network that lasts.
 struct Active {
@@ -51,7 +51,16 @@ impl Network {
     }
 
     /// A message leaves now. Replicas are counted from 0 here.
-    pub(crate) fn send(&mut self, now: u64, from: usize, to: usize, swarm: &Swarm, random: &mut Rng) -> Fate {
+    /// While messages are doubled, a rare one is for certain, and the second comes when nobody thinks of it any more.
+    pub(crate) fn send(
+        &mut self,
+        now: u64,
+        from: usize,
+        to: usize,
+        swarm: &Swarm,
+        is_rare: bool,
+        random: &mut Rng,
+    ) -> Fate {
         let mut fate = Fate::default();
         let link = from * self.replicas + to;
         // Drawn even if it is lost: then what becomes of the next one does not depend on it.
@@ -62,6 +71,7 @@ impl Network {
         for Active { what, random, .. } in self.active.values_mut() {
             match *what {
                 What::Loss { chance } => fate.lost |= random.f64() < chance,
+                What::Duplication { .. } if is_rare => again = Some(random.u64(..2 * SECOND)),
                 What::Duplication { chance } if random.f64() < chance => {
                     again = Some(around(random, 4 * swarm.delay_mean));
                 }

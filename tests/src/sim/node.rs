@@ -96,6 +96,14 @@ pub(crate) struct Crash {
     pub(crate) random: Rng,
 }
 
+/// What is to stand still, and how long, once a replica has asked for promises or has begun to hand over.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct InRound {
+    pub(crate) pause: Option<u64>,
+    pub(crate) stall: Option<u64>,
+    pub(crate) suspend: Option<u64>,
+}
+
 /// What became of a start.
 pub(crate) enum Started {
     Up(Tail),
@@ -124,6 +132,7 @@ pub(crate) struct Node {
     pub(crate) paused_until: u64,
     /// It is to be stopped for so long in the middle of its next turn.
     pub(crate) pause_in_turn: Option<u64>,
+    pub(crate) in_round: InRound,
     /// It was stopped in the middle of a turn: what its clock had shown, and how much of the inbox it had taken.
     pub(crate) caught: Option<(u64, usize)>,
     /// The whole machine stands still until then.
@@ -141,6 +150,8 @@ pub(crate) struct Node {
     pub(crate) promised: Ballot,
     /// It was a coordinator after its last turn.
     pub(crate) leads: bool,
+    /// When it was first seen to be, on its own clock.
+    pub(crate) leads_since: Instant,
 }
 
 const INCARNATION: Incarnation = Incarnation(1);
@@ -168,6 +179,7 @@ impl Node {
             mark_at: None,
             paused_until: 0,
             pause_in_turn: None,
+            in_round: InRound::default(),
             caught: None,
             suspended_until: 0,
             stalled_until: 0,
@@ -178,6 +190,7 @@ impl Node {
             applied: Slot::NONE,
             promised: Ballot::NONE,
             leads: false,
+            leads_since: Instant(0),
         }
     }
 
@@ -248,7 +261,7 @@ impl Node {
             Err(error) => return refused(error.to_string()),
         };
         match bug {
-            Some(Bug::P2ForgetsPromise) => {
+            Some(Bug::P2RestartForgetsPromise) => {
                 let accepted = protocol.accepted.values().map(|(ballot, _)| *ballot).max();
                 protocol.promised = accepted.unwrap_or(Ballot::NONE);
             }
@@ -264,6 +277,7 @@ impl Node {
         settings.window = swarm.window;
         settings.heartbeat = swarm.heartbeat;
         settings.election_timeout = swarm.election_timeout;
+        settings.backlog_bytes_max = swarm.backlog_bytes_max;
         settings.boost_slots_min = swarm.boost_slots_min;
         settings.boost_time_min = swarm.boost_time_min;
         let client_addresses = (1..=swarm.machines).map(|id| (ReplicaId(id), address(ReplicaId(id)))).collect();
@@ -286,6 +300,23 @@ impl Node {
         oracle.applied(self.id, protocol.chosen, cell)?;
         (self.promised, self.applied) = (protocol.promised, protocol.chosen);
         Ok(())
+    }
+
+    /// The process stands still until then.
+    pub(crate) fn pause(&mut self, until: u64) {
+        self.paused_until = self.paused_until.max(until);
+    }
+
+    /// The disk does nothing until then.
+    pub(crate) fn stall(&mut self, until: u64) {
+        self.stalled_until = self.stalled_until.max(until);
+    }
+
+    /// The whole machine stands still until then.
+    pub(crate) fn suspend(&mut self, until: u64) {
+        self.pause(until);
+        self.stall(until);
+        self.suspended_until = self.suspended_until.max(until);
     }
 
     /// When it wants to do something, in true time. `None`: it is down.

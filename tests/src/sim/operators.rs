@@ -7,7 +7,7 @@ use synod_node::engine::Engine;
 use synod_paxos::{Change, Instant, ReplicaId};
 
 use super::node::{Input, Wishes};
-use super::swarm::MILLISECOND;
+use super::swarm::{MILLISECOND, SECOND};
 use super::world::{Event, World};
 
 /// Something that an operator does.
@@ -32,6 +32,9 @@ pub(crate) enum Wish {
     Add { node: usize },
     Remove { id: ReplicaId },
 }
+
+/// A new member starts at the latest so long after it was added.
+const LATE_MAX: u64 = 4 * SECOND;
 
 impl World {
     /// Does it. Says whether it could be done.
@@ -94,9 +97,15 @@ impl World {
                 engine.change(now, change, wishes).map_err(|error| error.to_string())
             }
         };
-        if let (Ok(()), Wish::Add { node }) = (&outcome, wish) {
-            self.nodes[node].is_spare = false;
-            self.schedule_in(MILLISECOND, Event::Start { node });
+        match wish {
+            Wish::Add { node } if outcome.is_ok() => {
+                self.nodes[node].is_spare = false;
+                // Half of the people start it before they ask for it, and half go and look for the machine.
+                let late = if self.random.replicas.bool() { self.random.replicas.u64(..LATE_MAX) } else { 0 };
+                self.schedule_in(MILLISECOND + late, Event::Start { node });
+            }
+            Wish::Transfer { .. } if outcome.is_ok() => self.begins_round(index),
+            Wish::Add { .. } | Wish::Remove { .. } | Wish::Transfer { .. } => {}
         }
         self.counts.wishes_granted += u64::from(outcome.is_ok());
         self.trace.turn(self.now, || format!("replica {} is asked for {wish:?}: {outcome:?}", index + 1));

@@ -7,7 +7,7 @@
 //!
 //! | checker | what it says |
 //! |---|---|
-//! | agreement | one value a slot, one value a ballot and slot; later ballots propose what is chosen; replicas apply only what is chosen |
+//! | agreement | one value a slot, one value a ballot and slot; proposals within the horizon, promised by a majority; later ballots propose what is chosen; replicas apply only what is chosen |
 //! | in-order apply | a replica's database at a slot is what the log up to there makes of it |
 //! | at most once | no write is applied twice |
 //! | answers | what a client is told is what the state machine answers at the slot where its command is chosen, each time it is told |
@@ -21,6 +21,7 @@ use synod_paxos::{
 };
 
 use super::acceptors::Acceptors;
+use super::planted::soundly;
 use super::verdict::{Checker, Verdict, violation};
 
 /// What one change of the database did.
@@ -104,6 +105,8 @@ pub(crate) struct Oracle {
     proposals: BTreeMap<(Slot, Ballot), Proposal>,
     /// Which life of which replica uses a ballot.
     coordinators: BTreeMap<Ballot, u64>,
+    /// Who has promised to a ballot, the candidate itself among them.
+    promised_by: BTreeMap<Ballot, ReplicaSet>,
     /// From slot 1 on, without a gap.
     chosen: Vec<Chosen>,
     /// Chosen, with a gap below.
@@ -129,6 +132,7 @@ impl Oracle {
             acceptors: Acceptors::new(replicas),
             proposals: BTreeMap::new(),
             coordinators: BTreeMap::new(),
+            promised_by: BTreeMap::new(),
             chosen: Vec::new(),
             early: BTreeMap::new(),
             cell,
@@ -272,7 +276,7 @@ impl Oracle {
             let mut told = Vec::new();
             let before = self.cell.store().revision();
             let epoch = self.cell.epoch();
-            self.cell.apply(slot, bytes, &mut told);
+            soundly(|| self.cell.apply(slot, bytes, &mut told));
             if let Some(word) = Mastership::decode(bytes) {
                 is_outdated = matches!(word, Mastership::Stamp(stamped) if stamped != epoch);
                 continue;
@@ -341,6 +345,7 @@ impl Oracle {
             Message::Promise { ballot, chosen, accepted, .. } => self.promised(from, *ballot, *chosen, accepted),
             Message::Accept { ballot, slot, batch, .. } => {
                 self.own_ballot(from, life, *ballot)?;
+                self.may_propose(from, *slot, *ballot)?;
                 self.proposed(*slot, *ballot, batch, &format!("an accept of replica {from}"))
             }
             Message::Acknowledge { ballot, slot } => self.acceptors.acknowledges(from, *ballot, *slot),
@@ -372,8 +377,29 @@ impl Oracle {
         )
     }
 
+    /// A slot is proposed within the horizon only (P5), with the promises of a majority of those who decide on it (P6).
+    fn may_propose(&self, from: ReplicaId, slot: Slot, ballot: Ballot) -> Verdict {
+        let governing = self.governing(slot);
+        let upto = self.upto();
+        if slot > upto.plus(governing.horizon()) {
+            let what = format!("replica {from} proposes at slot {slot}, chosen is {upto}: beyond the horizon (P5)");
+            return violation(Checker::Agreement, what);
+        }
+        let mut promised_by = self.promised_by.get(&ballot).copied().unwrap_or_default();
+        promised_by.insert(ballot.replica);
+        if !governing.is_majority(promised_by) {
+            let what = format!(
+                "replica {from} proposes at slot {slot} under ballot {ballot}, promised by {promised_by:?} only: no majority of \
+                 those who decide there (P6)"
+            );
+            return violation(Checker::Agreement, what);
+        }
+        Ok(())
+    }
+
     fn promised(&mut self, from: ReplicaId, ballot: Ballot, chosen: Slot, reported: &[AcceptedSlot]) -> Verdict {
         self.acceptors.promises(from, ballot, chosen, reported)?;
+        self.promised_by.entry(ballot).or_default().insert(from);
         for AcceptedSlot { slot, ballot, batch } in reported {
             self.proposed(*slot, *ballot, batch, &format!("a promise of replica {from}"))?;
         }

@@ -1,8 +1,11 @@
 //! Bugs put in on purpose: checkers that do not see them see nothing.
 //!
 //! Each breaks one rule and is named after it. These live in what the simulator puts around a replica: its disks, its
-//! wires, its start, its clients' door. Bugs inside the other crates are theirs to hold, behind their own feature
-//! `planted`, which this crate's feature of that name turns on; [`Bug`] is where they get their name here.
+//! wires, its start, its clients' door. Those inside the protocol are its own to hold, behind its feature `planted`, which
+//! this crate's feature of that name turns on: [`Bug::Core`] is one of them.
+
+#[cfg(feature = "planted")]
+use synod_paxos::planted as core;
 
 use super::faults::Kind;
 use super::swarm::Swarm;
@@ -15,60 +18,112 @@ macro_rules! bugs {
         #[expect(missing_docs, reason = "`breaks` says what each of them is")]
         pub enum Bug {
             $($bug,)*
+            /// One inside the protocol.
+            #[cfg(feature = "planted")]
+            Core(core::Bug),
         }
 
-        impl Bug {
-            /// All of them.
-            pub const ALL: &[Bug] = &[$(Bug::$bug,)*];
+        /// Those that the simulator holds.
+        const HERE: &[Bug] = &[$(Bug::$bug,)*];
 
+        impl Bug {
             /// The number of the rule that it breaks, and how.
             pub fn name(self) -> &'static str {
-                match self { $(Bug::$bug => $name,)* }
+                match self {
+                    $(Bug::$bug => $name,)*
+                    #[cfg(feature = "planted")]
+                    Bug::Core(bug) => core::ALL[bug as usize].1,
+                }
             }
 
             /// What is wrong, in a line.
             pub fn breaks(self) -> &'static str {
-                match self { $(Bug::$bug => $breaks,)* }
+                match self {
+                    $(Bug::$bug => $breaks,)*
+                    #[cfg(feature = "planted")]
+                    Bug::Core(bug) => core::ALL[bug as usize].2,
+                }
             }
 
             /// The checker that is there for this: another may come first, but this one must see it some time.
             pub fn checker(self) -> Checker {
-                match self { $(Bug::$bug => Checker::$checker,)* }
+                match self {
+                    $(Bug::$bug => Checker::$checker,)*
+                    #[cfg(feature = "planted")]
+                    Bug::Core(bug) => checker_of(bug),
+                }
             }
         }
     };
 }
 
 bugs! {
-    I7UncheckedBytes "I7_UncheckedBytes" "a value changes on the wire, and nobody checks" Agreement,
-    L1WrongDirectoryVotes "L1_WrongDirectoryVotes" "a replica starts on another's directory" Recovery,
-    L2ShortWrite "L2_ShortWrite" "a short write passes for a whole one" DurableBeforeTold,
-    L2SyncLies "L2_SyncLies" "a sync that did nothing passes for one that did" Recovery,
-    L5CutsDamagedMiddle "L5_CutsDamagedMiddle" "damage to what was durable is cut off like a torn tail" Recovery,
-    P2ForgetsPromise "P2_ForgetsPromise" "a restart forgets what was promised, and keeps what was accepted" Promises,
-    P2ForgetsAcceptances "P2_ForgetsAcceptances" "a restart forgets what was accepted" Promises,
-    P3PromiseOmitsChosen "P3_PromiseOmitsChosen" "promises do not tell what is chosen: no-ops fill such slots" Agreement,
-    P3PromiseOmitsAccepted "P3_PromiseOmitsAccepted" "promises do not tell what was accepted" Agreement,
-    P4CommitSlotTooHigh "P4_CommitSlotTooHigh" "a commit slot covers what is only proposed" Agreement,
-    P6CountsAVoteTwice "P6_CountsAVoteTwice" "one acknowledgement counts as two" Agreement,
-    P10AnswersSwapped "P10_AnswersSwapped" "two callers get each other's answers" Answers,
-    P10RetryIsNew "P10_RetryIsNew" "a retry gets a stamp of its own, and is applied again" AtMostOnce,
-    P10UnknownToldAsCertain "P10_UnknownToldAsCertain" "an unknown outcome is told as a refusal" AcknowledgedWrites,
-    P12WipedReplicaVotes "P12_WipedReplicaVotes" "an empty directory passes for a new replica's" Recovery,
-    P14RottenRow "P14_RottenRow" "a restart changes a row that no command has changed" InOrderApply,
-    P15AcknowledgesBeforeDurable "P15_AcknowledgesBeforeDurable" "a flush passes for durable as it begins" DurableBeforeTold,
-    P16ReadsLocally "P16_ReadsLocally" "any replica answers a read from its own copy" Linearizability,
-    R3LostCompletion "R3_LostCompletion" "a flush ends, and its completion is dropped" Liveness,
-    RunReadsOutsideTime "Run_ReadsOutsideTime" "a run depends on something that its seed does not" Determinism,
+    I7UncheckedBytes "I7UncheckedBytes" "a value changes on the wire, and nobody checks" Agreement,
+    L1WrongDirectoryVotes "L1WrongDirectoryVotes" "a replica starts on another's directory" Recovery,
+    L2ShortWrite "L2ShortWrite" "a short write passes for a whole one" DurableBeforeTold,
+    L2SyncLies "L2SyncLies" "a sync that did nothing passes for one that did" Recovery,
+    L5CutsDamagedMiddle "L5CutsDamagedMiddle" "damage to what was durable is cut off like a torn tail" Recovery,
+    P2RestartForgetsPromise "P2RestartForgetsPromise" "a restart forgets what was promised, and keeps what was accepted" Promises,
+    P2ForgetsAcceptances "P2ForgetsAcceptances" "a restart forgets what was accepted" Promises,
+    P3PromiseOmitsChosen "P3PromiseOmitsChosen" "promises do not tell what is chosen: no-ops fill such slots" Agreement,
+    P3PromiseOmitsAccepted "P3PromiseOmitsAccepted" "promises do not tell what was accepted" Agreement,
+    P4CommitSlotTooHigh "P4CommitSlotTooHigh" "a commit slot covers what is only proposed" Agreement,
+    P6CountsAVoteTwice "P6CountsAVoteTwice" "one acknowledgement counts as two" Agreement,
+    P10AnswersSwapped "P10AnswersSwapped" "two callers get each other's answers" Answers,
+    P10RetryIsNew "P10RetryIsNew" "a retry gets a stamp of its own, and is applied again" AtMostOnce,
+    P10UnknownToldAsCertain "P10UnknownToldAsCertain" "an unknown outcome is told as a refusal" AcknowledgedWrites,
+    P12WipedReplicaVotes "P12WipedReplicaVotes" "an empty directory passes for a new replica's" Recovery,
+    P14RottenRow "P14RottenRow" "a restart changes a row that no command has changed" InOrderApply,
+    P15AcknowledgesBeforeDurable "P15AcknowledgesBeforeDurable" "a flush passes for durable as it begins" DurableBeforeTold,
+    P16ReadsLocally "P16ReadsLocally" "any replica answers a read from its own copy" Linearizability,
+    R3LostCompletion "R3LostCompletion" "a flush ends, and its completion is dropped" Liveness,
+    RunReadsOutsideTime "RunReadsOutsideTime" "a run depends on something that its seed does not" Determinism,
+}
+
+/// What must see which of the protocol's own.
+#[cfg(feature = "planted")]
+fn checker_of(bug: core::Bug) -> Checker {
+    use core::Bug as B;
+    match bug {
+        B::P1PromisesToOlder | B::P1AcceptsFromOlder => Checker::Promises,
+        B::P1ReusesBallot | B::P3LeadsBehind | B::P3AdoptsNothing | B::P3AdoptsLatestReport => Checker::Agreement,
+        B::P1ProposesBeforeOwnPromise | B::P2ForgetsPromise | B::P15TellsBeforeDurable => Checker::DurableBeforeTold,
+        B::P4CommitsOtherBallots => Checker::InOrderApply,
+        B::P5AppliesOutOfOrder => Checker::Assertion,
+        B::P6GovernsAtOnce | B::P6MinorityDecides | B::P6CountsLearners | B::P6OldMajorityLeads => Checker::Agreement,
+        B::P7NeverGivesUp => Checker::GivesUp,
+        B::P8NoWaitAfterStart
+        | B::P8PromisesAgainstGrant
+        | B::P8HolderLongerThanGranters
+        | B::P8CountsFromAcknowledgement => Checker::DisjointLeases,
+        B::P8ReadsBeforeOwnSlot | B::P16ReadsWithoutLease => Checker::Linearizability,
+        B::P9KeepsEpoch | B::P10ForgetsResults => Checker::InOrderApply,
+    }
 }
 
 impl Bug {
     /// In how many seeds it must be found.
     pub const SEEDS_MAX: u64 = 2_000;
 
+    /// All of them that this build has.
+    pub fn all() -> Vec<Bug> {
+        #[cfg(feature = "planted")]
+        let inside = core::ALL.iter().map(|(bug, ..)| Bug::Core(*bug));
+        #[cfg(not(feature = "planted"))]
+        let inside = [];
+        HERE.iter().copied().chain(inside).collect()
+    }
+
     /// The one with this name.
     pub fn named(name: &str) -> Option<Bug> {
-        Bug::ALL.iter().copied().find(|bug| bug.name() == name)
+        Bug::all().into_iter().find(|bug| bug.name() == name)
+    }
+
+    /// The number of the rule that it breaks.
+    pub fn rule(self) -> &'static str {
+        let name = self.name();
+        let digits = name.bytes().skip(1).take_while(u8::is_ascii_digit).count();
+        if digits == 0 { "-" } else { &name[..=digits] }
     }
 
     /// What a world must be like for the bug to have a chance.
@@ -77,6 +132,8 @@ impl Bug {
             Bug::L1WrongDirectoryVotes => swarm.kinds = Some(&[Kind::Swapped, Kind::Crash]),
             Bug::P12WipedReplicaVotes => swarm.kinds = Some(&[Kind::Wiped, Kind::Crash]),
             Bug::L2SyncLies => swarm.kinds = Some(&[Kind::PowerCut, Kind::Loss]),
+            #[cfg(feature = "planted")]
+            Bug::Core(bug) => arrange_for(bug, swarm),
             _ => {}
         }
     }
@@ -84,5 +141,70 @@ impl Bug {
     /// Whether only a second run of the same seed can show it.
     pub(crate) fn needs_a_second_run(self) -> bool {
         self == Bug::RunReadsOutsideTime
+    }
+
+    /// Plants it in the protocol, if that is its place, until the guard is dropped.
+    pub(crate) fn plant(bug: Option<Bug>) -> Planted {
+        #[cfg(feature = "planted")]
+        core::plant(bug.and_then(|bug| if let Bug::Core(bug) = bug { Some(bug) } else { None }));
+        let _ = bug;
+        Planted(())
+    }
+}
+
+/// A bug is planted in what this thread runs.
+pub(crate) struct Planted(());
+
+impl Drop for Planted {
+    fn drop(&mut self) {
+        #[cfg(feature = "planted")]
+        core::plant(None);
+    }
+}
+
+/// Does something as it is right, whatever is planted in what this thread runs: judges must not err with the judged.
+pub(crate) fn soundly<T>(what: impl FnOnce() -> T) -> T {
+    #[cfg(feature = "planted")]
+    {
+        let before = core::planted();
+        core::plant(None);
+        let done = what();
+        core::plant(before);
+        done
+    }
+    #[cfg(not(feature = "planted"))]
+    what()
+}
+
+/// A world in which a bug inside the protocol has a chance.
+#[cfg(feature = "planted")]
+fn arrange_for(bug: core::Bug, swarm: &mut Swarm) {
+    use core::Bug as B;
+    let lost_masters: &[Kind] =
+        &[Kind::Partition, Kind::Bridge, Kind::SendOnly, Kind::ReceiveOnly, Kind::Pause, Kind::Crash, Kind::Drift];
+    let members: &[Kind] = &[Kind::Added, Kind::Removed, Kind::Loss, Kind::Delay, Kind::Partition, Kind::Transfer];
+    match bug {
+        B::P8NoWaitAfterStart | B::P8PromisesAgainstGrant | B::P8HolderLongerThanGranters => {
+            swarm.kinds = Some(lost_masters);
+            // So that the lease, and not the patience of the others, is what keeps them from campaigning.
+            swarm.lease = swarm.election_timeout * 4;
+        }
+        B::P8CountsFromAcknowledgement => {
+            swarm.kinds = Some(&[Kind::Partition, Kind::Bridge, Kind::Delay, Kind::SlowDisk, Kind::Stall, Kind::Drift]);
+            swarm.lease = swarm.election_timeout * 2;
+        }
+        B::P8ReadsBeforeOwnSlot | B::P5AppliesOutOfOrder | B::P3AdoptsLatestReport => {
+            swarm.horizon = swarm.horizon.max(8);
+            swarm.window = 8;
+            swarm.kinds =
+                Some(&[Kind::Loss, Kind::Reordering, Kind::Crash, Kind::Pause, Kind::Partition, Kind::Transfer]);
+        }
+        B::P6GovernsAtOnce | B::P6MinorityDecides | B::P6CountsLearners | B::P6OldMajorityLeads => {
+            (swarm.replicas, swarm.machines) = (3, 5);
+            swarm.kinds = Some(members);
+        }
+        B::P1ReusesBallot | B::P2ForgetsPromise => swarm.kinds = Some(&[Kind::Crash, Kind::PowerCut, Kind::Partition]),
+        B::P7NeverGivesUp => swarm.kinds = Some(lost_masters),
+        _ => {}
     }
 }

@@ -14,7 +14,7 @@ use synod_wal::{Flush, SegmentId};
 
 use super::faults::Kind;
 use super::leases;
-use super::node::{Input, Wishes, records_in};
+use super::node::{InRound, Input, Wishes, records_in};
 use super::oracle::Asked;
 use super::planted::Bug;
 use super::sabotage;
@@ -24,6 +24,11 @@ use super::world::{Event, World};
 
 /// As in the node: after this long without a flush the log gets its mark (rule L4).
 const IDLE_BEAT: u64 = 100 * MILLISECOND;
+
+/// What is said once in a mastership: of such a message few would ever come twice, or late.
+fn is_rare(message: &Message) -> bool {
+    matches!(message, Message::TakeOver { .. } | Message::Release { .. })
+}
 
 impl World {
     /// A message arrives.
@@ -180,10 +185,12 @@ impl World {
         let leads = engine.replica().role() == Role::Coordinating;
         if leads != std::mem::replace(&mut self.nodes[index].leads, leads) {
             let ballot = engine.replica().promised();
+            self.nodes[index].leads_since = now;
             let what = if leads { "coordinates" } else { "coordinates no more, having promised" };
             self.trace.turn(self.now, || format!("replica {} {what} {ballot}", index + 1));
         }
-        Ok(())
+        let node = &self.nodes[index];
+        leases::gives_up(engine.replica(), node.id, node.leads_since, now, self.swarm.lease)
     }
 
     /// Bytes of a client: commands.
@@ -227,6 +234,9 @@ impl World {
         }
         for (to, mut message) in wishes.sends.drain(..) {
             self.oracle.sent(id, life, &message)?;
+            if matches!(message, Message::Propose { .. }) {
+                self.begins_round(index);
+            }
             if let Some(bug) = self.options.bug {
                 sabotage::message(bug, &mut message, &mut self.random.bug);
             }
@@ -235,7 +245,7 @@ impl World {
             let bytes = head.freeze();
             assert!(bytes.len() <= codec::peer_payload_bytes_max(self.swarm.horizon, limits::BATCH_BYTES_MAX));
             let to = usize::from(to.0) - 1;
-            let fate = self.network.send(self.now, index, to, &self.swarm, &mut self.random.network);
+            let fate = self.network.send(self.now, index, to, &self.swarm, is_rare(&message), &mut self.random.network);
             self.counts.messages += 1;
             self.counts.messages_lost += u64::from(fate.lost);
             self.counts.messages_doubled += u64::from(fate.duplicated);
@@ -268,6 +278,15 @@ impl World {
             self.schedule_in(delay, Event::LogRead { node: index, life, read });
         }
         Ok(())
+    }
+
+    /// A replica asks for promises, or begins to hand over: it may be stopped with that.
+    pub(crate) fn begins_round(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        let InRound { pause, stall, suspend } = std::mem::take(&mut node.in_round);
+        pause.into_iter().for_each(|length| node.pause(self.now + length));
+        stall.into_iter().for_each(|length| node.stall(self.now + length));
+        suspend.into_iter().for_each(|length| node.suspend(self.now + length));
     }
 
     // The disk.

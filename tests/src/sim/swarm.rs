@@ -47,6 +47,12 @@ pub(crate) struct Swarm {
 
     /// The kinds of faults that it has; `None`: they are drawn.
     pub(crate) kinds: Option<&'static [Kind]>,
+    /// Kinds that it has besides.
+    pub(crate) also: &'static [Kind],
+    /// So many times as often as elsewhere operators do something.
+    pub(crate) haste: u64,
+    /// Of its own, unflushed, a replica bears so much (P7).
+    pub(crate) backlog_bytes_max: u64,
     /// This replica's directory is never wiped.
     pub(crate) spared: usize,
 
@@ -113,7 +119,7 @@ impl Swarm {
         // All that may be asked at once, several times over for retries, fits one frame, as in production.
         let room = frame_blocks as usize * 4096 / (clients * outstanding * 8);
         let safety = within(random, 20, 40) * SECOND;
-        Swarm {
+        let mut swarm = Swarm {
             replicas,
             machines,
             horizon,
@@ -127,6 +133,9 @@ impl Swarm {
             delay_mean,
             fifo: random.bool(),
             kinds: None,
+            also: &[],
+            haste: 1,
+            backlog_bytes_max: if random.u8(..4) == 0 { scale(random, 8 << 10, 512 << 10) } else { 64 << 20 },
             spared: random.usize(..usize::from(replicas)),
             write_mean,
             sync_mean,
@@ -147,6 +156,40 @@ impl Swarm {
             think_mean: safety / OPERATIONS_WANTED * (clients * outstanding) as u64,
             patience: (4 * election_timeout).max(within(random, SECOND, 5 * SECOND)),
             safety,
+        };
+        swarm.specialise(random);
+        swarm
+    }
+
+    /// A third of the worlds have much of something that is seldom met elsewhere.
+    fn specialise(&mut self, random: &mut Rng) {
+        match random.u8(..100) {
+            // Masters change all the time, by wish and against it, and each takes a higher ballot again and again.
+            0..14 => {
+                self.also =
+                    &[Kind::Transfer, Kind::Pause, Kind::Suspension, Kind::Stall, Kind::Loss, Kind::Duplication];
+                self.haste = 6;
+                self.boost_slots_min = within(random, 1, 10);
+                self.boost_time_min = Duration::from_nanos(scale(random, 5 * MILLISECOND, 200 * MILLISECOND));
+                self.window = within(random, 2, 8).min(self.horizon);
+            }
+            // Members come and go.
+            14..24 => {
+                // Links are bits of one word.
+                self.machines = (self.replicas + 4).min(8);
+                self.also = &[Kind::Added, Kind::Removed, Kind::Transfer, Kind::ReceiveOnly, Kind::Partition];
+                self.haste = 4;
+                self.horizon = *random.choice(&[4, 8]).expect("there are two");
+                self.window = self.window.min(self.horizon);
+            }
+            // Logs fill up, and masters change meanwhile.
+            24..30 => self.also = &[Kind::FullDisk, Kind::Crash, Kind::Transfer, Kind::Pause, Kind::Bridge],
+            // One replica alone, in the beginning.
+            30..34 => {
+                (self.replicas, self.machines, self.spared) = (1, 3, 0);
+                self.also = &[Kind::Added];
+            }
+            _ => {}
         }
     }
 }

@@ -23,6 +23,8 @@ pub enum Checker {
     Epochs,
     /// Two replicas may answer alone.
     DisjointLeases,
+    /// A replica coordinates on when its lease has run out.
+    GivesUp,
     /// What clients saw fits no order.
     Linearizability,
     /// A crash after which the log does not open, or lacks what was durable; a start that should have been refused.
@@ -48,6 +50,7 @@ impl Checker {
             Checker::InOrderApply => "in-order apply",
             Checker::Epochs => "epochs",
             Checker::DisjointLeases => "disjoint leases",
+            Checker::GivesUp => "gives up in time",
             Checker::Linearizability => "linearizability",
             Checker::Recovery => "recovery",
             Checker::Liveness => "liveness",

@@ -98,62 +98,109 @@ pub(crate) fn catch(bug: Bug) -> ExitCode {
     }
 }
 
+/// What became of a planted bug.
+struct Fate {
+    bug: Bug,
+    /// In how many seeds, by which checker, and what it said.
+    caught: Option<(u64, String, String)>,
+    seconds: f64,
+    error: Option<io::Error>,
+}
+
+/// How the outcome is told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    Lines,
+    Json,
+    /// The table of the docs.
+    Markdown,
+}
+
 /// Each of the planted bugs, on so many threads.
-pub(crate) fn catch_all(threads: usize, json: bool) -> ExitCode {
+pub(crate) fn catch_all(threads: usize, form: Form) -> ExitCode {
     let begun = Instant::now();
-    let (next, missed) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let printing = Mutex::new(());
+    let bugs = Bug::all();
+    let next = AtomicUsize::new(0);
+    let fates = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
-                while let Some(bug) = Bug::ALL.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let outcome = again(&["--catch", bug.name()]);
-                    let _one = printing.lock().expect("no thread panics here");
-                    if !said(*bug, outcome, json) {
-                        missed.fetch_add(1, Ordering::Relaxed);
+                while let Some(bug) = bugs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let fate = fate(*bug);
+                    let mut fates = fates.lock().expect("no thread panics here");
+                    match form {
+                        Form::Lines => println!("{}", fate.line()),
+                        Form::Json => println!("{}", fate.json()),
+                        Form::Markdown => eprintln!("{}", fate.line()),
                     }
+                    fates.push(fate);
                 }
             });
         }
     });
-    let (all, missed) = (Bug::ALL.len(), missed.into_inner());
-    let seconds = begun.elapsed().as_secs_f64();
-    if json {
-        println!("{}", json!({ "planted": all, "caught": all - missed, "seconds": seconds }));
-    } else {
-        println!("{} of {all} planted bugs were found, in {seconds:.1} s", all - missed);
+    let mut fates = fates.into_inner().expect("no thread panics here");
+    if form == Form::Markdown {
+        fates.sort_by_key(|fate| bugs.iter().position(|bug| *bug == fate.bug));
+        println!("{}", markdown(&fates));
     }
-    ExitCode::from(u8::from(missed > 0))
+    let (all, caught) = (bugs.len(), fates.iter().filter(|fate| fate.caught.is_some()).count());
+    let seconds = begun.elapsed().as_secs_f64();
+    match form {
+        Form::Json => println!("{}", json!({ "planted": all, "caught": caught, "seconds": seconds })),
+        Form::Lines => println!("{caught} of {all} planted bugs were found, in {seconds:.1} s"),
+        Form::Markdown => eprintln!("{caught} of {all} planted bugs were found, in {seconds:.1} s"),
+    }
+    ExitCode::from(u8::from(caught < all))
 }
 
-/// Says what became of a bug, and whether it was caught.
-fn said(bug: Bug, outcome: io::Result<Output>, json: bool) -> bool {
-    let name = bug.name();
-    let found = outcome.as_ref().ok().and_then(|output| {
+/// Looks for one in a process of its own.
+fn fate(bug: Bug) -> Fate {
+    let begun = Instant::now();
+    let outcome = again(&["--catch", bug.name()]);
+    let caught = outcome.as_ref().ok().and_then(|output| {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let line = text.lines().find(|line| line.starts_with("seed ") && line.contains(VIOLATION))?;
         let seed: u64 = line.strip_prefix("seed ")?.split(':').next()?.parse().ok()?;
-        Some((seed, checker_in(output)?, line.split_once(VIOLATION)?.1.to_owned()))
+        Some((seed + 1, checker_in(output)?, line.split_once(VIOLATION)?.1.to_owned()))
     });
-    let Some((seed, checker, what)) = found else {
-        let why = outcome.err().map(|error| format!(" ({error})")).unwrap_or_default();
-        let seeds = Bug::SEEDS_MAX;
-        match json {
-            true => println!("{}", json!({ "planted": name, "caught": false, "seeds": seeds })),
-            false => println!("{name}: MISSED in {seeds} seeds{why}: {}", bug.breaks()),
-        }
-        return false;
-    };
-    let seeds = seed + 1;
-    if json {
-        println!("{}", json!({ "planted": name, "caught": true, "checker": checker, "seeds": seeds }));
-    } else {
+    Fate { bug, caught, seconds: begun.elapsed().as_secs_f64(), error: outcome.err() }
+}
+
+impl Fate {
+    fn line(&self) -> String {
+        let (bug, seconds) = (self.bug, self.seconds);
+        let (name, rule, breaks) = (bug.name(), bug.rule(), bug.breaks());
+        let Some((seeds, checker, what)) = &self.caught else {
+            let why = self.error.as_ref().map(|error| format!(" ({error})")).unwrap_or_default();
+            return format!("{name} ({rule}: {breaks}): MISSED in {} seeds, {seconds:.1} s{why}", Bug::SEEDS_MAX);
+        };
         let what: String = what.chars().take(WHAT_CHARS).collect();
         let meant = bug.checker().name();
         let meant = if meant == checker { String::new() } else { format!(" (meant for {meant})") };
-        println!("{name} ({}): caught after {seeds} seeds by {what}{meant}", bug.breaks());
+        format!("{name} ({rule}: {breaks}): caught after {seeds} seeds, {seconds:.1} s, by {what}{meant}")
     }
-    true
+
+    fn json(&self) -> serde_json::Value {
+        let (name, rule) = (self.bug.name(), self.bug.rule());
+        match &self.caught {
+            None => json!({ "planted": name, "rule": rule, "caught": false, "seeds": Bug::SEEDS_MAX }),
+            Some((seeds, checker, _)) => {
+                json!({ "planted": name, "rule": rule, "caught": true, "checker": checker, "seeds": seeds })
+            }
+        }
+    }
+}
+
+fn markdown(fates: &[Fate]) -> String {
+    let mut table = "| rule | bug | what is wrong | caught by | seeds |\n|---|---|---|---|---|".to_owned();
+    for Fate { bug, caught, .. } in fates {
+        let (checker, seeds) = match caught {
+            Some((seeds, checker, _)) => (checker.as_str(), seeds.to_string()),
+            None => ("**nobody**", format!("> {}", Bug::SEEDS_MAX)),
+        };
+        table += &format!("\n| {} | `{}` | {} | {checker} | {seeds} |", bug.rule(), bug.name(), bug.breaks());
+    }
+    table
 }
 
 /// So much of a violation fits on a line.

@@ -36,6 +36,9 @@ struct Arguments {
     /// Run seeds with each of the planted bugs until it is caught. Needs the feature `planted`.
     #[arg(long)]
     planted: bool,
+    /// With --planted: print the table of the docs.
+    #[arg(long, requires = "planted")]
+    markdown: bool,
     /// With --seed or --minimise: plant this bug, by the name that --planted prints.
     #[arg(long, value_parser = bug)]
     plant: Option<Bug>,
@@ -67,7 +70,7 @@ fn faults(text: &str) -> Result<Mask, String> {
 }
 
 fn bug(text: &str) -> Result<Bug, String> {
-    let names = || Bug::ALL.iter().map(|bug| bug.name()).collect::<Vec<_>>().join(", ");
+    let names = || Bug::all().into_iter().map(Bug::name).collect::<Vec<_>>().join(", ");
     Bug::named(text).ok_or_else(|| format!("it is one of: {}", names()))
 }
 
@@ -82,7 +85,12 @@ fn main() -> ExitCode {
         arguments.threads.or_else(|| std::thread::available_parallelism().ok().map(NonZero::get)).unwrap_or(1);
     say_seed_on_panic(arguments.seed.is_some(), arguments.plant);
     if arguments.planted {
-        return planted(threads, arguments.json);
+        let form = match (arguments.json, arguments.markdown) {
+            (_, true) => children::Form::Markdown,
+            (true, false) => children::Form::Json,
+            (false, false) => children::Form::Lines,
+        };
+        return planted(threads, form);
     }
     if let Some(bug) = arguments.catch {
         return children::catch(bug);
@@ -138,9 +146,9 @@ fn many(seeds: Range<u64>, threads: usize, json: bool) -> ExitCode {
 }
 
 /// Without the feature some bugs are not there to be planted, and a part must not pass for the whole.
-fn planted(threads: usize, json: bool) -> ExitCode {
+fn planted(threads: usize, form: children::Form) -> ExitCode {
     if cfg!(feature = "planted") {
-        return children::catch_all(threads, json);
+        return children::catch_all(threads, form);
     }
     eprintln!(
         "synod-sim: this build has no bugs to plant. Run\n\n    \

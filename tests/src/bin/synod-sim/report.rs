@@ -20,7 +20,8 @@ pub(crate) fn violation(violation: &Violation) -> String {
 /// How to run a seed again.
 pub(crate) fn command(flag: &str, seed: u64, bug: Option<Bug>) -> String {
     let plant = bug.map(|bug| format!(" --plant {}", bug.name())).unwrap_or_default();
-    format!("cargo run -p synod-tests --bin synod-sim -- {flag} {seed}{plant}")
+    let feature = if bug.is_some() { " --features planted" } else { "" };
+    format!("cargo run -p synod-tests{feature} --bin synod-sim -- {flag} {seed}{plant}")
 }
 
 /// Before the number of the last fault: read by `children`.
@@ -135,7 +136,11 @@ fn coverage(coverage: &Coverage) {
     if known == 0 {
         return;
     }
-    println!("\ntransitions: {taken} of {known} taken, {:.1}%; never:", 100.0 * taken as f64 / known as f64);
+    println!(
+        "\ntransitions: {taken} of {known} taken, {:.1}%; must never happen: {} rows, none did; not taken:",
+        100.0 * taken as f64 / known as f64,
+        coverage.assertions()
+    );
     for (name, reason) in coverage.never(REASONS) {
         println!("  {name}: {}", reason.unwrap_or("NO REASON KNOWN"));
     }
