@@ -7,6 +7,8 @@
 //! | `linearize` | `synod-torture linearize`: replicas are killed and paused; the whole history must be linearizable |
 //! | `linear` | the checker behind it |
 //! | `stale` | `synod-torture stale`: a master that was paused and is back answers no stale read |
+//! | `transfer` | `synod-torture transfer`: the master is asked to hand over; how long writes take in that second |
+//! | `lease_reads` | `synod-torture lease-reads`: reads under the lease take no disk and no network, by counters |
 //! | `durability` | `synod-torture durability`: each acknowledged write against the logs of the block devices |
 //! | `history` | what clients were told, and what may be true after that |
 //! | `client` | one client under load: writes, swaps, files, reads; and its read-back |
@@ -25,12 +27,14 @@ pub mod durability;
 pub mod failover;
 pub mod history;
 pub mod kill;
+pub mod lease_reads;
 pub mod linear;
 pub mod linearize;
 pub mod profile;
 pub mod pulse;
 pub mod stale;
 pub mod stop;
+pub mod transfer;
 pub mod wire;
 
 use anyhow::Context;

@@ -357,11 +357,12 @@ fn strangers_are_not_let_in() {
 #[test]
 fn an_impostors_messages_close_its_connection_alone() {
     let mut live = Live::start();
-    let sound = frame(15, b"not a commit");
+    let sound = frame(15, b"short");
     let last = sound.len() - 1;
     for (case, bytes, text) in [
         ("an unknown kind", frame(99, b"x"), "a peer message of unknown kind 99"),
         ("a malformed message", sound.clone(), "does not have the length its kind asks for"),
+        ("a ballot out of bounds", frame(15, b"not a commit"), "a commit: a ballot's round is out of its bounds"),
         ("an empty message", frame(10, b""), "does not have the length its kind asks for"),
         ("a damaged message", with(sound.clone(), |frame| frame[last] ^= 1), "a frame's payload is damaged"),
         ("noise", vec![0xff; 5000], "not the Synod protocol"),

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use synod_node::cli::ServeArgs;
-use synod_tests::torture::{durability, failover, kill, linearize, stale};
+use synod_tests::torture::{durability, failover, kill, lease_reads, linearize, stale, transfer};
 
 /// Breaks cells of real processes on this machine, and checks that what they promise holds.
 #[derive(Parser)]
@@ -24,6 +24,10 @@ enum Command {
     Linearize(linearize::LinearizeOptions),
     /// Pause the master until others have written, resume it, and ask it: no answer may be stale
     Stale(stale::StaleOptions),
+    /// Hand mastership over under load, and measure the writes of that second
+    Transfer(transfer::TransferOptions),
+    /// Read only, then write only, and show by counters that reads under the lease take no disk and no network round
+    LeaseReads(lease_reads::LeaseReadsOptions),
     /// Prove by the log of the block devices that what is acknowledged is durable on a majority
     Durability(durability::DurabilityOptions),
     /// One replica; the commands start these themselves
@@ -37,6 +41,8 @@ fn main() -> ExitCode {
         Command::Failover(options) => failover::main(&options).map(|()| ExitCode::SUCCESS),
         Command::Linearize(options) => linearize::main(&options).map(|()| ExitCode::SUCCESS),
         Command::Stale(options) => stale::main(&options).map(|()| ExitCode::SUCCESS),
+        Command::Transfer(options) => transfer::main(&options).map(|()| ExitCode::SUCCESS),
+        Command::LeaseReads(options) => lease_reads::main(&options).map(|()| ExitCode::SUCCESS),
         Command::Durability(options) => durability::main(&options),
         Command::Serve(args) => Ok(args.run()),
     };

@@ -85,11 +85,16 @@ impl TortureCell {
         self.cell.endpoints()
     }
 
-    /// Who is master, once there is one.
+    /// Who is master, once there is one. None may be paused: it would be waited for.
     pub fn master(&mut self) -> anyhow::Result<u16> {
-        let result = self.cell.wait_for_master(COMES_BACK_TIME_MAX);
-        self.stop.check()?;
-        result.map_err(|error| self.with_tails(&error.into(), &self.ids()))
+        let ids = self.ids();
+        self.wait_for("no replica holds the lease", &ids, |cell| cell.master_among(&ids))
+    }
+
+    /// A replica's own view, if it answers.
+    #[must_use]
+    pub fn status(&self, id: u16) -> Option<Status> {
+        self.cell.status(id)
     }
 
     /// Kills replicas with SIGKILL.
@@ -112,16 +117,10 @@ impl TortureCell {
         Ok(kill_process(pid, signal)?)
     }
 
-    /// Who of these says that it is master. A paused one must not be among them: it would be waited for.
+    /// Who of these holds the master's lease. A paused one must not be among them: it would be waited for.
     #[must_use]
     pub fn master_among(&self, ids: &[u16]) -> Option<u16> {
-        ids.iter().copied().find(|&id| self.cell.status(id).is_some_and(|status| status.role == "coordinating"))
-    }
-
-    /// Elections that this replica has won since it started; none if it does not answer.
-    #[must_use]
-    pub fn elections_won(&self, id: u16) -> u64 {
-        self.cell.status(id).map_or(0, |status| status.counters.engine.elections_won)
+        ids.iter().copied().find(|&id| self.cell.status(id).is_some_and(|status| status.is_master))
     }
 
     /// One replica's client address.

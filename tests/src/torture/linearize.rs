@@ -1,5 +1,5 @@
 //! `synod-torture linearize`: replicas are killed and paused under load, and what all clients were told must have an
-//! order (`faults.md` 2.3).
+//! order (`faults.md` 2.3), reads under the master's lease included.
 //!
 //! Every client asks for one thing at a time, most of them for a few hot keys, and writes down what it asked, when, and
 //! what it was told. Meanwhile replicas are killed and started again, or paused for longer than a mastership lasts
@@ -111,6 +111,11 @@ pub struct LinearizeReport {
     pub elections: u64,
     /// Seconds under load.
     pub load_s: f64,
+    /// Reads answered.
+    pub reads: u64,
+    /// Of these, at least so many by the master alone, under its lease. What a replica answered right before it was
+    /// killed is not known.
+    pub lease_reads: u64,
     /// Reads answered, each second of these.
     pub reads_per_s: u64,
     /// Writes acknowledged, each second of these.
@@ -141,6 +146,7 @@ impl Report for LinearizeReport {
         text.push_str(&format!(
             "kills, pauses         {}, {} ({} of them of the master); {} elections\n\
              under load            {:.1} s: {} reads/s and {} writes/s, {} clients\n\
+             lease reads           {} of {} reads at least: no slot, no disk, no other replica\n\
              checker               {} ms for {} keys; {} unknown writes happened, {} are unknown still, {} ways at most\n",
             self.kills,
             self.pauses,
@@ -150,6 +156,8 @@ impl Report for LinearizeReport {
             self.reads_per_s,
             self.writes_per_s,
             self.clients,
+            self.lease_reads,
+            self.reads,
             self.checker_ms,
             self.keys,
             self.revealed,
@@ -213,7 +221,9 @@ fn run(
     last.read_all(&shared)?;
     clients.push(last);
     cell.wait_until_alike()?;
-    let elections = nemesis.elections + cell.ids().iter().map(|&id| cell.elections_won(id)).sum::<u64>();
+    for id in cell.ids() {
+        nemesis.life_ends(&cell, id);
+    }
     cell.stop()?;
 
     let mut history: Vec<Operation> = clients.into_iter().flat_map(|client| client.history).collect();
@@ -229,6 +239,9 @@ fn run(
     let reads = history.iter().filter(answered).filter(|operation| operation.asked == Asked::Get).count();
     let writes = history.iter().filter(|operation| matches!(operation.told, Told::Done(_))).count();
     let (word, figures, failure) = match verdict {
+        Verdict::Linearizable(figures) if nemesis.lease_reads == 0 => {
+            ("void", figures, Some("void: no read was answered under a lease".to_owned()))
+        }
         Verdict::Linearizable(figures) => ("linearizable", figures, None),
         Verdict::Violation(why) => ("NOT LINEARIZABLE", linear::Figures::default(), Some(why)),
         Verdict::Unknown(why) => ("unknown, the checker gave up", linear::Figures::default(), Some(why)),
@@ -250,8 +263,10 @@ fn run(
         kills: nemesis.kills,
         pauses: nemesis.pauses,
         masters_hit: nemesis.masters_hit,
-        elections,
+        elections: nemesis.elections,
         load_s: load.as_secs_f64(),
+        reads: reads as u64,
+        lease_reads: nemesis.lease_reads,
         reads_per_s: per_s(reads),
         writes_per_s: per_s(writes),
         keys: figures.keys,
@@ -459,13 +474,30 @@ struct Nemesis {
     kills: u64,
     pauses: u64,
     masters_hit: u64,
-    /// Won by replicas that were killed later.
+    /// Won in the lives that have ended.
     elections: u64,
+    /// Answered in these.
+    lease_reads: u64,
 }
 
 impl Nemesis {
     fn new(seed: u64) -> Self {
-        Self { random: fastrand::Rng::with_seed(seed), kills: 0, pauses: 0, masters_hit: 0, elections: 0 }
+        Self {
+            random: fastrand::Rng::with_seed(seed),
+            kills: 0,
+            pauses: 0,
+            masters_hit: 0,
+            elections: 0,
+            lease_reads: 0,
+        }
+    }
+
+    /// Reads what a replica has counted, because it is about to be ended.
+    fn life_ends(&mut self, cell: &TortureCell, id: u16) {
+        if let Some(status) = cell.status(id) {
+            self.elections += status.counters.engine.elections_won;
+            self.lease_reads += status.counters.engine.lease_reads;
+        }
     }
 
     fn run(&mut self, options: &LinearizeOptions, cell: &mut TortureCell, shared: &Shared) -> anyhow::Result<()> {
@@ -509,7 +541,7 @@ impl Nemesis {
         let pauses = owed(self.pauses, options.pauses) + 1;
         if self.random.u64(..kills + pauses) < kills && options.kills > 0 {
             self.kills += 1;
-            self.elections += cell.elections_won(victim);
+            self.life_ends(cell, victim);
             cell.kill(&[victim])?;
             std::thread::sleep(Duration::from_millis(self.random.u64(AWAY_TIME)));
             cell.bring_back(&[victim])?;

@@ -1,10 +1,11 @@
 //! `synod-torture stale`: a master that was paused for longer than its mastership lasts, and is back, answers no stale
 //! read.
 //!
-//! The master is paused under load until the others have elected one of them and acknowledged newer values of every
-//! key that is watched. Connections to it that were there before, and that follow no redirect, then ask for these keys:
+//! The master is paused under load past its lease, and until the others have elected one of them and acknowledged newer
+//! values of every key that is watched. Connections to it that were there before, and that follow no redirect, then ask for these keys:
 //! first while it is still paused, so that the questions are the first thing that it finds, then again and again. What
-//! it answers itself may not be older than what had been acknowledged when it was asked.
+//! it answers itself may not be older than what had been acknowledged when it was asked. And it may answer itself only
+//! when it was elected again meanwhile: the lease from before its pause has run out.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,6 +20,7 @@ use synod_client::Client;
 use super::cell::{Place, TortureCell};
 use super::client::{LoadClient, Shared, under_load};
 use super::profile::Profile;
+use super::pulse::milliseconds;
 use super::stop::Stop;
 use super::wire::{Reply, Wire};
 use super::{Report, print};
@@ -30,6 +32,8 @@ const CLIENTS: u32 = 3;
 const WATCHED: usize = 4;
 /// So many writes to these are acknowledged while the master is away: several to each.
 const NEWER_WRITES: u64 = 40;
+/// A pause lasts so much of the lease at least; its holder's own clock counts nine tenths of it.
+const LEASES: f64 = 1.1;
 /// Load before a pause, in milliseconds.
 const LOAD_TIME: std::ops::RangeInclusive<u64> = 50..=250;
 /// The questions are in its socket before it wakes.
@@ -67,7 +71,10 @@ pub struct StaleOptions {
 pub struct Questions {
     /// Asked.
     pub asked: u64,
-    /// Answered by itself, and not stale.
+    /// Answered by itself though not elected again, so under the lease from before its pause. Not stale, but no such
+    /// lease may be left: any number but 0 ends the command before there is a report.
+    pub answered_by_old_lease: u64,
+    /// Answered by itself when it had been elected again, and not stale.
     pub answered: u64,
     /// It named another.
     pub redirected: u64,
@@ -82,11 +89,17 @@ pub struct Questions {
 impl Questions {
     fn add(&mut self, other: Questions) {
         self.asked += other.asked;
+        self.answered_by_old_lease += other.answered_by_old_lease;
         self.answered += other.answered;
         self.redirected += other.redirected;
         self.refused += other.refused;
         self.closed += other.closed;
         self.silent += other.silent;
+    }
+
+    /// It was not elected again: what it answered itself, it did under the lease from before.
+    fn by_old_lease(&mut self) {
+        self.answered_by_old_lease += std::mem::take(&mut self.answered);
     }
 
     /// Judges a reply to a question that was asked when `floor` was acknowledged.
@@ -117,9 +130,11 @@ impl Questions {
 pub struct StaleReport {
     /// The settings.
     pub profile: Profile,
+    /// The lease, in milliseconds.
+    pub lease_ms: u64,
     /// Pauses.
     pub pauses: u32,
-    /// The shortest of them, in milliseconds.
+    /// The shortest of them, in milliseconds: longer than the lease.
     pub pause_min_ms: u64,
     /// The longest.
     pub pause_max_ms: u64,
@@ -138,13 +153,14 @@ pub struct StaleReport {
 impl Report for StaleReport {
     fn text(&self) -> String {
         let line = |questions: &Questions| {
-            let Questions { asked, answered, redirected, refused, closed, silent } = questions;
+            let Questions { asked, answered_by_old_lease, answered, redirected, refused, closed, silent } = questions;
             format!(
-                "{asked} asked: {answered} answered by itself, {redirected} redirected, {refused} refused, {closed} closed, {silent} silent"
+                "{asked} asked: {answered_by_old_lease} answered under the old lease, {answered} elected again, \
+                 {redirected} redirected, {refused} refused, {closed} closed, {silent} silent"
             )
         };
         format!(
-            "pauses                {} of {} to {} ms\n\
+            "pauses                {} of {} to {} ms; the lease: {} ms\n\
              asked as it woke      {}\n\
              asked after           {}\n\
              watched writes        {}\n\
@@ -153,6 +169,7 @@ impl Report for StaleReport {
             self.pauses,
             self.pause_min_ms,
             self.pause_max_ms,
+            self.lease_ms,
             line(&self.first),
             line(&self.later),
             self.writes,
@@ -258,6 +275,7 @@ fn run(options: &StaleOptions, place: &Place, stop: &Stop) -> anyhow::Result<Sta
     cell.stop()?;
     Ok(StaleReport {
         profile,
+        lease_ms: milliseconds(profile.lease()),
         pauses: options.pauses,
         pause_min_ms: rounds.pauses.iter().min().copied().unwrap_or_default(),
         pause_max_ms: rounds.pauses.iter().max().copied().unwrap_or_default(),
@@ -309,6 +327,12 @@ impl Rounds<'_> {
         let wires: Vec<(Wire, Reply)> = wires.collect::<anyhow::Result<_>>()?;
         let (mut wires, before): (Vec<Wire>, Vec<Reply>) = wires.into_iter().unzip();
         let others = cell.others(master);
+        let won = |cell: &mut TortureCell| {
+            cell.wait_for("the old master does not answer", &[master], |cell| {
+                cell.status(master).map(|status| status.counters.engine.elections_won)
+            })
+        };
+        let won_before = won(cell)?;
         cell.pause(master)?;
         let paused = Instant::now();
         let written =
@@ -318,6 +342,7 @@ impl Rounds<'_> {
                     (watch.writes.load(Ordering::SeqCst) >= before + NEWER_WRITES).then_some(())
                 })
             });
+        std::thread::sleep(self.options.profile.lease().mul_f64(LEASES).saturating_sub(paused.elapsed()));
         let woken = AtomicBool::new(false);
         let asked = std::thread::scope(|scope| {
             let woken = &woken;
@@ -328,7 +353,7 @@ impl Rounds<'_> {
                 .collect();
             std::thread::sleep(BEFORE_IT_WAKES);
             let resumed = cell.resume(master);
-            self.pauses.push(super::pulse::milliseconds(paused.elapsed()));
+            self.pauses.push(milliseconds(paused.elapsed()));
             woken.store(true, Ordering::SeqCst);
             let asked: Vec<_> = asking.into_iter().map(|asking| asking.join().expect("it returns its error")).collect();
             resumed.and_then(|()| asked.into_iter().collect::<anyhow::Result<Vec<_>>>())
@@ -339,7 +364,15 @@ impl Rounds<'_> {
                 self.first.take(key, watch.floors[key].load(Ordering::SeqCst), reply)?;
             }
         }
-        for [first, later] in asked? {
+        let was_elected_again = won(cell)? > won_before;
+        for [mut first, mut later] in asked? {
+            // There was no time for an election yet.
+            first.by_old_lease();
+            if !was_elected_again {
+                later.by_old_lease();
+            }
+            let old = first.answered_by_old_lease + later.answered_by_old_lease;
+            anyhow::ensure!(old == 0, "{old} reads were answered under a lease that had run out");
             self.first.add(first);
             self.later.add(later);
         }
@@ -371,7 +404,15 @@ mod tests {
         questions.take(0, 7, &Reply::Answer(Answer::Refused(redirect))).unwrap();
         questions.take(0, 7, &Reply::Closed).unwrap();
         questions.take(0, 7, &Reply::Silence).unwrap();
-        let right = Questions { asked: 6, answered: 2, redirected: 1, refused: 1, closed: 1, silent: 1 };
+        let right = Questions {
+            asked: 6,
+            answered_by_old_lease: 0,
+            answered: 2,
+            redirected: 1,
+            refused: 1,
+            closed: 1,
+            silent: 1,
+        };
         assert_eq!(questions, right);
         for stale in [value(6), Reply::Answer(Answer::Absent)] {
             let error = questions.take(0, 7, &stale).unwrap_err();

@@ -16,8 +16,18 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Little disk, quick elections.
-pub(crate) const SMALL: [&str; 8] =
-    ["--segment-mb", "4", "--log-mb-max", "512", "--heartbeat-ms", "50", "--election-timeout-ms", "300"];
+pub(crate) const SMALL: [&str; 10] = [
+    "--segment-mb",
+    "4",
+    "--log-mb-max",
+    "512",
+    "--heartbeat-ms",
+    "50",
+    "--lease-ms",
+    "300",
+    "--election-timeout-ms",
+    "300",
+];
 
 /// The program whose `serve` is a replica.
 pub(crate) fn program() -> PathBuf {
