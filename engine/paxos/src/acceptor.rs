@@ -17,7 +17,7 @@ use crate::types::{Ballot, ReplicaId, Slot};
 use crate::world::World;
 
 /// Whether this replica takes new values.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum State {
     /// It promises and accepts.
     Voting,
@@ -42,6 +42,7 @@ pub(crate) enum Verdict {
 }
 
 /// What this replica has promised and accepted.
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Acceptor {
     state: State,
     promised: Ballot,

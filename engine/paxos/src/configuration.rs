@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::types::{Incarnation, ReplicaId};
 
 /// Who keeps the cell, and the constant that membership changes will count in (rules P5, P6). Part of the hard state.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Configuration {
     members: Vec<ReplicaId>,
     horizon: u64,

@@ -11,6 +11,7 @@
 //!   - every ticket taken ends in exactly one of apply, refuse and abandon.
 
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 
 use crate::acceptor::{self, Acceptor};
 use crate::batch::Batch;
@@ -33,6 +34,7 @@ pub enum Role {
 }
 
 /// The coordinator's state.
+#[derive(Clone, PartialEq, Eq, Hash)]
 enum State {
     /// Somebody else coordinates, as far as we know; campaigns at the deadline.
     Following { coordinator: Option<ReplicaId>, deadline: Instant },
@@ -85,6 +87,7 @@ pub(crate) enum Event<'a> {
 }
 
 /// A try at becoming coordinator.
+#[derive(Clone, PartialEq, Eq, Hash)]
 struct Candidacy {
     ballot: Ballot,
     promised_by: Votes,
@@ -96,6 +99,7 @@ struct Candidacy {
 }
 
 /// The time as coordinator.
+#[derive(Clone, PartialEq, Eq, Hash)]
 struct Leadership {
     ballot: Ballot,
     /// The slot the next value goes to.
@@ -109,6 +113,7 @@ struct Leadership {
 }
 
 /// A slot that is proposed and not yet chosen.
+#[derive(Clone, PartialEq, Eq, Hash)]
 struct Open {
     batch: Batch,
     ticket: Option<Ticket>,
@@ -118,7 +123,7 @@ struct Open {
 }
 
 /// A set of members.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 struct Votes(u64);
 
 const _: () = assert!(Configuration::MEMBERS_MAX <= u64::BITS as usize);
@@ -141,11 +146,27 @@ impl Votes {
 }
 
 /// Elections and proposals of one replica.
+#[derive(Clone)]
 pub struct Coordinator {
     state: State,
     /// The highest round heard of: the next candidacy goes above it.
     round: u64,
     random: fastrand::Rng,
+}
+
+/// Whatever the random generator will draw: how long an election waits says nothing of what may come of it.
+impl PartialEq for Coordinator {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.state, self.round) == (&other.state, other.round)
+    }
+}
+
+impl Eq for Coordinator {}
+
+impl Hash for Coordinator {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        (&self.state, self.round).hash(hasher);
+    }
 }
 
 impl Coordinator {

@@ -95,7 +95,7 @@ pub enum Effect {
 pub type Effects = Vec<Effect>;
 
 /// What a replica asks to persist.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Record {
     /// What has no slot.
     HardState(HardState),
@@ -120,7 +120,7 @@ pub enum Record {
 }
 
 /// What outlives a crash and has no slot (rule P2).
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct HardState {
     /// No lower ballot gets anything from this replica.
     pub promised: Ballot,

@@ -18,7 +18,7 @@ use crate::types::{Ballot, Instant, ReplicaId, Slot, Ticket};
 use crate::world::World;
 
 /// Whether this replica is missing chosen slots.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum State {
     /// Nobody we heard of knows more.
     Current,
@@ -50,6 +50,7 @@ pub(crate) enum Event {
 }
 
 /// What this replica knows to be chosen.
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Learner {
     state: State,
     chosen: Slot,

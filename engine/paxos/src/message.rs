@@ -15,7 +15,7 @@ use crate::batch::Batch;
 use crate::types::{Ballot, ReplicaId, Slot};
 
 /// What an acceptor reports of one slot in its promise.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct AcceptedSlot {
     /// The slot.
     pub slot: Slot,
@@ -26,7 +26,7 @@ pub struct AcceptedSlot {
 }
 
 /// A message between replicas.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Message {
     /// Phase 1a: ignore everyone older than this ballot. Covers every slot that is not chosen (PML §4.2, Multi-Paxos).
     Propose {

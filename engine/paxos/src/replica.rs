@@ -1,5 +1,7 @@
 //! A replica: the machines together, and the one way in.
 
+use std::hash::{Hash, Hasher};
+
 use crate::acceptor::{self, Acceptor, Verdict};
 use crate::configuration::Settings;
 use crate::coordinator::{self, Coordinator, Role};
@@ -10,12 +12,29 @@ use crate::types::{Ballot, Instant, ReplicaId, Slot};
 use crate::world::{Journal, World};
 
 /// One replica of the fault-tolerant log.
+#[derive(Clone)]
 pub struct Replica {
     settings: Settings,
     journal: Journal,
     acceptor: Acceptor,
     learner: Learner,
     coordinator: Coordinator,
+}
+
+/// Replicas of one cell and one place in it are equal when the same events bring the same from both, by whatever numbers
+/// they call their records. Left out is how far the disk is behind: so it holds while neither is backed up (rule P7).
+impl PartialEq for Replica {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.acceptor, &self.learner, &self.coordinator) == (&other.acceptor, &other.learner, &other.coordinator)
+    }
+}
+
+impl Eq for Replica {}
+
+impl Hash for Replica {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        (&self.acceptor, &self.learner, &self.coordinator).hash(hasher);
+    }
 }
 
 impl Replica {

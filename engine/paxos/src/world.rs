@@ -28,6 +28,7 @@ impl World<'_> {
 }
 
 /// Numbers the records that leave for the log, and knows which are not durable yet.
+#[derive(Clone)]
 pub(crate) struct Journal {
     last: PersistId,
     unflushed: VecDeque<(PersistId, u64)>,
