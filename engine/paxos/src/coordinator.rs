@@ -34,7 +34,7 @@ pub enum Role {
 }
 
 /// The coordinator's state.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone)]
 enum State {
     /// Somebody else coordinates, as far as we know; campaigns at the deadline.
     Following { coordinator: Option<ReplicaId>, deadline: Instant },
@@ -155,9 +155,27 @@ pub struct Coordinator {
 }
 
 /// Whatever the random generator will draw: how long an election waits says nothing of what may come of it.
+#[derive(PartialEq, Eq, Hash)]
+enum Essence<'a> {
+    Following(Instant),
+    Campaigning(bool, &'a Candidacy, Instant),
+    Leading(&'a Leadership),
+}
+
+impl State {
+    fn essence(&self) -> Essence<'_> {
+        match self {
+            State::Following { deadline, .. } => Essence::Following(*deadline),
+            State::Proposing { candidacy, deadline } => Essence::Campaigning(false, candidacy, *deadline),
+            State::CatchingUp { candidacy, deadline } => Essence::Campaigning(true, candidacy, *deadline),
+            State::Leading(leadership) => Essence::Leading(leadership),
+        }
+    }
+}
+
 impl PartialEq for Coordinator {
     fn eq(&self, other: &Self) -> bool {
-        (&self.state, self.round) == (&other.state, other.round)
+        (self.state.essence(), self.round) == (other.state.essence(), other.round)
     }
 }
 
@@ -165,7 +183,7 @@ impl Eq for Coordinator {}
 
 impl Hash for Coordinator {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        (&self.state, self.round).hash(hasher);
+        (self.state.essence(), self.round).hash(hasher);
     }
 }
 
