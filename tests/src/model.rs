@@ -34,7 +34,9 @@
 //!    ballot, an acknowledgement to who does not coordinate under it or knows the slot chosen, a reject of no more than
 //!    was durably promised here, entries that are all known where nothing crashes. Each stays so: ballots under which a
 //!    replica was a candidate do not come again, not after a restart either, since their propose left durable (P1).
-//!    A test holds this against the same scope without it: the same nodes must be reached together.
+//!    A test holds this against the same scopes without it: all that can be seen of the three together (logs, what
+//!    waits for the disk, what was applied, told and promised, who coordinates) must be the same. What such a message
+//!    may still move is how far a learner has *heard* that others are, below what it knows itself.
 //! 3. *A record that the log has is not kept twice.* Nothing in between changed what it says.
 //! 4. *Where nothing crashes, disks may be instant* ([`Disk::AtOnce`]): what waits for a record is then a message that is
 //!    late, which 1 has. Left out is a replica's own vote that comes late. In scopes with a crash the one that may crash
@@ -125,12 +127,12 @@ impl Scope {
         duplication: false,
         ..Scope::ONE_SLOT_CRASH
     };
-    /// Two slots, two ballots, and a crash.
+    /// Two slots, two ballots, and a crash: not among the exhaustive ones, since nobody has seen its end yet (60 million
+    /// states and more).
     pub const TWO_SLOTS: Scope =
         Scope { name: "two-slots", slots: 2, crashes: 1, crashers: &[1], duplication: false, ..Scope::SMALL };
-    /// Those of the exhaustive check.
-    pub const EXHAUSTIVE: [Scope; 4] =
-        [Scope::ONE_SLOT, Scope::ONE_SLOT_CRASH, Scope::TWO_SLOTS_ONE_BALLOT, Scope::TWO_SLOTS];
+    /// Those of the exhaustive check: each of them ends.
+    pub const EXHAUSTIVE: [Scope; 3] = [Scope::ONE_SLOT, Scope::ONE_SLOT_CRASH, Scope::TWO_SLOTS_ONE_BALLOT];
 
     /// Its bounds in words.
     pub fn words(&self) -> String {

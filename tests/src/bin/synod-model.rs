@@ -36,7 +36,7 @@ struct Arguments {
 
 fn scope(name: &str) -> Result<Scope, String> {
     let mut known: Vec<Scope> = Scope::EXHAUSTIVE.into();
-    known.push(Scope::SMALL);
+    known.extend([Scope::SMALL, Scope::TWO_SLOTS]);
     let names: Vec<_> = known.iter().map(|scope| scope.name).collect();
     let names = names.join(", ");
     known.into_iter().find(|scope| scope.name == name).ok_or_else(|| format!("it is one of: {names}"))

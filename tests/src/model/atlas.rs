@@ -6,6 +6,7 @@
 //! simulator, which runs everything twice, is the judge of that.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
 
@@ -62,6 +63,8 @@ impl Kind {
 pub(crate) struct Known {
     pub(crate) id: u32,
     pub(crate) node: Node,
+    /// A hash of all that can be seen of it: every property looks at this alone.
+    pub(crate) seen: u64,
     /// Durable acceptances.
     pub(crate) votes: Vec<(Slot, Ballot, Batch)>,
     /// One of them is of a value that was submitted under another ballot,
@@ -166,6 +169,14 @@ impl Atlas {
             has_adopted: votes.iter().any(|(_, ballot, batch)| !batch.is_empty() && !is_own(*ballot, batch)),
             has_filled: votes.iter().any(|(.., batch)| batch.is_empty()),
             has_learned: node.facts.log.iter().any(|record| matches!(record, Record::Chosen { .. })),
+            seen: {
+                let replica = &node.replica;
+                let state = (replica.chosen(), replica.promised(), replica.role() == Role::Coordinating);
+                // (Without keys: the same in every run.)
+                let mut hasher = DefaultHasher::new();
+                (&node.facts, state).hash(&mut hasher);
+                hasher.finish()
+            },
             votes,
             node,
             steps: RwLock::default(),

@@ -79,8 +79,8 @@ pub(crate) struct System {
     found: Arc<[AtomicBool; EXAMPLES]>,
 }
 
-/// Combinations of nodes.
-pub(crate) type Reached = HashSet<[u32; REPLICAS]>;
+/// Combinations of what can be seen of nodes.
+pub(crate) type Reached = HashSet<[u64; REPLICAS]>;
 
 pub(crate) const AGREEMENT: &str = "no two replicas apply different values at a slot";
 pub(crate) const ONE_VALUE: &str = "no two values are chosen at a slot";
@@ -124,7 +124,7 @@ impl Model for System {
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
         let scope = &self.atlas.scope;
         if let Some(reached) = &self.reached {
-            reached.lock().expect("no panic").insert(state.ids());
+            reached.lock().expect("no panic").insert(state.nodes.map(|known| known.seen));
         }
         for (at, known) in state.nodes.iter().enumerate() {
             let replica = &known.node.replica;
@@ -250,7 +250,9 @@ impl Model for System {
             properties.push(Property::sometimes(
                 "after a crash, a slot is applied everywhere",
                 |model: &System, state: &State| {
-                    model.first(6, || state.crashes > 0 && state.nodes.iter().all(|known| !known.node.facts.applied.is_empty()))
+                    model.first(6, || {
+                        state.crashes > 0 && state.nodes.iter().all(|known| !known.node.facts.applied.is_empty())
+                    })
                 },
             ));
         }
