@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
+use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -12,8 +13,8 @@ use synod_cell::Cell;
 use synod_node::codec;
 use synod_node::engine::{Caller, Engine, LogRead, Outlet, Start};
 use synod_paxos::{
-    Ballot, Batch, BatchBuilder, Configuration, Incarnation, Instant, Message, Recovered, ReplicaId, Settings, Slot,
-    StateMachine,
+    Ballot, Batch, BatchBuilder, Configuration, Configurations, Incarnation, Instant, Message, Recovered, ReplicaId,
+    Role, Settings, Slot, StateMachine,
 };
 
 const SIZES: [u64; 3] = [1, 50, 1000];
@@ -163,6 +164,10 @@ impl Outlet for Nowhere {
     fn read_log(&mut self, _: LogRead) {
         unreachable!("nobody lags behind in a cell of one");
     }
+
+    fn reconfigure(&mut self, _: &Configurations) {
+        unreachable!("nobody changes the members");
+    }
 }
 
 struct Alone {
@@ -174,21 +179,24 @@ struct Alone {
 impl Alone {
     /// A cell of one replica that coordinates, with one session open.
     fn new() -> Self {
-        let configuration = Configuration::new(vec![ReplicaId(1)], 16).expect("one member is a cell");
-        let settings = Settings::new(ReplicaId(1), Incarnation(1), configuration, 1);
+        // Without a lease: no time passes here.
+        let configuration = Configuration::of_voters([ReplicaId(1)], 16, Duration::ZERO).expect("one member is a cell");
+        let settings = Settings::new(ReplicaId(1), Incarnation(1), 1);
         let log_settings = synod_wal::Settings { log_bytes_max: 1 << 46, ..synod_wal::Settings::default() };
         let start = Start {
             settings,
-            recovered: Recovered::nothing(),
+            recovered: Recovered::nothing(configuration),
             log: synod_wal::create(log_settings, identity()),
             cell: Cell::new(),
             client_addresses: BTreeMap::new(),
             gather_time_max: std::time::Duration::ZERO,
         };
         let mut alone = Self { engine: Engine::new(start, Instant(0)), world: Nowhere::default(), sequence: 0 };
-        let deadline = alone.engine.deadline();
-        alone.engine.tick(deadline, &mut alone.world);
-        alone.settle();
+        while alone.engine.replica().role() != Role::Coordinating {
+            let deadline = alone.engine.deadline();
+            alone.engine.tick(deadline, &mut alone.world);
+            alone.settle();
+        }
         let mut open = Vec::new();
         Command::without_session(Operation::OpenSession).encode(&mut open);
         alone.engine.command(Instant(0), Caller { connection: 0, request: 0 }, &open, &mut alone.world);

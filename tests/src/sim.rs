@@ -5,69 +5,64 @@
 //! process. Messages, records and answers go through the real codecs, so the bytes are tested too. The same seed gives
 //! the same run, event for event: its hash says so.
 //!
-//! A run has two phases (PML §6.3). First *safety*: messages are lost, doubled, late and out of order, links break,
-//! processes stop and stand still, power fails in the middle of writes; nothing wrong may ever happen, but nothing has
-//! to. Then faults stop, and *liveness* is due: within a bounded time every open operation ends, every replica has
-//! the same log and the same database. Checkers look at every message and every flush ([`Checker`] lists them).
+//! A run has two phases (PML §6.3). First *safety*: networks, disks, clocks, processes and operators fail in all the ways
+//! that [`Kind`] lists; nothing wrong may ever happen, but nothing has to. Then faults stop, and *liveness* is due: within
+//! a bounded time every open operation ends, every replica has the same log and the same database, but for those whose
+//! directory was wiped. Checkers look at every message and every flush ([`Checker`] lists them).
 //!
 //! | module | owns |
 //! |---|---|
 //! | `swarm` | what a seed's world is like |
-//! | `world` | the clock, the queue of events, the faults |
-//! | `replicas`, `node`, `disk`, `network` | what replicas live in |
+//! | `faults`, `operators` | what will go wrong in it, drawn before it begins |
+//! | `world`, `injector`, `ending` | the queue of events; faults as they happen; the end, when all must come right |
+//! | `replicas`, `node`, `disk`, `network`, `clocks` | what replicas live in |
 //! | `people`, `clients` | who asks them |
 //! | `verdict` | what a checker says |
-//! | `oracle` | what is chosen, promised and durable, judged from disks and messages alone |
+//! | `oracle`, `acceptors` | what is chosen, promised and durable, judged from disks and messages alone |
 //! | `history` | what clients were told, held against the log |
-//! | `trace` | the hash, and the words |
-//! | `sweep` | many seeds on many threads, planted bugs, the summary |
+//! | `leases` | that no two replicas may answer alone |
+//! | `trace` | the hash, and the story |
+//! | `sweep`, `minimise` | many seeds on many threads; which faults a violation needs |
+//! | `planted`, `sabotage` | bugs put in on purpose, and what they do |
+//! | `coverage`, `tally` | what was ever taken, and how often |
 
+mod acceptors;
 mod clients;
+mod clocks;
+mod coverage;
 mod disk;
+mod ending;
+mod faults;
 mod history;
+mod injector;
+mod leases;
+mod minimise;
 mod network;
 mod node;
+mod operators;
 mod oracle;
 mod people;
+mod planted;
 mod replicas;
+mod sabotage;
 mod swarm;
 mod sweep;
+mod tally;
 mod trace;
 mod verdict;
 mod world;
 
 use synod_node::engine::Engine;
 
+pub use coverage::{Coverage, REASONS};
+pub use faults::{Kind, Mask};
+pub use injector::last_fault_on_this_thread;
+pub use minimise::{Minimised, minimise};
+pub use planted::Bug;
 pub use sweep::{Caught, Failure, Summary, Sweep, catch, sweep};
-pub use trace::Words;
+pub use tally::Tally;
+pub use trace::{Words, take_story};
 pub use verdict::{Checker, Violation};
-
-/// A bug that is built into the world on purpose: checkers that do not see it see nothing. Each is named after the rule
-/// that it breaks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Planted {
-    /// Disks say that a flush is durable before they have begun it: so promises and acknowledgements leave too early.
-    P15AcknowledgeBeforeDurable,
-    /// Promises do not tell what their sender knows to be chosen: so a candidate that lags takes those slots for free.
-    P3NoOpOverChosenSlot,
-    /// A replica that restarts has forgotten what it promised, and remembers only what it accepted.
-    P2ForgottenPromise,
-}
-
-impl Planted {
-    /// All of them.
-    pub const ALL: [Planted; 3] =
-        [Planted::P15AcknowledgeBeforeDurable, Planted::P3NoOpOverChosenSlot, Planted::P2ForgottenPromise];
-
-    /// The rule it breaks, and how.
-    pub fn name(self) -> &'static str {
-        match self {
-            Planted::P15AcknowledgeBeforeDurable => "P15_acknowledge_before_durable",
-            Planted::P3NoOpOverChosenSlot => "P3_no_op_over_chosen_slot",
-            Planted::P2ForgottenPromise => "P2_forgotten_promise",
-        }
-    }
-}
 
 macro_rules! counts {
     ($($(#[$doc:meta])* $name:ident,)*) => {
@@ -106,6 +101,10 @@ counts! {
     slots,
     /// Elections won.
     elections,
+    /// What operators asked for and were granted: transfers, members added and removed.
+    wishes_granted,
+    /// Reads answered under a lease.
+    lease_reads,
     /// Chosen batches that were sent to replicas that lacked them.
     entries_sent,
     /// Reads of a log, to send such batches.
@@ -116,26 +115,20 @@ counts! {
     messages_lost,
     /// Of these, delivered twice.
     messages_doubled,
-    /// Times that links went down.
-    partitions,
-    /// Replicas that crashed.
+    /// Processes that ended, with their machine or without.
     crashes,
-    /// Of these, by loss of power.
-    power_cuts,
     /// Crashes that left a part of a write.
     torn_writes,
     /// Replicas that started.
     starts,
     /// Of these, with a log whose last flush was cut short.
     torn_tails,
-    /// Replicas that stood still for a while.
-    pauses,
+    /// Starts that were refused, as they must be: an empty directory, or another replica's.
+    starts_refused,
     /// Client connections reset.
     resets,
     /// Flushes of logs.
     flushes,
-    /// Of these, much too slow.
-    disk_stalls,
     /// Segments at the end.
     segments,
 }
@@ -145,8 +138,20 @@ impl Counts {
     fn take(&mut self, engine: &Engine) {
         let counters = engine.counters();
         self.elections += counters.elections_won;
+        self.lease_reads += counters.lease_reads;
         self.entries_sent += counters.entries_sent;
     }
+}
+
+/// How a seed is run.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// What becomes of the words.
+    pub words: Words,
+    /// A bug that is planted.
+    pub bug: Option<Bug>,
+    /// Which of its faults happen.
+    pub faults: Mask,
 }
 
 /// What became of one seed.
@@ -162,26 +167,35 @@ pub struct Outcome {
     pub simulated_ns: u64,
     /// What happened.
     pub counts: Counts,
+    /// Faults, by kind.
+    pub injected: Tally,
+    /// Answers that were checked, by kind of operation.
+    pub checked: Tally,
+    /// Transitions of the protocol's machines.
+    pub coverage: Coverage,
     /// What must not have happened.
     pub violation: Option<Violation>,
-    /// The last words, if they were to be kept.
+    /// The story, if it was to be kept.
     pub lines: Vec<String>,
 }
 
-/// A run in which fewer operations were answered during faults proves nothing (rule M5).
-pub const OPERATIONS_MIN: u64 = 100;
+/// A run in which fewer operations were answered proves nothing (rule M5), nor does one with fewer faults.
+pub const OPERATIONS_MIN: u64 = 500;
+/// See [`OPERATIONS_MIN`].
+pub const FAULTS_MIN: u64 = 10;
 
 impl Outcome {
     /// Whether it did too little to count.
     pub fn is_void(&self) -> bool {
-        self.violation.is_none() && self.counts.safety_operations < OPERATIONS_MIN
+        let too_little = self.counts.operations < OPERATIONS_MIN || self.injected.total() < FAULTS_MIN;
+        self.violation.is_none() && too_little
     }
 }
 
 /// Runs one seed.
-pub fn run(seed: u64, planted: Option<Planted>, words: Words) -> Outcome {
+pub fn run(seed: u64, options: &Options) -> Outcome {
     SEED.set(Some(seed));
-    let mut world = world::World::new(seed, planted, trace::Trace::new(words));
+    let mut world = world::World::new(seed, options.clone());
     let violation = world.run().err();
     SEED.set(None);
     Outcome {
@@ -190,8 +204,11 @@ pub fn run(seed: u64, planted: Option<Planted>, words: Words) -> Outcome {
         events: world.trace.events,
         simulated_ns: world.now,
         counts: world.counts,
+        injected: world.injected,
+        checked: world.history.checked,
+        coverage: world.coverage,
         violation,
-        lines: world.trace.into_lines(),
+        lines: take_story(),
     }
 }
 

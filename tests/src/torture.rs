@@ -3,11 +3,16 @@
 //! | module | what it is |
 //! |---|---|
 //! | `kill` | `synod-torture kill`: replicas are killed under load; every acknowledged write must be there, once |
-//! | `failover` | `synod-torture failover`: the master is killed; how long writes stop, as callers see it |
+//! | `failover` | `synod-torture failover`: the master is killed, or paused; how long writes stop, as callers see it |
+//! | `linearize` | `synod-torture linearize`: replicas are killed and paused; the whole history must be linearizable |
+//! | `linear` | the checker behind it |
+//! | `stale` | `synod-torture stale`: a master that was paused and is back answers no stale read |
 //! | `durability` | `synod-torture durability`: each acknowledged write against the logs of the block devices |
 //! | `history` | what clients were told, and what may be true after that |
 //! | `client` | one client under load: writes, swaps, files, reads; and its read-back |
 //! | `pulse` | when writes were acknowledged, so when they were not |
+//! | `profile` | the cell's flags and the clients' options, by name |
+//! | `wire` | a connection to one given replica |
 //! | `cell` | what the commands do with a cell of real processes |
 //! | `device`, `device_log` | a block device that logs every write and flush; what such a log proves |
 //! | `stop` | a signal ends a command in order, so that nothing is left behind |
@@ -20,8 +25,13 @@ pub mod durability;
 pub mod failover;
 pub mod history;
 pub mod kill;
+pub mod linear;
+pub mod linearize;
+pub mod profile;
 pub mod pulse;
+pub mod stale;
 pub mod stop;
+pub mod wire;
 
 use anyhow::Context;
 use serde::Serialize;

@@ -449,6 +449,57 @@ fn a_replica_serves_as_an_ordinary_user() {
     }
 }
 
+/// Runs a torture command, small; whether it says that all is well, and what it printed.
+#[track_caller]
+fn torture(arguments: &[&str]) -> (bool, String) {
+    let dir = temp_dir();
+    let output = Command::new(program()).args(arguments).arg("--dir").arg(dir.path()).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.success(), text(&output.stdout) + &text(&output.stderr))
+}
+
+#[test]
+fn kills_and_pauses_leave_a_linearizable_history() {
+    let small = ["linearize", "--operations", "3000", "--clients", "8", "--kills", "1", "--pauses", "1"];
+    let (well, text) = torture(&small);
+    assert!(well, "{text}");
+    assert!(text.contains(" pauses: linearizable"), "{text}");
+}
+
+#[test]
+fn a_planted_stale_read_in_a_history_is_caught() {
+    let (well, text) =
+        torture(&["linearize", "--operations", "3000", "--kills", "0", "--pauses", "0", "--plant-stale-read"]);
+    assert!(well, "{text}");
+    assert!(text.contains("planted stale read    caught: hot/"), "{text}");
+    assert!(text.contains("NOT LINEARIZABLE"), "{text}");
+}
+
+#[test]
+fn too_few_operations_are_void() {
+    let (well, text) = torture(&["linearize", "--operations", "1000000000", "--seconds-max", "2", "--kills", "0"]);
+    assert!(!well, "{text}");
+    assert!(text.contains("void: after 2 s only"), "{text}");
+}
+
+#[test]
+fn a_killed_and_a_paused_master_are_replaced() {
+    // How fast depends on what else the machine does: that is for the command itself to judge.
+    let (_, text) = torture(&["failover", "--kills", "1", "--pauses", "1", "--profile", "low-latency"]);
+    assert!(text.contains("gaps after 1 kills") && text.contains("gaps after 1 pauses"), "{text}");
+    assert!(text.contains("callers saw 0 errors"), "{text}");
+}
+
+#[test]
+fn a_master_that_was_paused_answers_no_stale_read() {
+    let (well, text) = torture(&["stale", "--pauses", "2", "--profile", "low-latency"]);
+    assert!(well, "{text}");
+    assert!(text.contains(" reads of the old master: 0 stale"), "{text}");
+    let (well, text) = torture(&["stale", "--pauses", "1", "--profile", "low-latency", "--plant"]);
+    assert!(well, "{text}");
+    assert!(text.contains("planted: caught: "), "{text}");
+}
+
 #[test]
 fn temporary_directories_can_hold_a_log() {
     // Else every test here would fail, and none would say why.

@@ -1,11 +1,17 @@
-//! The simulator in small: seeds without a violation, the same twice, and planted bugs found.
+//! The simulator in small: seeds without a violation, the same twice, faults that can be left out, planted bugs found.
 
-use synod_tests::sim::{self, Checker, Planted, Sweep, Words};
+use std::collections::BTreeSet;
+
+use synod_tests::sim::{self, Bug, Kind, Mask, Options, Sweep, Words};
 
 const SEEDS: u64 = 60;
 
 fn sweep(threads: usize) -> sim::Summary {
-    sim::sweep(&Sweep { seeds: 0..SEEDS, threads, planted: None, twice_every: 20, failures_max: 3 }, |_, _| ())
+    sim::sweep(&Sweep { seeds: 0..SEEDS, threads, twice_every: 20, failures_max: 3 }, |_, _| ())
+}
+
+fn story() -> Options {
+    Options { words: Words::Story, ..Options::default() }
 }
 
 #[test]
@@ -20,39 +26,53 @@ fn seeds_without_a_violation() {
     assert!(summary.failures.is_empty());
     assert_eq!(summary.seeds, SEEDS);
     assert_eq!(summary.repeated, SEEDS / 20);
-    assert!(summary.void * 50 <= SEEDS, "{} of {SEEDS} seeds did too little to count", summary.void);
+    let void = summary.void.len() as u64;
+    assert!(void * 50 <= SEEDS, "{void} of {SEEDS} seeds did too little to count");
     // There was something to survive.
     for (name, count) in summary.counts.named() {
         assert!(count > 0, "no {name} in {SEEDS} seeds");
+    }
+    for kind in Kind::ALL {
+        assert!(summary.injected.of(kind.name()) > 0, "no {} in {SEEDS} seeds", kind.name());
     }
 }
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
-    let (first, second) = (sim::run(7, None, Words::Silent), sim::run(7, None, Words::KeepLast(10)));
+    let (first, second) = (sim::run(7, &Options::default()), sim::run(7, &story()));
     assert_eq!((first.hash, first.events), (second.hash, second.events));
-    assert_eq!(second.lines.len(), 10);
-    let other = sim::run(8, None, Words::Silent);
+    assert!(first.lines.is_empty());
+    assert!(second.lines.iter().any(|line| line.contains("FAULT")), "{:?}", second.lines);
+    let other = sim::run(8, &Options::default());
     assert_ne!(first.hash, other.hash);
 }
 
 #[test]
 fn what_comes_out_does_not_depend_on_the_number_of_threads() {
-    let few = |threads| {
-        let seeds = 100..108;
-        sim::sweep(&Sweep { seeds, threads, planted: None, twice_every: 0, failures_max: 3 }, |_, _| ())
-    };
+    let few = |threads| sim::sweep(&Sweep { seeds: 100..108, threads, twice_every: 0, failures_max: 3 }, |_, _| ());
     let (one, three) = (few(1), few(3));
     assert_eq!((one.hash, one.events, one.counts), (three.hash, three.events, three.counts));
 }
 
 #[test]
+fn faults_can_be_left_out() {
+    let none = sim::run(7, &Options { faults: Mask::Only(BTreeSet::new()), ..story() });
+    assert!(none.violation.is_none());
+    assert_eq!(none.injected.total(), 0);
+    assert!(none.counts.operations > sim::OPERATIONS_MIN);
+    let all = sim::run(7, &Options::default());
+    let few = BTreeSet::from([0, 3, 5]);
+    let few = sim::run(7, &Options { faults: Mask::Only(few), ..story() });
+    assert!(few.violation.is_none());
+    assert!((1..=3).contains(&few.injected.total()), "{:?}", few.injected);
+    assert!(all.injected.total() > 3);
+}
+
+/// Those that need no core: all of them are found, in more seeds, by `synod-sim --planted`.
+#[test]
 fn planted_bugs_are_caught() {
-    let caught = |planted: Planted| {
-        let caught = sim::catch(planted, 0..200).unwrap_or_else(|| panic!("{} was missed", planted.name()));
-        caught.violation.checker
-    };
-    assert_eq!(caught(Planted::P15AcknowledgeBeforeDurable), Checker::DurableBeforeTold);
-    assert_eq!(caught(Planted::P3NoOpOverChosenSlot), Checker::Agreement);
-    assert_eq!(caught(Planted::P2ForgottenPromise), Checker::Promises);
+    for bug in [Bug::P15AcknowledgesBeforeDurable, Bug::P3PromiseOmitsChosen, Bug::P2ForgetsPromise] {
+        let caught = sim::catch(bug, 0..200).unwrap_or_else(|| panic!("{} was missed", bug.name()));
+        assert_eq!(caught.violation.checker, bug.checker(), "{}: {:?}", bug.name(), caught.violation);
+    }
 }

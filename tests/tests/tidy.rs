@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// The arrows of ARCHITECTURE.md: crate directory, and the workspace crates it may depend on. `None`: all.
 const ARROWS: &[(&str, Option<&[&str]>)] = &[
-    ("engine/paxos", Some(&[])),
+    ("engine/spec", Some(&[])),
+    ("engine/paxos", Some(&["synod-spec"])),
     ("engine/api", Some(&[])),
     ("engine/store", Some(&[])),
     ("engine/ring", Some(&[])),

@@ -43,6 +43,7 @@ const ALREADY_ANSWERED: u8 = 7;
 const LIMIT: u8 = 8;
 const MALFORMED: u8 = 9;
 const UNKNOWN: u8 = 10;
+const MASTER_CHANGED: u8 = 11;
 
 const NOTHING: u8 = 0;
 const SOMETHING: u8 = 1;
@@ -143,6 +144,9 @@ pub enum Refusal {
     /// The bytes are no command. Nothing was done.
     #[error("not a command: {0}")]
     Malformed(String),
+    /// Mastership changed between the command's arrival and its turn (rule P9). Nothing was done; try again.
+    #[error("the master changed before the command's turn came")]
+    MasterChanged,
     /// Mastership was lost while the command was under way: it may have been done, or be done yet.
     #[error("mastership was lost while the command was under way: its outcome is unknown")]
     Unknown,
@@ -162,7 +166,8 @@ impl Refusal {
             | Refusal::UnansweredLimit
             | Refusal::AlreadyAnswered
             | Refusal::Limit(_)
-            | Refusal::Malformed(_) => true,
+            | Refusal::Malformed(_)
+            | Refusal::MasterChanged => true,
             Refusal::Unknown => false,
         }
     }
@@ -180,6 +185,7 @@ impl Refusal {
             Refusal::AlreadyAnswered => "already_answered",
             Refusal::Limit(_) => "limit",
             Refusal::Malformed(_) => "malformed",
+            Refusal::MasterChanged => "master_changed",
             Refusal::Unknown => "unknown",
         }
     }
@@ -210,6 +216,7 @@ impl Refusal {
                 out.put_u8(MALFORMED);
                 put_text(out, text);
             }
+            Refusal::MasterChanged => out.put_u8(MASTER_CHANGED),
             Refusal::Unknown => out.put_u8(UNKNOWN),
         }
     }
@@ -232,6 +239,7 @@ impl Refusal {
             ALREADY_ANSWERED => Refusal::AlreadyAnswered,
             LIMIT => Refusal::Limit(reader.text()?.to_owned()),
             MALFORMED => Refusal::Malformed(reader.text()?.to_owned()),
+            MASTER_CHANGED => Refusal::MasterChanged,
             UNKNOWN => Refusal::Unknown,
             unknown => return Err(reader.unknown("refusal", unknown)),
         })

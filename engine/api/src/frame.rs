@@ -17,6 +17,10 @@ pub enum FrameKind {
     Status = 4,
     /// Node to client: why the connection is closed right after this frame, as text.
     Error = 5,
+    /// Operator to node: change something about the cell, as JSON text.
+    OperatorRequest = 6,
+    /// Node to operator: what became of it, as JSON text.
+    OperatorAnswer = 7,
 }
 
 /// A frame of a kind that this version does not know.
@@ -40,6 +44,8 @@ impl TryFrom<u8> for FrameKind {
             3 => FrameKind::StatusRequest,
             4 => FrameKind::Status,
             5 => FrameKind::Error,
+            6 => FrameKind::OperatorRequest,
+            7 => FrameKind::OperatorAnswer,
             unknown => return Err(UnknownFrameKind(unknown)),
         })
     }
@@ -52,7 +58,7 @@ mod tests {
     #[test]
     fn every_byte_is_one_kind_or_none() {
         let known: Vec<u8> = (0..=u8::MAX).filter(|&byte| FrameKind::try_from(byte).is_ok()).collect();
-        assert_eq!(known, [1, 2, 3, 4, 5]);
+        assert_eq!(known, [1, 2, 3, 4, 5, 6, 7]);
         for byte in known {
             assert_eq!(u8::from(FrameKind::try_from(byte).unwrap()), byte);
         }

@@ -20,6 +20,7 @@ mod answer;
 mod command;
 mod frame;
 pub mod limits;
+mod mastership;
 mod read;
 mod words;
 
@@ -27,5 +28,6 @@ pub use answer::{Answer, Refusal};
 pub use command::{Command, Expected, Operation};
 pub use frame::{FrameKind, UnknownFrameKind};
 pub use limits::{LimitError, PathFault};
+pub use mastership::{Epoch, Mastership};
 pub use read::DecodeError;
 pub use words::{Revision, Sequence, SessionId, Version};

@@ -7,6 +7,7 @@
 //! | 2, session, index | plain: a result kept for a retry, right behind its session |
 //! | 3, key | versioned: a user's key |
 //! | 4, depth, path | versioned: a file |
+//! | 5 | plain: the epoch |
 //!
 //! Sessions are u64 and indexes and depths u16, all big-endian, so that the order of rows is the order of numbers: the
 //! first row of keyspace 2 is the oldest session. Files are ordered by their number of components first, as Chubby has
@@ -18,9 +19,13 @@ const COUNTERS: u8 = 1;
 const SESSIONS: u8 = 2;
 const KEYS: u8 = 3;
 const FILES: u8 = 4;
+const EPOCH: u8 = 5;
 
 /// The session counters' row.
 pub(crate) const COUNTERS_KEY: &[u8] = &[COUNTERS];
+
+/// The epoch's row.
+pub(crate) const EPOCH_KEY: &[u8] = &[EPOCH];
 
 /// Before every session's rows.
 pub(crate) const SESSIONS_PREFIX: &[u8] = &[SESSIONS];
@@ -91,6 +96,7 @@ mod tests {
         for path in ["/a", "/c", "/a/b", "/a/z", "/b/a", "/a/b/c"] {
             rows.push(buffer.file(path.as_bytes()).to_vec());
         }
+        rows.push(EPOCH_KEY.to_vec());
         assert!(rows.is_sorted());
         assert_eq!(session_of(&rows[3]), SessionId(1));
         assert_eq!(session_of(&rows[5]), SessionId(256));

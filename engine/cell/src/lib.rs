@@ -11,9 +11,11 @@
 //! |---|---|
 //! | `keyspace` | which rows are where: no other module spells a row's key |
 //! | `sessions` | sessions, and that a command is applied at most once |
+//! | `epoch` | which mastership is the current one, and that commands of an earlier one are refused |
 //! | `operations` | what the operations on keys and files do |
 //! | `hash` | a fingerprint of all rows, to compare replicas by |
 
+mod epoch;
 mod hash;
 mod keyspace;
 mod operations;
@@ -21,7 +23,7 @@ mod sessions;
 #[cfg(test)]
 mod tests;
 
-use synod_api::{Answer, Command, Operation, Refusal, Revision};
+use synod_api::{Answer, Command, Epoch, Mastership, Operation, Refusal, Revision};
 use synod_paxos::{Slot, StateMachine};
 use synod_store::Store;
 
@@ -43,6 +45,8 @@ pub struct Cell {
     store: Store,
     key: KeyBuffer,
     kept: Vec<u8>,
+    /// The slot whose batch was stamped in an epoch that is over.
+    outdated: Option<Slot>,
 }
 
 /// How much the cell holds.
@@ -77,6 +81,12 @@ impl Cell {
             return refuse(error.into(), answer);
         }
         operations::perform(&mut self.store, &mut self.key, command.operation, answer);
+    }
+
+    /// The epoch of the master that began last.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        epoch::current(&self.store)
     }
 
     /// The database.
@@ -141,11 +151,21 @@ impl Cell {
 }
 
 impl StateMachine for Cell {
-    fn apply(&mut self, _slot: Slot, command: &[u8], answer: &mut Vec<u8>) {
-        match Command::decode(command) {
-            Ok(command) => self.apply_command(&command, answer),
-            // Not a fault of this replica: it was chosen, so every replica answers so.
-            Err(error) => refuse(Refusal::Malformed(error.to_string()), answer),
+    /// A command that came to a master whose mastership was over by this slot is refused (rule P9). The master's own words
+    /// have no answer.
+    fn apply(&mut self, slot: Slot, command: &[u8], answer: &mut Vec<u8>) {
+        match Mastership::decode(command) {
+            Some(Mastership::Begins) => epoch::raise(&mut self.store),
+            Some(Mastership::Stamp(epoch)) => {
+                let is_current = epoch == self.epoch() || synod_paxos::planted!(P9IgnoresEpoch);
+                self.outdated = (!is_current).then_some(slot);
+            }
+            None if self.outdated == Some(slot) => refuse(Refusal::MasterChanged, answer),
+            None => match Command::decode(command) {
+                Ok(command) => self.apply_command(&command, answer),
+                // Not a fault of this replica: it was chosen, so every replica answers so.
+                Err(error) => refuse(Refusal::Malformed(error.to_string()), answer),
+            },
         }
     }
 }

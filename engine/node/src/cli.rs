@@ -8,6 +8,7 @@ use clap::Args;
 
 use crate::config::{self, Config, ConfigError, defaults};
 use crate::serve::{self, ServeOptions, exit};
+use crate::start::FirstStart;
 
 /// Run one replica of a cell, from flags, or from a TOML file that flags override.
 #[derive(Args, Debug, Clone)]
@@ -28,6 +29,10 @@ pub struct ServeArgs {
     /// that is not empty it means nothing
     #[arg(long)]
     pub bootstrap: bool,
+    /// Join a running cell on an empty directory, after `synod member add` on it: name its members and this one. On a
+    /// directory that is not empty it means nothing
+    #[arg(long, conflicts_with = "bootstrap")]
+    pub join: bool,
     /// Listen beyond loopback although nothing is encrypted or authenticated yet
     #[arg(long)]
     pub insecure: bool,
@@ -49,7 +54,11 @@ pub struct ServeArgs {
     /// How often an idle coordinator tells that it lives [default: 200]
     #[arg(long, value_name = "MS")]
     pub heartbeat_ms: Option<u64>,
-    /// Campaign after this long (and up to as long again) without a coordinator [default: 900]
+    /// The lease of a new cell's master: shorter ends a fail-over sooner, longer lives through stalls of the disks. Decided at
+    /// the first start of the cell, for good [default: 1000]
+    #[arg(long, value_name = "MS")]
+    pub lease_ms: Option<u64>,
+    /// Ask to campaign after this long (and up to half as long again) without a coordinator [default: 1000]
     #[arg(long, value_name = "MS")]
     pub election_timeout_ms: Option<u64>,
     /// Pin the hot core to this processor
@@ -85,6 +94,7 @@ impl ServeArgs {
         set(&mut config.window, self.window);
         set(&mut config.gather_us, self.gather_us);
         set(&mut config.heartbeat_ms, self.heartbeat_ms);
+        set(&mut config.lease_ms, self.lease_ms);
         set(&mut config.election_timeout_ms, self.election_timeout_ms);
         config.pin_to_cpu = self.pin_to_cpu.or(config.pin_to_cpu);
         Ok(config)
@@ -99,7 +109,12 @@ impl ServeArgs {
                 return ExitCode::from(exit::CONFIG);
             }
         };
-        let options = ServeOptions { bootstrap: self.bootstrap, stop_with_parent: self.stop_with_parent };
+        let first_start = match (self.bootstrap, self.join) {
+            (true, _) => FirstStart::Bootstrap,
+            (false, true) => FirstStart::Join,
+            (false, false) => FirstStart::Refused,
+        };
+        let options = ServeOptions { first_start, stop_with_parent: self.stop_with_parent };
         match serve::serve(&config, options) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -131,5 +146,6 @@ const _: () = {
     assert!(defaults::window() == 1);
     assert!(defaults::gather_us() == 120);
     assert!(defaults::heartbeat_ms() == 200);
-    assert!(defaults::election_timeout_ms() == 900);
+    assert!(defaults::lease_ms() == 1000);
+    assert!(defaults::election_timeout_ms() == 1000);
 };

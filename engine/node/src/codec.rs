@@ -7,8 +7,8 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use synod_api::limits::BATCH_BYTES_MAX;
 use synod_paxos::{
-    AcceptedSlot, Ballot, Batch, Configuration, HardState, Incarnation, MalformedBatch, Message, Record, ReplicaId,
-    Slot,
+    AcceptedSlot, Ballot, Batch, Configuration, Configurations, HardState, Incarnation, MalformedBatch, Message,
+    Record, ReplicaId, Slot,
 };
 
 /// Frame kinds between replicas. The greeting's own kinds are below 10 (`synod_net`).
@@ -21,6 +21,10 @@ mod kind {
     pub(super) const COMMIT: u8 = 15;
     pub(super) const FETCH: u8 = 16;
     pub(super) const ENTRIES: u8 = 17;
+    pub(super) const PROBE: u8 = 18;
+    pub(super) const PROBE_ANSWER: u8 = 19;
+    pub(super) const RELEASE: u8 = 20;
+    pub(super) const TAKE_OVER: u8 = 21;
 }
 
 /// Bytes that are no message or record of ours.
@@ -96,8 +100,19 @@ pub fn encode_message(message: &Message) -> EncodedMessage {
     let mut head = BytesMut::with_capacity(48);
     let mut body = Bytes::new();
     let kind = match message {
-        Message::Propose { ballot } => {
+        Message::Probe { chosen } => {
+            head.put_u64_le(chosen.0);
+            kind::PROBE
+        }
+        Message::ProbeAnswer { would, round, chosen } => {
+            head.put_u8(u8::from(*would));
+            head.put_u64_le(*round);
+            head.put_u64_le(chosen.0);
+            kind::PROBE_ANSWER
+        }
+        Message::Propose { ballot, released } => {
             put_ballot(&mut head, *ballot);
+            put_ballot(&mut head, *released);
             kind::PROPOSE
         }
         Message::Promise { ballot, cut, chosen, accepted } => {
@@ -127,10 +142,19 @@ pub fn encode_message(message: &Message) -> EncodedMessage {
             put_ballot(&mut head, *promised);
             kind::REJECT
         }
-        Message::Commit { ballot, chosen } => {
+        Message::Commit { ballot, chosen, tolerance } => {
             put_ballot(&mut head, *ballot);
             head.put_u64_le(chosen.0);
+            head.put_i8(*tolerance);
             kind::COMMIT
+        }
+        Message::Release { ballot } => {
+            put_ballot(&mut head, *ballot);
+            kind::RELEASE
+        }
+        Message::TakeOver { ballot } => {
+            put_ballot(&mut head, *ballot);
+            kind::TAKE_OVER
         }
         Message::Fetch { from } => {
             head.put_u64_le(from.0);
@@ -168,6 +192,11 @@ impl Reader {
         if self.bytes.len() < bytes { Err(self.error()) } else { Ok(()) }
     }
 
+    fn u8(&mut self) -> Result<u8, CodecError> {
+        self.need(1)?;
+        Ok(self.bytes.get_u8())
+    }
+
     fn u16(&mut self) -> Result<u16, CodecError> {
         self.need(2)?;
         Ok(self.bytes.get_u16_le())
@@ -188,11 +217,22 @@ impl Reader {
         Ok(Slot(slot))
     }
 
-    fn ballot(&mut self) -> Result<Ballot, CodecError> {
+    fn round(&mut self) -> Result<u64, CodecError> {
         let round = self.u64()?;
+        self.within("a ballot's round", round <= NUMBER_MAX)?;
+        Ok(round)
+    }
+
+    fn flag(&mut self, field: &'static str) -> Result<bool, CodecError> {
+        let flag = self.u8()?;
+        self.within(field, flag <= 1)?;
+        Ok(flag == 1)
+    }
+
+    fn ballot(&mut self) -> Result<Ballot, CodecError> {
+        let round = self.round()?;
         let replica = ReplicaId(self.u16()?);
         let incarnation = Incarnation(self.u64()?);
-        self.within("a ballot's round", round <= NUMBER_MAX)?;
         self.within("a ballot's incarnation", incarnation.0 < 1 << INCARNATION_BITS)?;
         Ok(Ballot { round, replica, incarnation })
     }
@@ -203,6 +243,13 @@ impl Reader {
         self.need(length)?;
         let bytes = self.bytes.split_to(length);
         self.checked(bytes)
+    }
+
+    fn configuration(&mut self) -> Result<Configuration, CodecError> {
+        self.need(4)?;
+        let length = self.bytes.get_u32_le() as usize;
+        self.need(length)?;
+        Ok(Configuration::decode(&self.bytes.split_to(length))?)
     }
 
     fn rest_as_batch(mut self) -> Result<Batch, CodecError> {
@@ -229,7 +276,28 @@ pub fn decode_message(kind: u8, payload: Bytes) -> Result<Message, CodecError> {
     match kind {
         kind::PROPOSE => {
             let mut reader = Reader::new("a propose", payload);
-            let message = Message::Propose { ballot: reader.ballot()? };
+            let message = Message::Propose { ballot: reader.ballot()?, released: reader.ballot()? };
+            reader.end().map(|()| message)
+        }
+        kind::PROBE => {
+            let mut reader = Reader::new("a probe", payload);
+            let message = Message::Probe { chosen: reader.slot()? };
+            reader.end().map(|()| message)
+        }
+        kind::PROBE_ANSWER => {
+            let mut reader = Reader::new("a probe answer", payload);
+            let would = reader.flag("its answer")?;
+            let message = Message::ProbeAnswer { would, round: reader.round()?, chosen: reader.slot()? };
+            reader.end().map(|()| message)
+        }
+        kind::RELEASE => {
+            let mut reader = Reader::new("a release", payload);
+            let message = Message::Release { ballot: reader.ballot()? };
+            reader.end().map(|()| message)
+        }
+        kind::TAKE_OVER => {
+            let mut reader = Reader::new("a take over", payload);
+            let message = Message::TakeOver { ballot: reader.ballot()? };
             reader.end().map(|()| message)
         }
         kind::PROMISE => {
@@ -261,7 +329,8 @@ pub fn decode_message(kind: u8, payload: Bytes) -> Result<Message, CodecError> {
         }
         kind::COMMIT => {
             let mut reader = Reader::new("a commit", payload);
-            let message = Message::Commit { ballot: reader.ballot()?, chosen: reader.slot()? };
+            let (ballot, chosen) = (reader.ballot()?, reader.slot()?);
+            let message = Message::Commit { ballot, chosen, tolerance: reader.u8()?.cast_signed() };
             reader.end().map(|()| message)
         }
         kind::FETCH => {
@@ -286,7 +355,7 @@ pub fn decode_message(kind: u8, payload: Bytes) -> Result<Message, CodecError> {
 ///
 /// | kind | slot, ballot | payload |
 /// |---|---|---|
-/// | hard state | none, promised | promised, incarnation u64, cut u64, horizon u64, members u16 each |
+/// | hard state | none, promised | promised, incarnation u64, cut u64, since u64, configuration, pending from u64 (0: none), pending |
 /// | accepted | slot, ballot | chosen u64, batch |
 /// | chosen | slot, none | batch |
 pub fn append_record(log: &mut synod_wal::Log, record: &Record) -> synod_wal::RecordNumber {
@@ -334,11 +403,22 @@ fn encode_hard_state(state: &HardState) -> BytesMut {
     put_ballot(&mut out, state.promised);
     out.put_u64_le(state.incarnation.0);
     out.put_u64_le(state.cut.0);
-    out.put_u64_le(state.configuration.horizon());
-    for member in state.configuration.members() {
-        out.put_u16_le(member.0);
+    let Configurations { current, since, pending } = &state.configurations;
+    out.put_u64_le(since.0);
+    put_configuration(&mut out, current);
+    out.put_u64_le(pending.as_ref().map_or(0, |(from, _)| from.0));
+    if let Some((_, pending)) = pending {
+        put_configuration(&mut out, pending);
     }
     out
+}
+
+/// A configuration in its own bytes, after their length.
+fn put_configuration(out: &mut BytesMut, configuration: &Configuration) {
+    let mut bytes = Vec::new();
+    configuration.encode(&mut bytes);
+    out.put_u32_le(u32::try_from(bytes.len()).expect("nine addresses of a kilobyte"));
+    out.put_slice(&bytes);
 }
 
 fn decode_hard_state(payload: &[u8]) -> Result<HardState, CodecError> {
@@ -346,12 +426,12 @@ fn decode_hard_state(payload: &[u8]) -> Result<HardState, CodecError> {
     let promised = reader.ballot()?;
     let incarnation = Incarnation(reader.u64()?);
     let cut = reader.slot()?;
-    let horizon = reader.u64()?;
-    let mut members = Vec::new();
-    while !reader.is_empty() {
-        members.push(ReplicaId(reader.u16()?));
-    }
-    Ok(HardState { promised, incarnation, cut, configuration: Configuration::new(members, horizon)? })
+    let since = reader.slot()?;
+    let current = reader.configuration()?;
+    let from = reader.slot()?;
+    let pending = if from == Slot::NONE { None } else { Some((from, reader.configuration()?)) };
+    reader.end()?;
+    Ok(HardState { promised, incarnation, cut, configurations: Configurations { current, since, pending } })
 }
 
 const INCARNATION_BITS: u32 = 48;
@@ -391,7 +471,9 @@ mod tests {
     fn messages() -> Vec<Message> {
         let accepted = |slot| AcceptedSlot { slot: Slot(slot), ballot: ballot(slot), batch: batch(&[b"v"]) };
         vec![
-            Message::Propose { ballot: ballot(9) },
+            Message::Probe { chosen: Slot(3) },
+            Message::ProbeAnswer { would: true, round: 4, chosen: Slot(3) },
+            Message::Propose { ballot: ballot(9), released: ballot(8) },
             Message::Promise { ballot: ballot(9), cut: Slot(0), chosen: Slot(4), accepted: vec![] },
             Message::Promise {
                 ballot: ballot(9),
@@ -403,7 +485,9 @@ mod tests {
             Message::Accept { ballot: ballot(1), slot: Slot(8), batch: Batch::NO_OP, chosen: Slot(7) },
             Message::Acknowledge { ballot: ballot(1), slot: Slot(8) },
             Message::Reject { promised: ballot(NUMBER_MAX) },
-            Message::Commit { ballot: ballot(1), chosen: Slot(8) },
+            Message::Commit { ballot: ballot(1), chosen: Slot(8), tolerance: -1 },
+            Message::Release { ballot: ballot(1) },
+            Message::TakeOver { ballot: ballot(1) },
             Message::Fetch { from: Slot(1) },
             Message::Entries { first: Slot(1), batches: vec![batch(&[b"a"]), Batch::NO_OP], chosen: Slot(20) },
         ]
@@ -444,10 +528,10 @@ mod tests {
         let large = builder.take();
         let none = Slot(0);
         for message in [
-            Message::Propose { ballot: far },
-            Message::Propose { ballot: strange },
+            Message::Propose { ballot: far, released: Ballot::NONE },
+            Message::Propose { ballot: strange, released: Ballot::NONE },
             Message::Reject { promised: far },
-            Message::Commit { ballot: ballot(1), chosen: Slot(u64::MAX) },
+            Message::Commit { ballot: ballot(1), chosen: Slot(u64::MAX), tolerance: 0 },
             Message::Promise { ballot: ballot(1), cut: Slot(3), chosen: none, accepted: vec![] },
             Message::Accept { ballot: ballot(1), slot: Slot(1), batch: large.clone(), chosen: none },
             Message::Entries { first: Slot(1), batches: vec![large], chosen: Slot(1) },
@@ -478,10 +562,13 @@ mod tests {
 
     #[test]
     fn hard_state_comes_back() {
-        let members = [1, 2, 3].map(ReplicaId).to_vec();
-        let configuration = Configuration::new(members, 16).unwrap();
-        let state = HardState { promised: ballot(5), incarnation: Incarnation(2), cut: Slot(0), configuration };
-        assert_eq!(decode_hard_state(&encode_hard_state(&state)), Ok(state));
+        let first = Configurations::first(Configuration::of(&[1, 2, 3]));
+        let changing = Configurations { pending: Some((Slot(30), Configuration::of(&[1, 2]))), ..first.clone() };
+        for configurations in [first, changing] {
+            let (promised, incarnation, cut) = (ballot(5), Incarnation(2), Slot(0));
+            let state = HardState { promised, incarnation, cut, configurations };
+            assert_eq!(decode_hard_state(&encode_hard_state(&state)), Ok(state));
+        }
     }
 
     #[test]

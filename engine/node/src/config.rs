@@ -52,7 +52,11 @@ pub struct Config {
     /// How often an idle coordinator tells that it lives, in milliseconds.
     #[serde(default = "defaults::heartbeat_ms")]
     pub heartbeat_ms: u64,
-    /// How long a replica hears from no coordinator before it campaigns, in milliseconds (and up to as long again).
+    /// The lease of a new cell's master, in milliseconds. It goes into the log at the first start and stays as it is there.
+    #[serde(default = "defaults::lease_ms")]
+    pub lease_ms: u64,
+    /// How long a replica hears from no coordinator before it asks whether to campaign, in milliseconds (and up to half as
+    /// long again).
     #[serde(default = "defaults::election_timeout_ms")]
     pub election_timeout_ms: u64,
     /// Pin the hot core's thread to this processor. Not pinned by default: on a shared machine that only hurts.
@@ -82,9 +86,13 @@ pub mod defaults {
     pub const fn heartbeat_ms() -> u64 {
         200
     }
+    /// Milliseconds that a master's lease lasts.
+    pub const fn lease_ms() -> u64 {
+        1000
+    }
     /// Milliseconds without a coordinator.
     pub const fn election_timeout_ms() -> u64 {
-        900
+        1000
     }
 }
 
@@ -167,6 +175,7 @@ impl Config {
             window: defaults::window(),
             gather_us: defaults::gather_us(),
             heartbeat_ms: defaults::heartbeat_ms(),
+            lease_ms: defaults::lease_ms(),
             election_timeout_ms: defaults::election_timeout_ms(),
             pin_to_cpu: None,
         }
@@ -207,13 +216,21 @@ impl Config {
         within("gather_us", self.gather_us, 0, 10_000, "0 (off) to 10000 us")?;
         within("heartbeat_ms", self.heartbeat_ms, 1, 10_000, "1 to 10000 ms")?;
         let low = 2 * self.heartbeat_ms;
+        within("lease_ms", self.lease_ms, low, 60_000, "at least two heartbeats, at most 60000 ms")?;
         within("election_timeout_ms", self.election_timeout_ms, low, 600_000, "at least two heartbeats, at most 10 min")
     }
 
-    /// Who votes.
+    /// The configuration of a new cell of these members.
     pub fn configuration(&self) -> Result<Configuration, ConfigurationError> {
-        let ids = self.members.iter().map(|member| ReplicaId(member.id)).collect();
-        Configuration::new(ids, Configuration::HORIZON_DEFAULT)
+        let ids = self.members.iter().map(|member| ReplicaId(member.id));
+        Configuration::of_voters(ids, Configuration::HORIZON_DEFAULT, Duration::from_millis(self.lease_ms))
+    }
+
+    /// What a replica that joins a running cell begins with: a configuration of the others, until the log tells it better.
+    pub fn configuration_of_others(&self) -> Result<Configuration, ConfigurationError> {
+        let mut others = self.clone();
+        others.members.retain(|member| member.id != self.id);
+        others.configuration()
     }
 
     /// The member this replica is.

@@ -24,22 +24,24 @@ use std::time::Duration;
 use synod_api::FrameKind;
 use synod_net::hello::{HELLO_VERSION, KIND_HELLO, Local};
 use synod_net::{FrameError, FrameId, FrameRef, Hello, HelloAnswer};
-use synod_paxos::{Instant, ReplicaId, Role};
+use synod_paxos::{Instant, Member, ReplicaId, Role, VotingStatus};
 use synod_ring::{Completion, FlushError, Handle, Options, Outcome, Ring, SetupError, Waker};
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::directory::{Directory, Identity};
-use crate::engine::{Caller, Engine};
+use crate::engine::{Caller, Engine, Outlet, member_addresses};
+use crate::operator::{self, OperatorAnswer, OperatorRequest};
 use crate::segments::SegmentMaker;
 use crate::start::Opened;
-use crate::status::{CountersStatus, DatabaseStatus, LogStatus, Status};
+use crate::status::{CountersStatus, DatabaseStatus, LogStatus, MemberStatus, Status};
 use crate::{codec, introduction};
 use connections::{ConnectionId, Door, Role as ConnectionRole};
 use outlet::World;
 use token::Token;
 
-/// After this long without a flush, an empty mark frame follows the last one (rule L4).
-const IDLE_BEAT: Duration = Duration::from_millis(100);
+/// After this long without a flush, an empty mark frame follows the last one (rule L4). Longer than a third of the default
+/// lease: while an idle master renews its lease, the next frame is the mark.
+const IDLE_BEAT: Duration = Duration::from_millis(400);
 /// How late a timeout may be, in nanoseconds.
 const TIMER_SLACK_NS: u64 = 1_000;
 /// A stopping replica waits this long for its last flush.
@@ -101,10 +103,11 @@ pub struct HotCore {
     world: World,
     directory: Directory,
     identity: Identity,
-    member_ids: Vec<u16>,
-    configuration_checksum: u64,
     segments: SegmentMaker,
     stop: Arc<AtomicBool>,
+    /// Where the members are that the flags name: of those of the first start the log does not say it.
+    flags: Vec<config::Member>,
+    is_insecure: bool,
     /// When the log has been idle long enough for a mark.
     mark_at: Option<Instant>,
 }
@@ -120,31 +123,23 @@ impl HotCore {
         let segment_bytes = start.log.settings().segment_bytes;
         let segments = SegmentMaker::start(directory.path().to_owned(), segment_bytes, ring.waker())
             .map_err(|source| HotError::System { doing: "cannot start the segment thread", source })?;
-        let configuration_checksum = configuration_checksum(config);
-        let seed = start.settings.seed;
-        let mut world = World::new(ring, directory.path().to_owned(), doors);
+        let hello = Hello {
+            version: HELLO_VERSION,
+            cell: identity.cell,
+            from: config.id,
+            to: config.id,
+            configuration: start.recovered.configurations.since.0,
+        };
+        let configurations = start.recovered.configurations.clone();
+        let mut world = World::new(ring, directory.path().to_owned(), doors, hello, start.settings.seed);
         for member in config.members.iter().filter(|member| member.id != config.id) {
-            let hello = Hello {
-                version: HELLO_VERSION,
-                cell: identity.cell,
-                from: config.id,
-                to: member.id,
-                configuration: configuration_checksum,
-            };
-            world.add_peer(ReplicaId(member.id), member.peer, hello, seed ^ u64::from(member.id));
+            world.add_peer(ReplicaId(member.id), member.peer);
         }
-        let now = world.clock.now();
-        Ok(Self {
-            engine: Engine::new(start, now),
-            world,
-            directory,
-            identity,
-            member_ids: config.members.iter().map(|member| member.id).collect(),
-            configuration_checksum,
-            segments,
-            stop,
-            mark_at: None,
-        })
+        let engine = Engine::new(start, world.clock.now());
+        // The log knows the members; what the flags say is at most where those of the first start are.
+        world.reconfigure(&configurations);
+        let (flags, is_insecure) = (config.members.clone(), config.insecure);
+        Ok(Self { engine, world, directory, identity, segments, stop, flags, is_insecure, mark_at: None })
     }
 
     /// Wakes the loop from another thread.
@@ -314,11 +309,62 @@ impl HotCore {
                 let status = serde_json::to_vec(&self.status()).expect("a status is valid JSON");
                 self.world.append(id, FrameKind::Status.into(), frame.id, &status);
             }
-            Ok(kind @ (FrameKind::Answer | FrameKind::Status | FrameKind::Error)) => {
+            Ok(FrameKind::OperatorRequest) => {
+                let answer = self.operate(now, frame.payload);
+                let answer = serde_json::to_vec(&answer).expect("an answer is valid JSON");
+                self.world.append(id, FrameKind::OperatorAnswer.into(), frame.id, &answer);
+            }
+            Ok(kind @ (FrameKind::Answer | FrameKind::Status | FrameKind::Error | FrameKind::OperatorAnswer)) => {
                 self.bad_input(id, &format!("a client does not send frames of kind {kind:?}"));
             }
             Err(unknown) => self.bad_input(id, &unknown.to_string()),
         }
+    }
+
+    /// Carries out an operator's wish, or says why not.
+    fn operate(&mut self, now: Instant, request: &[u8]) -> OperatorAnswer {
+        let request: OperatorRequest = match serde_json::from_slice(request) {
+            Ok(request) => request,
+            Err(error) => return OperatorAnswer::Refused { reason: format!("not a request: {error}"), retry: false },
+        };
+        let answer = match (&request, request.change()) {
+            (OperatorRequest::AddMember { id, peer, client }, _)
+                if let Some(reason) = self.refuse_addresses(*id, *peer, *client) =>
+            {
+                OperatorAnswer::Refused { reason, retry: false }
+            }
+            (_, Some(change)) => {
+                let outcome = self.engine.change(now, change, &mut self.world);
+                OperatorAnswer::of_change(outcome, self.engine.coordinator_address())
+            }
+            (OperatorRequest::Transfer { to }, None) => {
+                let outcome = self.engine.transfer(now, ReplicaId(*to), &mut self.world);
+                OperatorAnswer::of_transfer(outcome, self.engine.coordinator_address())
+            }
+            (OperatorRequest::AddMember { .. } | OperatorRequest::RemoveMember { .. }, None) => {
+                unreachable!("these are changes")
+            }
+        };
+        eprintln!("synod: an operator asked for {request:?}: {answer:?}");
+        answer
+    }
+
+    /// Why a new member must not have these addresses, if this is the master's to say.
+    fn refuse_addresses(&self, id: u16, peer: SocketAddr, client: SocketAddr) -> Option<String> {
+        let configurations = self.engine.replica().configurations();
+        let is_known = configurations.members().any(|member| member.id.0 == id);
+        if is_known || self.engine.replica().role() != Role::Coordinating {
+            return None;
+        }
+        let addresses_of = |member: &Member| -> Vec<(u16, SocketAddr)> {
+            let id = member.id.0;
+            let logged =
+                member_addresses(&member.address).map(|(peer, client)| [peer.parse().ok(), client.parse().ok()]);
+            let flags = self.flags.iter().find(|flags| flags.id == id);
+            let known = logged.or_else(|| flags.map(|flags| [Some(flags.peer), Some(flags.client)]));
+            known.into_iter().flatten().flatten().map(|address| (id, address)).collect()
+        };
+        operator::refuse_addresses(peer, client, self.is_insecure, configurations.members().flat_map(addresses_of))
     }
 
     /// Frames between replicas own their payload: a batch lives on in the log, the database and the recent batches.
@@ -340,7 +386,12 @@ impl HotCore {
                     Ok(message) => self.engine.message(now, from, message, &mut self.world),
                     Err(error) => self.bad_input(id, &error.to_string()),
                 },
-                ConnectionRole::Stranger if frame.kind == introduction::KIND_ASK => self.introduce(id, &frame.payload),
+                ConnectionRole::Stranger if frame.kind == introduction::KIND_ASK => {
+                    self.introduce(id, &frame.payload, false);
+                }
+                ConnectionRole::Stranger if frame.kind == introduction::KIND_JOIN => {
+                    self.introduce(id, &frame.payload, true);
+                }
                 ConnectionRole::Stranger => {
                     self.greet(id, FrameRef { kind: frame.kind, id: frame.id, payload: &frame.payload });
                     if inbound.held_bytes() > 0 {
@@ -358,12 +409,8 @@ impl HotCore {
 
     /// The first words of another replica (or of somebody who is lost).
     fn greet(&mut self, id: ConnectionId, frame: FrameRef<'_>) {
-        let local = Local {
-            cell: self.identity.cell,
-            me: self.identity.replica,
-            members: &self.member_ids,
-            configuration: self.configuration_checksum,
-        };
+        let (members, configuration) = self.world.members();
+        let local = Local { cell: self.identity.cell, me: self.identity.replica, members, configuration };
         let outcome = Hello::decode(frame).and_then(|hello| hello.check(local));
         let answer = HelloAnswer::of(&outcome).encode();
         self.world.append_raw(id, &answer);
@@ -372,6 +419,7 @@ impl HotCore {
             Err(refusal) => {
                 let what = if frame.kind == KIND_HELLO { "a hello" } else { "a stranger" };
                 eprintln!("synod: refused {what} on the replicas' port: {refusal}");
+                self.world.refused_hellos += 1;
                 self.world.connections.close_when_sent(id);
             }
         }
@@ -379,28 +427,49 @@ impl HotCore {
 
     /// A member of this new cell asks for the cell's id. Each is told once, and the note is durable first: the one
     /// place where the hot core waits for a file, a few times in the life of a cell.
-    fn introduce(&mut self, id: ConnectionId, question: &[u8]) {
-        let outcome = <[u8; 2]>::try_from(question)
-            .map_err(|_| "the question is not a replica's id".to_owned())
-            .and_then(|asking| self.note_introduction(u16::from_le_bytes(asking)));
-        match outcome {
+    fn introduce(&mut self, id: ConnectionId, question: &[u8], joins: bool) {
+        let Ok(asking) = <[u8; 2]>::try_from(question).map(u16::from_le_bytes) else {
+            return self.bad_input(id, "the question is not a replica's id");
+        };
+        let member = self.engine.replica().configurations().members().find(|member| member.id.0 == asking);
+        let (kind, words) = match member.map(|member| member.voter) {
+            None if joins => (introduction::KIND_LATER, Err(format!("replica {asking} is no member of this cell yet"))),
+            Some(true) if joins => (
+                introduction::KIND_REFUSE,
+                Err(format!(
+                    "replica {asking} is a voting member of this cell already, so its state is lost: it may have \
+                     forgotten what it promised. Remove it, and add a new member under an id never used before"
+                )),
+            ),
+            _ => (introduction::KIND_REFUSE, self.note_introduction(asking, joins)),
+        };
+        match words {
             Ok(()) => {
                 let cell = self.identity.cell.to_le_bytes();
                 self.world.append(id, introduction::KIND_TELL, FrameId(0), &cell);
             }
             Err(reason) => {
-                eprintln!("synod: refused to introduce a replica: {reason}");
-                self.world.append(id, introduction::KIND_REFUSE, FrameId(0), reason.as_bytes());
+                if kind == introduction::KIND_REFUSE {
+                    eprintln!("synod: refused to introduce a replica: {reason}");
+                }
+                self.world.append(id, kind, FrameId(0), reason.as_bytes());
             }
         }
         self.world.connections.close_when_sent(id);
     }
 
-    fn note_introduction(&mut self, asking: u16) -> Result<(), String> {
-        if asking == self.identity.replica || !self.member_ids.contains(&asking) {
+    fn note_introduction(&mut self, asking: u16, joins: bool) -> Result<(), String> {
+        let (members, _) = self.world.members();
+        if asking == self.identity.replica || !members.contains(&asking) {
             return Err(format!("replica {asking} is not another member of this cell"));
         }
         if self.identity.introduced.contains(&asking) {
+            if joins {
+                return Err(format!(
+                    "replica {asking} has begun to join this cell before, so its state may be lost, and with it what it \
+                     promised. Remove it, and add a new member under an id never used before"
+                ));
+            }
             return Err(format!(
                 "replica {asking} has joined this cell before, so its state is lost: it may have forgotten what it \
                  promised, and must not be bootstrapped again. (If this cell has never served anything, empty all \
@@ -437,6 +506,20 @@ impl HotCore {
         Ok(())
     }
 
+    fn members(&self) -> Vec<MemberStatus> {
+        let configurations = self.engine.replica().configurations();
+        let alive = self.engine.replica().alive(self.world.clock.now());
+        let latest = configurations.pending.as_ref().map_or(&configurations.current, |(_, pending)| pending);
+        let of = |member: &Member| MemberStatus {
+            replica: member.id.0,
+            votes: configurations.current.voters().contains(member.id),
+            will_vote: member.voter,
+            address: member.address.clone(),
+            is_alive: alive.map(|alive| alive.contains(member.id)),
+        };
+        latest.members().iter().map(of).collect()
+    }
+
     fn status(&self) -> Status {
         let replica = self.engine.replica();
         let (role, coordinator) = match replica.role() {
@@ -452,6 +535,17 @@ impl HotCore {
             replica: self.identity.replica,
             role: role.to_owned(),
             coordinator,
+            is_master: replica.holds_lease(self.world.clock.now()),
+            epoch: self.engine.epoch().0,
+            voting: match replica.voting_status() {
+                VotingStatus::Waiting => "waiting",
+                VotingStatus::Voting => "voting",
+                VotingStatus::Learning => "learning",
+                VotingStatus::Outside => "outside",
+            }
+            .to_owned(),
+            tolerance: replica.tolerance(self.world.clock.now()),
+            members: self.members(),
             promised: replica.promised().to_string(),
             chosen: replica.chosen().0,
             open_slots: replica.open_slots(),
@@ -475,6 +569,11 @@ impl HotCore {
                 engine: self.engine.counters(),
                 kernel_entries: self.world.ring.enters(),
                 bad_connections: self.world.bad_connections,
+                refused_hellos: self.world.refused_hellos,
+            },
+            protocol: {
+                let taken = replica.counts().rows().filter(|(_, count)| *count > 0);
+                taken.map(|(row, count)| (row.to_string(), count)).collect()
             },
             stages: self.engine.stages().figures(),
         }
@@ -493,11 +592,4 @@ fn raise_open_files_limit() {
 fn listen(door: &'static str, address: SocketAddr) -> Result<TcpListener, HotError> {
     // The standard library sets SO_REUSEADDR, so a restarted replica gets its port back at once.
     TcpListener::bind(address).map_err(|source| HotError::Listen { door, address, source })
-}
-
-/// Of the members' ids: explains a refused hello, decides nothing.
-fn configuration_checksum(config: &Config) -> u64 {
-    let mut ids: Vec<u16> = config.members.iter().map(|member| member.id).collect();
-    ids.sort_unstable();
-    u64::from(crc32c::crc32c(&ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>()))
 }

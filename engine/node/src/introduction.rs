@@ -16,6 +16,10 @@ use crate::config::Config;
 
 /// Asks for the cell's id: the asking member's id, u16.
 pub const KIND_ASK: u8 = 1;
+/// Asks for it on behalf of a new member of a running cell: the asking member's id, u16.
+pub const KIND_JOIN: u8 = 4;
+/// Answers that the asking member is not known yet, as text: it may be a moment later.
+pub const KIND_LATER: u8 = 5;
 /// Answers with it: u128.
 pub const KIND_TELL: u8 = 2;
 /// Answers with the reason why not, as text.
@@ -39,11 +43,19 @@ pub enum IntroductionError {
         /// What it said.
         reason: String,
     },
+    /// The members named are of different cells.
+    #[error("members {one} and {other} are of different cells: check the addresses in your configuration")]
+    TwoCells {
+        /// One.
+        one: u16,
+        /// Another.
+        other: u16,
+    },
+    /// Nobody to ask.
+    #[error("a replica that joins a cell has to be told of its members: say --member for each")]
+    Alone,
     /// Nobody answered in time.
-    #[error(
-        "member {first} at {address}, which makes the new cell's id, did not answer within {PATIENCE:?} ({last}); \
-         is it started, with --bootstrap too?"
-    )]
+    #[error("member {first} at {address} did not tell the cell's id within {PATIENCE:?} ({last})")]
     Silent {
         /// Who was asked.
         first: u16,
@@ -52,6 +64,47 @@ pub enum IntroductionError {
         /// The last failure.
         last: io::Error,
     },
+}
+
+/// Asks the members of a running cell for its id. A majority of those named must tell, and nobody may say no: each of them
+/// tells a new member once, so whoever has been told before, and lost its directory, meets one that remembers (P11, P12).
+pub fn join(config: &Config) -> Result<u128, IntroductionError> {
+    let others: Vec<_> = config.members.iter().filter(|member| member.id != config.id).collect();
+    let give_up = Instant::now() + PATIENCE;
+    let mut told: Vec<(u16, u128)> = Vec::new();
+    let mut noticed = false;
+    loop {
+        let mut last = None;
+        for member in &others {
+            if told.iter().any(|(id, _)| *id == member.id) {
+                continue;
+            }
+            match ask_once(KIND_JOIN, member.peer, config.id) {
+                Ok(Reply::Told(cell)) => told.push((member.id, cell)),
+                Ok(Reply::Refused(reason)) => {
+                    return Err(IntroductionError::Refused { first: member.id, address: member.peer, reason });
+                }
+                Ok(Reply::Later(reason)) => last = Some((member, io::Error::other(reason))),
+                Err(error) => last = Some((member, error)),
+            }
+        }
+        if let Some(pair) = told.windows(2).find(|pair| pair[0].1 != pair[1].1) {
+            return Err(IntroductionError::TwoCells { one: pair[0].0, other: pair[1].0 });
+        }
+        if told.len() > others.len() / 2 {
+            return Ok(told[0].1);
+        }
+        let Some((member, last)) = last else {
+            return Err(IntroductionError::Alone);
+        };
+        if Instant::now() >= give_up {
+            return Err(IntroductionError::Silent { first: member.id, address: member.peer, last });
+        }
+        if !std::mem::replace(&mut noticed, true) {
+            eprintln!("synod: waiting for the cell to know this replica ({last}): see `synod member add`");
+        }
+        std::thread::sleep(RETRY);
+    }
 }
 
 /// Whether this member is the one that makes a new cell's id.
@@ -66,9 +119,11 @@ pub fn ask(config: &Config) -> Result<u128, IntroductionError> {
     let give_up = Instant::now() + PATIENCE;
     let mut told = false;
     loop {
-        let last = match ask_once(address, config.id) {
-            Ok(Ok(cell)) => return Ok(cell),
-            Ok(Err(reason)) => return Err(IntroductionError::Refused { first, address, reason }),
+        let last = match ask_once(KIND_ASK, address, config.id) {
+            Ok(Reply::Told(cell)) => return Ok(cell),
+            Ok(Reply::Refused(reason) | Reply::Later(reason)) => {
+                return Err(IntroductionError::Refused { first, address, reason });
+            }
             Err(error) => error,
         };
         if Instant::now() >= give_up {
@@ -84,11 +139,18 @@ pub fn ask(config: &Config) -> Result<u128, IntroductionError> {
     }
 }
 
-fn ask_once(address: SocketAddr, me: u16) -> io::Result<Result<u128, String>> {
+/// What a member says to who asks.
+enum Reply {
+    Told(u128),
+    Refused(String),
+    Later(String),
+}
+
+fn ask_once(question_kind: u8, address: SocketAddr, me: u16) -> io::Result<Reply> {
     let mut stream = TcpStream::connect_timeout(&address, ANSWER_TIME_MAX)?;
     stream.set_read_timeout(Some(ANSWER_TIME_MAX))?;
     let mut question = Vec::new();
-    append_frame(&mut question, KIND_ASK, FrameId(0), &[&me.to_le_bytes()]);
+    append_frame(&mut question, question_kind, FrameId(0), &[&me.to_le_bytes()]);
     stream.write_all(&question)?;
     let limits = FrameLimits { payload_bytes_max: 4096 };
     let mut inbound = Inbound::new(InboundSizes { start_bytes: 4096, keep_bytes: 4096, limits });
@@ -102,8 +164,9 @@ fn ask_once(address: SocketAddr, me: u16) -> io::Result<Result<u128, String>> {
         let frame = inbound.next_frame().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         let Some(frame) = frame else { continue };
         return match (frame.kind, <[u8; 16]>::try_from(&frame.payload[..])) {
-            (KIND_TELL, Ok(cell)) => Ok(Ok(u128::from_le_bytes(cell))),
-            (KIND_REFUSE, _) => Ok(Err(String::from_utf8_lossy(&frame.payload).into_owned())),
+            (KIND_TELL, Ok(cell)) => Ok(Reply::Told(u128::from_le_bytes(cell))),
+            (KIND_REFUSE, _) => Ok(Reply::Refused(String::from_utf8_lossy(&frame.payload).into_owned())),
+            (KIND_LATER, _) => Ok(Reply::Later(String::from_utf8_lossy(&frame.payload).into_owned())),
             (kind, _) => {
                 let text = format!("a frame of kind {kind} instead of the cell's id");
                 Err(io::Error::new(io::ErrorKind::InvalidData, text))

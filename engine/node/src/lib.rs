@@ -22,6 +22,7 @@ pub mod engine;
 pub mod hot;
 pub mod introduction;
 pub mod local_cell;
+pub mod operator;
 pub mod segments;
 pub mod serve;
 pub mod stages;

@@ -66,6 +66,18 @@ pub enum LocalCellError {
         /// How many.
         count: u16,
     },
+    /// The directory holds another cell than the one asked for.
+    #[error(
+        "{dir} holds a cell of {there} replicas, not of {count}: name another directory, or say --replicas {there}"
+    )]
+    OtherSize {
+        /// The directory.
+        dir: PathBuf,
+        /// How many replicas it has.
+        there: u16,
+        /// How many were asked for.
+        count: u16,
+    },
     /// Nobody became coordinator in time.
     #[error("no replica became coordinator within {0:?}")]
     NoMaster(Duration),
@@ -88,6 +100,11 @@ impl LocalCell {
             None => Vec::new(),
         };
         std::fs::create_dir_all(&options.dir).map_err(system(format!("cannot make {}", options.dir.display())))?;
+        let there = (1..=u16::MAX).take_while(|id| options.dir.join(format!("replica-{id}")).is_dir()).count();
+        let there = u16::try_from(there).expect("the range has no more");
+        if there != 0 && there != count {
+            return Err(LocalCellError::OtherSize { dir: options.dir, there, count });
+        }
         let mut free = free_ports(3 * usize::from(count)).map_err(system("cannot find free ports"))?;
         free.retain(|port| !wanted.contains(port));
         let mut free = free.into_iter().map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));

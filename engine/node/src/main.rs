@@ -1,5 +1,8 @@
 //! `synod`: run replicas, run a local cell, and talk to one.
 
+#[path = "main/operate.rs"]
+mod operate;
+
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -73,6 +76,17 @@ enum Command {
         #[arg(long)]
         stages: bool,
     },
+    /// Make another replica the master; writes under way wait a moment, none fails
+    Transfer {
+        /// Which replica
+        #[arg(long)]
+        to: u16,
+    },
+    /// Show or change the members of the cell
+    Member {
+        #[command(subcommand)]
+        command: operate::MemberCommand,
+    },
 }
 
 #[derive(Args)]
@@ -100,6 +114,8 @@ fn main() -> ExitCode {
         Command::Get { key, json } => get(&cli.client, &key, json),
         Command::Del { key } => del(&cli.client, &key),
         Command::Status { json, stages } => status(&cli.client, json, stages),
+        Command::Transfer { to } => operate::transfer(&cli.client, to),
+        Command::Member { command } => operate::member(&cli.client, &command),
     };
     outcome.unwrap_or_else(|error| {
         // Whoever read our output has seen enough of it (`synod status | head -1`).
@@ -291,10 +307,13 @@ fn print_status(out: &mut impl Write, endpoint: &str, status: &Status) -> std::i
     let coordinator = status.coordinator.map_or("nobody".to_owned(), |id| format!("replica {id}"));
     writeln!(
         out,
-        "{endpoint}  replica {} {} ({coordinator} coordinates), ballot {}, chosen {}, revision {}, {} rows, \
-         {} of {} peers connected, {} clients{}{}",
+        "{endpoint}  replica {} {}, {} ({coordinator} coordinates), {}, epoch {}, ballot {}, chosen {}, revision {}, \
+         {} rows, {} of {} peers connected, {} clients{}{}",
         status.replica,
-        status.role,
+        if status.is_master { "master" } else { &status.role },
+        status.voting,
+        operate::tolerance(status.tolerance),
+        status.epoch,
         status.promised,
         status.chosen,
         status.database.revision,

@@ -10,7 +10,7 @@ use synod_ring::Waker;
 
 use crate::config::Config;
 use crate::hot::{HotCore, HotError};
-use crate::start::{self, StartError};
+use crate::start::{self, FirstStart, StartError};
 
 /// Exit statuses, so that a supervisor can tell what to do (the numbers are sysexits.h's where it has one).
 pub mod exit {
@@ -53,10 +53,10 @@ impl ServeError {
 }
 
 /// How a replica's process is to behave.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct ServeOptions {
-    /// The first start of the whole cell.
-    pub bootstrap: bool,
+    /// What an empty directory means.
+    pub first_start: FirstStart,
     /// Stop when standard input ends: whoever started this process has gone.
     pub stop_with_parent: bool,
 }
@@ -93,7 +93,7 @@ pub fn serve(config: &Config, options: ServeOptions) -> Result<(), ServeError> {
             }),
         )?;
     }
-    let opened = start::open(config, options.bootstrap)?;
+    let opened = start::open(config, options.first_start)?;
     let report = opened.report;
     eprintln!(
         "synod: replica {} of cell {:032x}: recovered {} records in {} frames ({} bytes{}), all up to slot {} applied",

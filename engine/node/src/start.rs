@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use synod_cell::Cell;
 use synod_paxos::{
-    Ballot, Batch, Configuration, HardState, Incarnation, Record, Recovered, ReplicaId, Settings, Slot, StateMachine,
+    Ballot, Batch, Configurations, HardState, Incarnation, Record, Recovered, ReplicaId, Settings, Slot, StateMachine,
 };
 use synod_ring::BLOCK_BYTES;
 use synod_wal::directory::{DirectoryStorage, open_segment, prepare_segment};
@@ -59,17 +59,6 @@ pub enum StartError {
         /// What is not.
         missing: Slot,
     },
-    /// The members in the configuration are not those the log knows.
-    #[error(
-        "the configuration names members {configured:?}, but this cell was started with members {stored:?}: \
-         changing the members of a running cell is not built yet"
-    )]
-    Members {
-        /// By flags or file.
-        configured: Vec<u16>,
-        /// By the log.
-        stored: Vec<u16>,
-    },
     /// An operation failed.
     #[error("{doing}: {source}")]
     Io {
@@ -105,14 +94,24 @@ pub struct RecoveryReport {
     pub torn_tail: bool,
 }
 
-/// Opens the replica's directory: recovers it, or, with `bootstrap` and an empty directory, makes it a member of a new
-/// cell.
-pub fn open(config: &Config, bootstrap: bool) -> Result<Opened, StartError> {
+/// What an empty directory means (rule P12).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FirstStart {
+    /// A loss, or the wrong directory.
+    Refused,
+    /// The first start of the whole cell, of which this is a member.
+    Bootstrap,
+    /// A new member of a cell that runs and knows it.
+    Join,
+}
+
+/// Opens the replica's directory: recovers it, or, if it is empty and that is meant, begins it.
+pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartError> {
     config.validate()?;
     let directory = Directory::open(&config.dir, config.volatile)?;
     let identity = match directory.identity()? {
         Some(identity) => identity,
-        None if bootstrap => first_start(config, &directory)?,
+        None if first_start != FirstStart::Refused => begin(config, &directory, first_start)?,
         None => return Err(DirectoryError::Empty(config.dir.clone()).into()),
     };
     directory.expect_replica(&identity, config.id)?;
@@ -129,17 +128,14 @@ pub fn open(config: &Config, bootstrap: bool) -> Result<Opened, StartError> {
         bytes: recovered.bytes,
         torn_tail: recovered.tail != synod_wal::Tail::Clean,
     };
-    let (hard, protocol, cell) = replay.finish()?;
-    let Some(hard) = hard else { return Err(StartError::LogLost(config.dir.clone())) };
+    let Some((hard, protocol, cell)) = replay.finish()? else {
+        return Err(StartError::LogLost(config.dir.clone()));
+    };
 
-    let configured = config.configuration().map_err(ConfigError::from)?;
-    let ids = |configuration: &Configuration| configuration.members().iter().map(|id| id.0).collect::<Vec<_>>();
-    if configured.members() != hard.configuration.members() {
-        return Err(StartError::Members { configured: ids(&configured), stored: ids(&hard.configuration) });
-    }
+    notice_other_members(config, &hard.configurations);
     let seed = random_u64()?;
-    let mut settings = Settings::new(ReplicaId(config.id), hard.incarnation, hard.configuration, seed);
-    settings.window = config.window.min(settings.configuration.horizon());
+    let mut settings = Settings::new(ReplicaId(config.id), hard.incarnation, seed);
+    settings.window = config.window.min(hard.configurations.current.horizon());
     settings.heartbeat = config.heartbeat();
     settings.election_timeout = config.election_timeout();
     let client_addresses: BTreeMap<_, _> =
@@ -214,10 +210,29 @@ fn log_identity(identity: &Identity) -> Result<synod_wal::Identity, StartError> 
     })
 }
 
-/// The first start of the whole cell, at this member: a log with the first hard state, and then the identity. In this
-/// order, so that an identity always stands for a log that has begun.
-fn first_start(config: &Config, directory: &Directory) -> Result<Identity, StartError> {
-    let cell = if introduction::makes_the_id(config) { random_u128()? } else { introduction::ask(config)? };
+/// Who the members are is in the log; flags that say otherwise may be out of date, or be meant for another cell.
+fn notice_other_members(config: &Config, configurations: &Configurations) {
+    let mut stored: Vec<u16> = configurations.members().map(|member| member.id.0).collect();
+    stored.sort_unstable();
+    stored.dedup();
+    let mut configured: Vec<u16> = config.members.iter().map(|member| member.id).collect();
+    configured.sort_unstable();
+    if stored != configured {
+        eprintln!(
+            "synod: the configuration names members {configured:?}, the log says {stored:?}: what the log says counts, \
+             and `synod member list` shows it"
+        );
+    }
+}
+
+/// The first start of this member: a log with the first hard state, and then the identity. In this order, so that an
+/// identity always stands for a log that has begun.
+fn begin(config: &Config, directory: &Directory, first_start: FirstStart) -> Result<Identity, StartError> {
+    let (cell, configuration) = match first_start {
+        FirstStart::Join => (introduction::join(config)?, config.configuration_of_others()),
+        _ if introduction::makes_the_id(config) => (random_u128()?, config.configuration()),
+        _ => (introduction::ask(config)?, config.configuration()),
+    };
     let identity = Identity { cell, replica: config.id, incarnation: 1, introduced: Vec::new() };
     let settings = log_settings(config)?;
     let mut log = synod_wal::create(settings, log_identity(&identity)?);
@@ -228,7 +243,7 @@ fn first_start(config: &Config, directory: &Directory) -> Result<Identity, Start
     let hard_state = HardState {
         promised: Ballot::NONE,
         incarnation: Incarnation(identity.incarnation),
-        configuration: config.configuration().map_err(ConfigError::from)?,
+        configurations: Configurations::first(configuration.map_err(ConfigError::from)?),
         cut: Slot::NONE,
     };
     codec::append_record(&mut log, &Record::HardState(hard_state));
@@ -345,13 +360,20 @@ impl Replay {
         Ok(())
     }
 
-    /// The hard state (none: the log never began), the protocol's state, and the database.
-    pub fn finish(self) -> Result<(Option<HardState>, Recovered, Cell), StartError> {
+    /// The hard state and the protocol's state (none: the log never began), and the database.
+    pub fn finish(self) -> Result<Option<(HardState, Recovered, Cell)>, StartError> {
         if let Some(error) = self.error {
             return Err(error);
         }
-        let recovered = Recovered { promised: self.promised, chosen: self.chosen, accepted: self.undecided };
-        Ok((self.hard, recovered, self.cell))
+        let Some(hard) = self.hard else { return Ok(None) };
+        let recovered = Recovered {
+            // A change of the members is made durable before anything that knows it to be chosen.
+            configurations: hard.configurations.clone(),
+            promised: self.promised,
+            chosen: self.chosen,
+            accepted: self.undecided,
+        };
+        Ok(Some((hard, recovered, self.cell)))
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a replica says of itself: the JSON behind `synod status` and the client protocol's status frame.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Counters;
@@ -18,6 +20,17 @@ pub struct Status {
     pub role: String,
     /// Who coordinates, as far as this replica knows.
     pub coordinator: Option<u16>,
+    /// Whether this replica holds the master's lease: it alone answers reads from what it has applied.
+    pub is_master: bool,
+    /// The epoch: one more with each new master, as far as this replica has applied.
+    pub epoch: u64,
+    /// "waiting" (just started), "voting", "learning" or "outside" (no member).
+    pub voting: String,
+    /// How many more failures the cell survives right now, as the coordinator counts: negative when it cannot go on, none
+    /// when this replica has heard from no coordinator lately.
+    pub tolerance: Option<i8>,
+    /// The members, as decided so far.
+    pub members: Vec<MemberStatus>,
     /// The highest ballot promised, as round.replica.
     pub promised: String,
     /// All slots up to here are chosen and applied.
@@ -38,8 +51,25 @@ pub struct Status {
     pub clients: usize,
     /// What was counted since the start.
     pub counters: CountersStatus,
+    /// The rows of the protocol's tables that were taken since the start, and how often: what was refused too.
+    pub protocol: BTreeMap<String, u64>,
     /// Where the time of this replica's own batches went.
     pub stages: Vec<StageFigures>,
+}
+
+/// A member, as the configuration says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Its id.
+    pub replica: u16,
+    /// Whether it votes on the slots of now.
+    pub votes: bool,
+    /// Whether it votes once the last change is in force.
+    pub will_vote: bool,
+    /// Its peer and client address, if it was added to a running cell.
+    pub address: String,
+    /// Whether it takes part: it acknowledged lately. Only the coordinator knows.
+    pub is_alive: Option<bool>,
 }
 
 /// The database's size.
@@ -95,4 +125,6 @@ pub struct CountersStatus {
     pub kernel_entries: u64,
     /// Connections closed because of what they sent.
     pub bad_connections: u64,
+    /// Greetings refused on the replicas' port: of another cell, of a member that was removed, of a stranger.
+    pub refused_hellos: u64,
 }

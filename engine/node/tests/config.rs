@@ -78,9 +78,10 @@ fn a_malformed_member_says_how_to_write_one() {
 
 #[test]
 fn members_that_are_no_cell_are_refused() {
-    flags(&[], &["at least one member"]);
+    flags(&[], &["at least one member that votes"]);
     flags(&["--member", ONE, "--member", "1=127.0.0.1:15003,127.0.0.1:15004"], &["member 1 is named twice"]);
-    flags(&["--member", "0=127.0.0.1:15003,127.0.0.1:15004", "--member", ONE], &["ids start at 1"]);
+    flags(&["--member", "0=127.0.0.1:15003,127.0.0.1:15004", "--member", ONE], &["member 0: ids go from 1 to 63"]);
+    flags(&["--member", "64=127.0.0.1:15003,127.0.0.1:15004", "--member", ONE], &["member 64: ids go from 1 to 63"]);
     flags(&["--member", ONE, "--member", "2=127.0.0.1:15002,127.0.0.1:15004"], &["127.0.0.1:15002 is listed twice"]);
     flags(&["--member", "2=127.0.0.1:15003,127.0.0.1:15004"], &["this replica's id is 1, but no member"]);
     flags(&["--member", "1=127.0.0.1:0,127.0.0.1:15002"], &["127.0.0.1:0 has port 0"]);
@@ -112,6 +113,8 @@ fn numbers_out_of_their_bounds_name_the_bounds() {
     one(&["--segment-mb", "1025"], &["segment_mb = 1025 is out of its bounds"]);
     one(&["--segment-mb", "4", "--log-mb-max", "23"], &["log_mb_max = 23 is out of its bounds: at least six segments"]);
     one(&["--heartbeat-ms", "0"], &["heartbeat_ms = 0 is out of its bounds"]);
+    one(&["--lease-ms", "60001"], &["lease_ms = 60001 is out of its bounds"]);
+    one(&["--heartbeat-ms", "100", "--lease-ms", "199"], &["lease_ms = 199", "at least two heartbeats"]);
     one(&["--heartbeat-ms", "500", "--election-timeout-ms", "999"], &["election_timeout_ms = 999", "two heartbeats"]);
 }
 
@@ -130,7 +133,7 @@ fn a_file_is_enough_and_flags_override_it() {
     let dir = temp_dir();
     let path = dir.path().join("synod.toml");
     let text = format!(
-        "id = 1\ndir = {:?}\nsegment_mb = 4\nlog_mb_max = 64\nheartbeat_ms = 50\nelection_timeout_ms = 300\nwindow = 99\n\
+        "id = 1\ndir = {:?}\nsegment_mb = 4\nlog_mb_max = 64\nheartbeat_ms = 50\nlease_ms = 300\nelection_timeout_ms = 300\nwindow = 99\n\
          [[member]]\nid = 1\npeer = \"{}\"\nclient = \"{}\"\n",
         members.dir(1),
         members.peer(1),

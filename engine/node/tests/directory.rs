@@ -75,11 +75,23 @@ fn another_replicas_directory_is_refused() {
     assert!(before == contents(&members.dir(1)), "the refusal changed something");
 }
 
+/// Whoever the flags name: who votes is in the log, and a member more in one replica's flags does not make a cell of two.
 #[test]
-fn other_members_are_refused() {
+fn the_log_counts_where_flags_name_other_members() {
     let members = Members::stopped_with(&["a"]);
-    let more = ["--member", "2=127.0.0.1:15003,127.0.0.1:15004"];
-    members.refuses(1, &more, REFUSED, &["names members [1, 2]", "started with members [1]", "not built yet"]);
+    let mut process = members.serve(1, &["--member", "2=127.0.0.1:15003,127.0.0.1:15004"]);
+    members.has(&["a"]);
+    assert_eq!(members.ask(&["put", "b", "b"]).output(), "");
+    let status = status(&members.client(1).to_string()).unwrap();
+    assert!(status.members.iter().map(|member| member.replica).eq([1]), "{:?}", status.members);
+    assert!(status.peers.is_empty(), "{:?}", status.peers);
+    process.must_run();
+    let texts = ["names members [1, 2], the log says [1]", "what the log says counts", "synod member list"];
+    process.stop(Signal::TERM).says(0, &texts);
+    let process = members.serve(1, &[]);
+    members.has(&["a", "b"]);
+    let ended = process.stop(Signal::TERM);
+    assert!(!ended.says(0, &[]).contains("what the log says counts"), "{ended:?}");
 }
 
 #[test]

@@ -5,44 +5,171 @@
 //!
 //! Invariants:
 //!   - `promised` never moves back, restarts included; nothing is accepted below it;
+//!   - nothing is promised against a lease that this replica granted, or may have granted before its start (rule P8);
 //!   - no slot up to the chosen one is held: its value is decided, and whoever needs it fetches it (rule P3);
 //!   - no slot beyond the chosen one plus twice the horizon is held, so that a promise has a bounded size (rule P5).
 
 use std::collections::BTreeMap;
 
 use crate::batch::Batch;
-use crate::effect::{Effect, HardState, Record, Recovered};
+use crate::effect::{Effect, Record, Recovered};
+use crate::machine::Row;
 use crate::message::{AcceptedSlot, Message};
-use crate::types::{Ballot, ReplicaId, Slot};
+use crate::types::{Ballot, PersistId, ReplicaId, Slot};
 use crate::world::World;
+use crate::{grant, standing};
 
-/// Whether this replica takes new values.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum State {
-    /// It promises and accepts.
-    Voting,
-    /// Its log is at its bound (rule L7): it still promises, which is small, and accepts from nobody else.
-    Full,
+/// A candidate wants a promise.
+#[derive(Clone, Copy)]
+pub(crate) struct Proposed {
+    pub(crate) from: ReplicaId,
+    pub(crate) ballot: Ballot,
 }
 
-/// What can happen to an acceptor.
-pub(crate) enum Event {
-    Proposed { from: ReplicaId, ballot: Ballot },
-    Asked { from: ReplicaId, ballot: Ballot, slot: Slot, batch: Batch },
-    LogFull,
+/// A coordinator wants a value accepted.
+pub(crate) struct Asked {
+    pub(crate) from: ReplicaId,
+    pub(crate) ballot: Ballot,
+    pub(crate) slot: Slot,
+    pub(crate) batch: Batch,
 }
 
-/// What the acceptor made of a message.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Verdict {
-    /// Its sender is the one to obey now.
-    Obeyed,
-    /// Its sender has been superseded, and was told so.
-    Rejected,
+synod_spec::machine! {
+    /// Acceptor: what this replica promises and accepts. "PML §4.1: promise, then accept, unless a higher number was promised."
+    machine acceptor(World<'_>) rows Row;
+
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+    states {
+        /// Its log has room: it promises and accepts.
+        Open,
+        /// Its log is at its bound (L7): it still promises, which is small, and accepts from nobody else.
+        Full,
+    }
+
+    events {
+        /// A would-be coordinator asks us to ignore everyone older.
+        Proposed(Proposed),
+        /// A coordinator asks us to accept a value.
+        Asked(Asked),
+        /// The log has no room for values any more.
+        LogFull,
+    }
+
+    on Proposed {
+        in Open, Full: when is_outbid do reject stay;
+                       when does_not_vote refuse "it does not vote: a learner, no member, or just started";
+                       when is_bound refuse "a lease is granted to another";
+                       do promise stay;
+    }
+
+    on Asked {
+        in Open: when is_older do reject_value stay;
+                 when is_no_member refuse "it is no member: what is chosen comes by catch-up";
+                 when is_decided do tell_chosen stay;
+                 when is_too_far refuse "too far ahead of what is known here, or of the disk: catch-up brings it";
+                 do accept stay;
+        in Full: when is_older do reject_value stay;
+                 when is_not_own refuse "the log has no room";
+                 do accept stay;
+    }
+
+    on LogFull {
+        in Open: goto Full;
+        in Full: refuse "it is full already";
+    }
+}
+
+crate::machine::counted!(acceptor);
+
+fn is_outbid(proposed: &Proposed, world: &World<'_>) -> bool {
+    proposed.ballot < world.core.acceptor.promised && !crate::planted!(P1PromisesToOlder)
+}
+
+fn is_older(asked: &Asked, world: &World<'_>) -> bool {
+    asked.ballot < world.core.acceptor.promised && !crate::planted!(P1AcceptsFromOlder)
+}
+
+fn does_not_vote(_: &Proposed, world: &World<'_>) -> bool {
+    world.core.standing != standing::State::Voting
+}
+
+/// The own grant binds a master's replica as any other: it is over only after the lease it held.
+fn is_bound(proposed: &Proposed, world: &World<'_>) -> bool {
+    world.core.grant.binds_against(proposed.from, world.now).is_some() && !crate::planted!(P8PromisesAgainstGrant)
+}
+
+fn is_no_member(_: &Asked, world: &World<'_>) -> bool {
+    world.core.standing == standing::State::Outside
+}
+
+fn is_decided(asked: &Asked, world: &World<'_>) -> bool {
+    asked.slot <= world.chosen()
+}
+
+fn is_too_far(asked: &Asked, world: &World<'_>) -> bool {
+    asked.slot > world.chosen().plus(2 * world.core.membership.horizon()) || world.is_backed_up()
+}
+
+fn is_not_own(asked: &Asked, world: &World<'_>) -> bool {
+    // The own coordinator asks only to finish what others began, a horizon of slots at most; the log keeps that much in
+    // reserve. It takes nothing new from clients.
+    asked.from != world.me()
+}
+
+fn reject(proposed: Proposed, world: &mut World<'_>) {
+    world.core.acceptor.reject(proposed.from, world.effects);
+}
+
+fn reject_value(asked: Asked, world: &mut World<'_>) {
+    world.core.acceptor.reject(asked.from, world.effects);
+}
+
+fn promise(proposed: Proposed, world: &mut World<'_>) {
+    let Proposed { from, ballot } = proposed;
+    // Equal is repeated, not refused: the first answer may have been lost, and saying it again promises nothing new.
+    let upto = raise(ballot, world);
+    let accepted = world.core.acceptor.accepted.iter();
+    let accepted =
+        accepted.map(|(slot, (ballot, batch))| AcceptedSlot { slot: *slot, ballot: *ballot, batch: batch.clone() });
+    let message = Message::Promise { ballot, cut: Slot::NONE, chosen: world.chosen(), accepted: accepted.collect() };
+    // Not a moment earlier: forgotten in a crash, it would let an older coordinator get a second value chosen.
+    world.effects.push(Effect::SendOnceDurable { to: from, message, upto });
+}
+
+/// What is chosen is told, not voted on again. A record of this acceptance would stand behind the chosen value's in the
+/// log, and the sender may be long superseded, with another value.
+fn tell_chosen(asked: Asked, world: &mut World<'_>) {
+    assert!(asked.from != world.me(), "the own coordinator knows what is chosen here");
+    let chosen = world.chosen();
+    world.effects.push(Effect::SendEntries { to: asked.from, from: asked.slot, chosen });
+}
+
+fn accept(asked: Asked, world: &mut World<'_>) {
+    let Asked { from, ballot, slot, batch } = asked;
+    if ballot > world.core.acceptor.promised {
+        raise(ballot, world);
+    }
+    let record = Record::Accepted { slot, ballot, chosen: world.chosen(), batch: batch.clone() };
+    let upto = world.persist(record);
+    world.core.acceptor.accepted.insert(slot, (ballot, batch));
+    // From now on, and not from when it is durable: the holder began to count before this came.
+    grant::tell(grant::Event::Granted(ballot), world);
+    world.effects.push(Effect::SendOnceDurable { to: from, message: Message::Acknowledge { ballot, slot }, upto });
+}
+
+/// Moves the promise up to `ballot` and asks for it to be persisted: the only place that does.
+fn raise(ballot: Ballot, world: &mut World<'_>) -> PersistId {
+    let acceptor = &mut world.core.acceptor;
+    assert!(ballot >= acceptor.promised || crate::planted!(P1PromisesToOlder), "a promise never moves back");
+    acceptor.promised = ballot;
+    if crate::planted!(P2ForgetsPromise) {
+        return world.core.journal.last();
+    }
+    world.persist_hard_state()
 }
 
 /// What this replica has promised and accepted.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Acceptor {
     state: State,
     promised: Ballot,
@@ -50,11 +177,11 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    pub(crate) fn new(recovered: Recovered) -> Self {
-        let Recovered { promised, chosen, accepted } = recovered;
-        assert!(accepted.keys().all(|slot| *slot > chosen), "recovery keeps only what is not chosen");
-        assert!(accepted.values().all(|(ballot, _)| *ballot <= promised), "an acceptance implies the promise");
-        Self { state: State::Voting, promised, accepted }
+    pub(crate) fn new(recovered: &Recovered) -> Self {
+        let Recovered { promised, chosen, accepted, .. } = recovered;
+        assert!(accepted.keys().all(|slot| slot > chosen), "recovery keeps only what is not chosen");
+        assert!(accepted.values().all(|(ballot, _)| ballot <= promised), "an acceptance implies the promise");
+        Self { state: State::Open, promised: *promised, accepted: accepted.clone() }
     }
 
     /// The highest ballot promised to anyone.
@@ -77,109 +204,14 @@ impl Acceptor {
         self.accepted.remove(&slot);
     }
 
-    pub(crate) fn step(&mut self, event: Event, chosen: Slot, world: &mut World<'_>) -> Verdict {
-        match (self.state, event) {
-            (State::Voting | State::Full, Event::Proposed { from, ballot }) => {
-                self.promise(from, ballot, chosen, world)
-            }
-            (State::Voting, Event::Asked { from, ballot, slot, batch }) => {
-                self.accept(from, ballot, slot, batch, chosen, world)
-            }
-            (State::Full, Event::Asked { from, ballot, slot, batch }) => {
-                // The own coordinator asks only to finish what others began, a horizon of slots at most; the log keeps
-                // that much in reserve. It takes nothing new from clients.
-                if from == world.settings.me {
-                    return self.accept(from, ballot, slot, batch, chosen, world);
-                }
-                self.obey_or_reject(from, ballot, world)
-            }
-            (State::Voting | State::Full, Event::LogFull) => {
-                self.state = State::Full;
-                Verdict::Obeyed
-            }
-        }
+    /// An answer rather than silence: the older coordinator learns at once that it lost.
+    pub(crate) fn reject(&self, from: ReplicaId, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Send { to: from, message: Message::Reject { promised: self.promised } });
     }
+}
 
-    /// Hears a coordinator without taking a value from it.
-    pub(crate) fn obey_or_reject(&self, from: ReplicaId, ballot: Ballot, world: &mut World<'_>) -> Verdict {
-        if ballot >= self.promised {
-            return Verdict::Obeyed;
-        }
-        // An answer rather than silence: the older coordinator learns at once that it lost.
-        world.send(from, Message::Reject { promised: self.promised });
-        Verdict::Rejected
-    }
-
-    /// A would-be coordinator asks us to ignore everyone older.
-    fn promise(&mut self, from: ReplicaId, ballot: Ballot, chosen: Slot, world: &mut World<'_>) -> Verdict {
-        // Equal is repeated, not refused: the first answer may have been lost, and saying it again promises nothing new.
-        if self.obey_or_reject(from, ballot, world) == Verdict::Rejected {
-            return Verdict::Rejected;
-        }
-        let upto = self.raise(ballot, world);
-        let accepted = self
-            .accepted
-            .iter()
-            .map(|(slot, (ballot, batch))| AcceptedSlot { slot: *slot, ballot: *ballot, batch: batch.clone() })
-            .collect();
-        // Not a moment earlier: forgotten in a crash, it would let an older coordinator get a second value chosen.
-        let message = Message::Promise { ballot, cut: Slot::NONE, chosen, accepted };
-        world.effects.push(Effect::SendOnceDurable { to: from, message, upto });
-        if from == world.settings.me {
-            // The candidate is this replica: its propose leaves with its own promise durable, so that no restart can
-            // make it use this ballot again (rule P1).
-            for to in world.settings.others() {
-                let message = Message::Propose { ballot };
-                world.effects.push(Effect::SendOnceDurable { to, message, upto });
-            }
-        }
-        Verdict::Obeyed
-    }
-
-    /// A coordinator asks us to accept a value.
-    fn accept(
-        &mut self,
-        from: ReplicaId,
-        ballot: Ballot,
-        slot: Slot,
-        batch: Batch,
-        chosen: Slot,
-        world: &mut World<'_>,
-    ) -> Verdict {
-        if self.obey_or_reject(from, ballot, world) == Verdict::Rejected {
-            return Verdict::Rejected;
-        }
-        if slot <= chosen {
-            // What is chosen is told, not voted on again. A record of this acceptance would stand behind the chosen
-            // value's in the log, and the sender may be long superseded, with another value.
-            assert!(from != world.settings.me, "the own coordinator knows what is chosen here");
-            world.effects.push(Effect::SendEntries { to: from, from: slot, chosen });
-            return Verdict::Obeyed;
-        }
-        let bound = chosen.plus(2 * world.settings.configuration.horizon());
-        if slot > bound || world.journal.is_backed_up(world.settings) {
-            // Too far ahead of what we know, or of our disk. Not an error of the sender's: catch-up brings the value.
-            return Verdict::Obeyed;
-        }
-        if ballot > self.promised {
-            self.raise(ballot, world);
-        }
-        let record = Record::Accepted { slot, ballot, chosen, batch: batch.clone() };
-        let upto = world.persist(record);
-        self.accepted.insert(slot, (ballot, batch));
-        world.effects.push(Effect::SendOnceDurable { to: from, message: Message::Acknowledge { ballot, slot }, upto });
-        Verdict::Obeyed
-    }
-
-    /// Moves the promise up to `ballot` and asks for it to be persisted: the only place that does.
-    fn raise(&mut self, ballot: Ballot, world: &mut World<'_>) -> crate::types::PersistId {
-        assert!(ballot >= self.promised, "a promise never moves back");
-        self.promised = ballot;
-        world.persist(Record::HardState(HardState {
-            promised: ballot,
-            incarnation: world.settings.incarnation,
-            configuration: world.settings.configuration.clone(),
-            cut: Slot::NONE,
-        }))
-    }
+pub(crate) fn tell(event: Event, world: &mut World<'_>) {
+    let mut state = world.core.acceptor.state;
+    step(&mut state, event, world);
+    world.core.acceptor.state = state;
 }

@@ -1,13 +1,19 @@
 //! A batch: what one slot carries, a sequence of commands (PML §4.2).
 //!
 //! The bytes are built once by the master, and the same bytes travel to the log and the peers. Each command is a
-//! little-endian `u32` length and then its bytes. An empty batch is the no-op that fills a gap.
+//! little-endian `u32` length and then its bytes. An empty batch is the no-op that fills a gap. A batch that begins with
+//! the length `u32::MAX`, which no command has, is the log's own: a change of configuration (rule P6).
 
 use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use crate::configuration::Configuration;
+use crate::types::Slot;
+
 const LENGTH_BYTES: usize = size_of::<u32>();
+/// In the place of a first command's length: what follows is a configuration.
+const CHANGE: [u8; LENGTH_BYTES] = u32::MAX.to_le_bytes();
 
 /// A sequence of commands, opaque to the protocol. Cheap to clone: the bytes are shared.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -34,11 +40,31 @@ impl Batch {
 
     /// Bytes that came from a disk or a socket, checked here to be a sequence of commands.
     pub fn from_bytes(bytes: Bytes) -> Result<Batch, MalformedBatch> {
+        if bytes.starts_with(&CHANGE) {
+            return if decode_change(&bytes).is_some() { Ok(Batch(bytes)) } else { Err(MalformedBatch { offset: 0 }) };
+        }
         let mut offset = 0;
         while offset < bytes.len() {
             offset = command_end(&bytes, offset).ok_or(MalformedBatch { offset })?;
         }
         Ok(Batch(bytes))
+    }
+
+    /// The batch that changes the configuration to this one, if the one in force is still that whose first slot is `base`.
+    pub fn change(base: Slot, configuration: &Configuration) -> Batch {
+        let mut bytes = CHANGE.to_vec();
+        bytes.extend(base.0.to_le_bytes());
+        configuration.encode(&mut bytes);
+        Batch(bytes.into())
+    }
+
+    /// The base and the configuration of [`Batch::change`], if this is a change.
+    pub fn as_change(&self) -> Option<(Slot, Configuration)> {
+        self.is_change().then(|| decode_change(&self.0).expect("a batch was checked when it was made"))
+    }
+
+    fn is_change(&self) -> bool {
+        self.0.starts_with(&CHANGE)
     }
 
     /// The bytes as they travel and are stored.
@@ -56,9 +82,9 @@ impl Batch {
         self.0.is_empty()
     }
 
-    /// The commands, in order.
+    /// The commands, in order. A change of configuration has none.
     pub fn commands(&self) -> impl Iterator<Item = &[u8]> {
-        let mut offset = 0;
+        let mut offset = if self.is_change() { self.0.len() } else { 0 };
         std::iter::from_fn(move || {
             if offset == self.0.len() {
                 return None;
@@ -69,6 +95,11 @@ impl Batch {
             Some(command)
         })
     }
+}
+
+fn decode_change(bytes: &[u8]) -> Option<(Slot, Configuration)> {
+    let (base, configuration) = bytes.strip_prefix(&CHANGE)?.split_first_chunk()?;
+    Some((Slot(u64::from_le_bytes(*base)), Configuration::decode(configuration).ok()?))
 }
 
 /// Where the command that begins at `offset` ends, if it ends within `bytes`.
@@ -82,6 +113,9 @@ impl fmt::Debug for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_empty() {
             return write!(f, "no-op");
+        }
+        if let Some((_, configuration)) = self.as_change() {
+            return write!(f, "<{configuration}>");
         }
         let commands: Vec<_> = self.commands().map(|command| command.escape_ascii().to_string()).collect();
         write!(f, "{}", commands.join("+"))
@@ -108,6 +142,16 @@ impl BatchBuilder {
         self.bytes.put_u32_le(length);
         self.bytes.put_slice(command);
         self.commands += 1;
+    }
+
+    /// Replaces the first command by another of the same length.
+    ///
+    /// # Panics
+    ///
+    /// If there is none, or it has another length.
+    pub fn replace_first(&mut self, command: &[u8]) {
+        let end = command_end(&self.bytes, 0).expect("there is a first command");
+        self.bytes[LENGTH_BYTES..end].copy_from_slice(command);
     }
 
     /// How many commands wait.
@@ -165,5 +209,15 @@ mod tests {
             }
         }
         assert!(Batch::from_bytes(Bytes::from_static(&[0xff; 8])).is_err());
+    }
+
+    #[test]
+    fn a_change_of_configuration_is_a_batch_without_commands() {
+        let configuration = Configuration::of(&[1, 2, 3]);
+        let batch = Batch::change(Slot(7), &configuration);
+        assert_eq!(batch.as_change(), Some((Slot(7), configuration)));
+        assert_eq!(batch.commands().count(), 0);
+        assert_eq!(Batch::from_bytes(batch.as_bytes().clone()), Ok(batch));
+        assert_eq!(Batch::NO_OP.as_change(), None);
     }
 }

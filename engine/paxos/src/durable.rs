@@ -10,7 +10,7 @@ use crate::types::{PersistId, ReplicaId};
 
 /// Messages that wait for their records. Bounded by what makes them: one for each record of the unflushed backlog, and one
 /// for each member when the record is a candidate's own promise.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq, Hash, Debug)]
 pub struct DurableQueue {
     waiting: VecDeque<(PersistId, ReplicaId, Message)>,
 }

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::batch::Batch;
-use crate::configuration::Configuration;
+use crate::configuration::{Configuration, Member};
+use crate::membership::Change;
 use crate::message::Message;
 use crate::types::{Ballot, Incarnation, PersistId, ReplicaId, Slot, Ticket};
 
@@ -29,6 +30,16 @@ pub enum Event {
         /// The commands.
         batch: Batch,
     },
+    /// An operator wants this replica, the master, to hand over to another; [`crate::Replica::check_transfer`] holds.
+    TransferAsked {
+        /// To whom.
+        to: ReplicaId,
+    },
+    /// An operator wants the members changed; [`crate::Replica::check_change`] holds.
+    ChangeAsked {
+        /// How.
+        change: Change,
+    },
     /// Time passed: [`crate::Replica::deadline`] is reached, or just so.
     Ticked,
     /// The log is at its bound (rule L7): nothing more is accepted here, promises aside.
@@ -36,7 +47,7 @@ pub enum Event {
 }
 
 /// Everything a replica may ask for. The node carries it out; so does the simulator.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Effect {
     /// Append this to the log. Ids are dense and ascending, in the order of the effects.
     Persist {
@@ -52,7 +63,8 @@ pub enum Effect {
         /// What.
         message: Message,
     },
-    /// Send this once all persists up to `upto` are durable (rule P15); [`crate::durable::DurableQueue`] holds it.
+    /// Send this once all persists up to `upto` are durable (rule P15); [`crate::durable::DurableQueue`] holds it. They never
+    /// all are when this is asked for: news of durability is still to come.
     SendOnceDurable {
         /// To whom; to this replica itself too.
         to: ReplicaId,
@@ -78,6 +90,11 @@ pub enum Effect {
         batch: Batch,
         /// The submitter's name for it, if this replica proposed it and counted its majority.
         ticket: Option<Ticket>,
+    },
+    /// The members are others than before: reach all of these. They were persisted before this effect.
+    Reconfigured {
+        /// The configuration in force, and the one to come.
+        configurations: Configurations,
     },
     /// The batch was never proposed: for certain it did not happen.
     Refuse {
@@ -126,15 +143,42 @@ pub struct HardState {
     pub promised: Ballot,
     /// Which life of the durable state this is.
     pub incarnation: Incarnation,
-    /// Who votes.
-    pub configuration: Configuration,
+    /// Who votes, and who will.
+    pub configurations: Configurations,
     /// Below it the log is gone.
     pub cut: Slot,
+}
+
+/// The configuration in force, and the one that has been decided to follow it.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Configurations {
+    /// Governs now.
+    pub current: Configuration,
+    /// The first slot that `current` governs.
+    pub since: Slot,
+    /// Governs from this slot on (rule P6).
+    pub pending: Option<(Slot, Configuration)>,
+}
+
+impl Configurations {
+    /// Those of a new cell.
+    pub fn first(configuration: Configuration) -> Self {
+        Self { current: configuration, since: Slot::NONE.next(), pending: None }
+    }
+
+    /// The members of both; who is in both comes twice.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        let pending = self.pending.iter().flat_map(|(_, configuration)| configuration.members());
+        self.current.members().iter().chain(pending)
+    }
 }
 
 /// What a replica starts from: the outcome of reading its log, or [`Recovered::nothing`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Recovered {
+    /// Who votes, and who will: those of the last hard state. Its record comes before any that tells that a change is
+    /// chosen, so they may be further on than `chosen`, never behind.
+    pub configurations: Configurations,
     /// The last durable promise, or a higher ballot under which something was accepted.
     pub promised: Ballot,
     /// All up to here is chosen, and already applied.
@@ -144,8 +188,9 @@ pub struct Recovered {
 }
 
 impl Recovered {
-    /// The start of a new replica.
-    pub fn nothing() -> Self {
-        Self { promised: Ballot::NONE, chosen: Slot::NONE, accepted: BTreeMap::new() }
+    /// The start of a new replica of a cell that these keep.
+    pub fn nothing(configuration: Configuration) -> Self {
+        let configurations = Configurations::first(configuration);
+        Self { configurations, promised: Ballot::NONE, chosen: Slot::NONE, accepted: BTreeMap::new() }
     }
 }

@@ -6,51 +6,206 @@
 //! Invariants:
 //!   - slots are applied in order, each once, none with a gap below it;
 //!   - for every slot up to `chosen` the own log holds, or is about to hold before anything later, a record with the
-//!     chosen value: recovery and catch-up read it there. So an entry from another replica is persisted first.
+//!     chosen value: recovery and catch-up read it there. So an entry from another replica is persisted first;
+//!   - a change of the members is persisted before any record that tells recovery that its slot is chosen (P6).
 
 use std::collections::BTreeMap;
 
-use crate::acceptor::Acceptor;
 use crate::batch::Batch;
 use crate::effect::{Effect, Record};
+use crate::machine::Row;
+use crate::membership;
 use crate::message::Message;
 use crate::types::{Ballot, Instant, ReplicaId, Slot, Ticket};
 use crate::world::World;
 
-/// Whether this replica is missing chosen slots.
+/// Asked a replica for entries; the next one is asked when no answer helped until then.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum State {
-    /// Nobody we heard of knows more.
-    Current,
-    /// Asked a replica for entries; asked again, of the next one, when no answer helped until then.
-    Fetching { of: ReplicaId, until: Instant },
+pub(crate) struct Fetching {
+    of: ReplicaId,
+    until: Instant,
 }
 
-/// What can happen to a learner, coordinator's decisions aside.
-pub(crate) enum Event {
-    /// A coordinator says that all up to here is chosen.
-    Committed {
-        from: ReplicaId,
-        ballot: Ballot,
-        upto: Slot,
-    },
-    /// Another replica knows more than this one, and it matters now.
-    Outrun {
-        from: ReplicaId,
-        upto: Slot,
-    },
-    /// Chosen batches, and how far the sender could go on.
-    Entries {
-        from: ReplicaId,
-        first: Slot,
-        batches: Vec<Batch>,
-        upto: Slot,
-    },
-    Ticked,
+/// A coordinator says that all up to here is chosen.
+pub(crate) struct Committed {
+    pub(crate) ballot: Ballot,
+    pub(crate) upto: Slot,
+}
+
+/// Another replica says that all up to here is chosen.
+#[derive(Clone, Copy)]
+pub(crate) struct Outrun {
+    pub(crate) from: ReplicaId,
+    pub(crate) upto: Slot,
+}
+
+/// Chosen batches of consecutive slots.
+pub(crate) struct Entries {
+    pub(crate) first: Slot,
+    pub(crate) batches: Vec<Batch>,
+}
+
+synod_spec::machine! {
+    /// Learner and catch-up: what is chosen, and from whom to fetch what is missing.
+    machine learner(World<'_>) rows Row;
+
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+    states {
+        /// Nobody it heard of knows more.
+        Current,
+        /// It asked another replica for what it lacks.
+        Fetching(Fetching),
+    }
+
+    events {
+        /// A coordinator it obeys says how far the log is chosen.
+        Committed(Committed),
+        /// Another replica says how far it knows the log to be chosen.
+        Outrun(Outrun),
+        /// Chosen batches came.
+        Entries(Entries),
+        /// Time passed.
+        Ticked,
+    }
+
+    on Committed {
+        in Current: do walk stay;
+        in Fetching: do bare walk stay;
+    }
+
+    on Outrun {
+        in Current: when knows_all stay;
+                    when has_no_room refuse "a full log could not take what it would be sent";
+                    do fetch goto Fetching;
+        in Fetching: when bare knows_all goto Current;
+                     when bare has_no_room goto Current;
+                     stay;
+    }
+
+    on Entries {
+        in Current: do take stay;
+        in Fetching: when bare helps do bare take goto Current;
+                     do bare take stay;
+    }
+
+    on Ticked {
+        in Current: stay;
+        in Fetching: when is_waiting stay;
+                     do ask_next stay;
+    }
+}
+
+crate::machine::counted!(learner);
+
+/// Walks over what was accepted here under this very ballot; another ballot's value need not be the chosen one (P4).
+fn walk(committed: Committed, world: &mut World<'_>) {
+    while world.chosen() < committed.upto {
+        let slot = world.chosen().next();
+        let batch = match world.core.acceptor.accepted_at(slot) {
+            Some((_, batch)) if crate::planted!(P4CommitsOtherBallots) => batch.clone(),
+            Some((accepted, batch)) if *accepted == committed.ballot => batch.clone(),
+            Some(_) | None => break,
+        };
+        note(slot, batch, None, world);
+        advance(world);
+    }
+}
+
+fn knows_all(_: &Outrun, world: &World<'_>) -> bool {
+    world.core.learner.heard_of <= world.chosen()
+}
+
+fn has_no_room(_: &Outrun, world: &World<'_>) -> bool {
+    world.core.acceptor.is_full()
+}
+
+/// Of whoever spoke, if it knows more than we do; else of another: somebody told us of it.
+fn fetch(outrun: Outrun, world: &mut World<'_>) -> Fetching {
+    let of = if outrun.upto > world.chosen() { outrun.from } else { next_after(outrun.from, world) };
+    ask(of, world)
+}
+
+fn ask(of: ReplicaId, world: &mut World<'_>) -> Fetching {
+    let from = world.chosen().next();
+    world.send(of, Message::Fetch { from });
+    Fetching { of, until: world.now.after(world.core.settings.resend()) }
+}
+
+fn is_waiting(fetching: &Fetching, world: &World<'_>) -> bool {
+    world.now < fetching.until
+}
+
+fn ask_next(fetching: &mut Fetching, world: &mut World<'_>) {
+    *fetching = ask(next_after(fetching.of, world), world);
+}
+
+/// The member after `of`, ourselves left out: whoever was asked in vain is asked last.
+fn next_after(of: ReplicaId, world: &World<'_>) -> ReplicaId {
+    let others = world.core.membership.others();
+    *others.iter().find(|id| **id > of).or(others.first()).unwrap_or(&of)
+}
+
+/// Whether these entries bring us on. If not, because of a gap below or no room in the log, they are asked for again later,
+/// when they can be used.
+fn helps(entries: &Entries, world: &World<'_>) -> bool {
+    let next = world.chosen().next();
+    let is_next_in = entries.first <= next && next < entries.first.plus(entries.batches.len() as u64);
+    is_next_in && !world.is_backed_up() && !world.core.acceptor.is_full()
+}
+
+fn take(entries: Entries, world: &mut World<'_>) {
+    if !helps(&entries, world) {
+        return;
+    }
+    let mut slot = entries.first;
+    for batch in entries.batches {
+        if slot > world.chosen() {
+            // A change of the members after what it makes of them: recovery takes the slot as applied, and would miss the
+            // change if a crash came between the two records.
+            let is_change = batch.as_change().is_some();
+            let record = Record::Chosen { slot, batch: batch.clone() };
+            if !is_change {
+                world.persist(record.clone());
+            }
+            note(slot, batch, None, world);
+            advance(world);
+            if is_change {
+                world.persist(record);
+            }
+        }
+        slot = slot.next();
+    }
+}
+
+/// The own coordinator counted a majority for this slot.
+pub(crate) fn decide(slot: Slot, batch: Batch, ticket: Option<Ticket>, world: &mut World<'_>) {
+    if slot > world.chosen() {
+        note(slot, batch, ticket, world);
+        advance(world);
+    }
+}
+
+/// Keeps a chosen batch until all below it is there. A slot may be found chosen more than once, by one ballot after
+/// another, and a ticket that it had is kept: its submitter still waits.
+fn note(slot: Slot, batch: Batch, ticket: Option<Ticket>, world: &mut World<'_>) {
+    let early = &mut world.core.learner.early;
+    let (known, waiting) = early.entry(slot).or_insert_with(|| (batch.clone(), ticket));
+    assert!(*known == batch, "two values chosen at slot {slot}");
+    *waiting = waiting.or(ticket);
+}
+
+/// Applies what is next in order.
+fn advance(world: &mut World<'_>) {
+    while let Some((slot, batch, ticket)) = world.core.learner.next_in_order() {
+        world.core.learner.chosen = slot;
+        world.core.acceptor.forget(slot);
+        world.effects.push(Effect::Apply { slot, batch: batch.clone(), ticket });
+        membership::applied(slot, &batch, world);
+    }
 }
 
 /// What this replica knows to be chosen.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Learner {
     state: State,
     chosen: Slot,
@@ -79,117 +234,28 @@ impl Learner {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.state {
             State::Current => None,
-            State::Fetching { until, .. } => Some(until),
+            State::Fetching(Fetching { until, .. }) => Some(until),
         }
     }
 
-    /// The own coordinator counted a majority for this slot.
-    pub(crate) fn decide(
-        &mut self,
-        slot: Slot,
-        batch: Batch,
-        ticket: Option<Ticket>,
-        acceptor: &mut Acceptor,
-        world: &mut World<'_>,
-    ) {
-        if slot > self.chosen {
-            self.note(slot, batch, ticket);
-            self.advance(acceptor, world);
+    fn next_in_order(&mut self) -> Option<(Slot, Batch, Option<Ticket>)> {
+        if crate::planted!(P5AppliesOutOfOrder) {
+            return self.early.pop_first().map(|(slot, (batch, ticket))| (slot, batch, ticket));
         }
-    }
-
-    /// Keeps a chosen batch until all below it is there. A slot may be found chosen more than once, by one ballot after
-    /// another, and a ticket that it had is kept: its submitter still waits.
-    fn note(&mut self, slot: Slot, batch: Batch, ticket: Option<Ticket>) {
-        let (known, waiting) = self.early.entry(slot).or_insert_with(|| (batch.clone(), ticket));
-        assert!(*known == batch, "two values chosen at slot {slot}");
-        *waiting = waiting.or(ticket);
-    }
-
-    pub(crate) fn step(&mut self, event: Event, acceptor: &mut Acceptor, world: &mut World<'_>) {
-        match (self.state, event) {
-            (State::Current | State::Fetching { .. }, Event::Committed { from, ballot, upto }) => {
-                self.commit(ballot, upto, acceptor, world);
-                self.chase(from, upto, acceptor.is_full(), world);
-            }
-            (State::Current | State::Fetching { .. }, Event::Outrun { from, upto }) => {
-                self.chase(from, upto, acceptor.is_full(), world)
-            }
-            (State::Current | State::Fetching { .. }, Event::Entries { from, first, batches, upto }) => {
-                let before = self.chosen;
-                self.take_entries(first, batches, acceptor, world);
-                if self.chosen > before {
-                    // It helped: go on with the same replica at once.
-                    self.state = State::Current;
-                }
-                self.chase(from, upto, acceptor.is_full(), world);
-            }
-            (State::Current, Event::Ticked) => {}
-            (State::Fetching { of, until }, Event::Ticked) => {
-                if world.now >= until {
-                    self.fetch(next_after(of, world), world);
-                }
-            }
-        }
-    }
-
-    /// Walks over what was accepted here under this very ballot; another ballot's value need not be the chosen one (P4).
-    fn commit(&mut self, ballot: Ballot, upto: Slot, acceptor: &mut Acceptor, world: &mut World<'_>) {
-        while self.chosen < upto {
-            let slot = self.chosen.next();
-            let batch = match acceptor.accepted_at(slot) {
-                Some((accepted, batch)) if *accepted == ballot => batch.clone(),
-                Some(_) | None => break,
-            };
-            self.note(slot, batch, None);
-            self.advance(acceptor, world);
-        }
-    }
-
-    /// Notes that `from` knows all up to `upto`, and fetches what is missing here: of it, if it knows more than we do.
-    fn chase(&mut self, from: ReplicaId, upto: Slot, is_full: bool, world: &mut World<'_>) {
-        self.heard_of = self.heard_of.max(upto);
-        // A full log could not take what it would be sent.
-        if self.heard_of <= self.chosen || is_full {
-            self.state = State::Current;
-        } else if self.state == State::Current {
-            self.fetch(if upto > self.chosen { from } else { next_after(from, world) }, world);
-        }
-    }
-
-    fn fetch(&mut self, of: ReplicaId, world: &mut World<'_>) {
-        world.send(of, Message::Fetch { from: self.chosen.next() });
-        self.state = State::Fetching { of, until: world.now.after(world.settings.resend()) };
-    }
-
-    fn take_entries(&mut self, first: Slot, batches: Vec<Batch>, acceptor: &mut Acceptor, world: &mut World<'_>) {
-        if first > self.chosen.next() || world.journal.is_backed_up(world.settings) || acceptor.is_full() {
-            // A gap below, or no room in the log: asked again later, when it can be used.
-            return;
-        }
-        let mut slot = first;
-        for batch in batches {
-            if slot > self.chosen {
-                world.persist(Record::Chosen { slot, batch: batch.clone() });
-                self.note(slot, batch, None);
-                self.advance(acceptor, world);
-            }
-            slot = slot.next();
-        }
-    }
-
-    /// Applies what is next in order.
-    fn advance(&mut self, acceptor: &mut Acceptor, world: &mut World<'_>) {
-        while let Some((batch, ticket)) = self.early.remove(&self.chosen.next()) {
-            self.chosen = self.chosen.next();
-            acceptor.forget(self.chosen);
-            world.effects.push(Effect::Apply { slot: self.chosen, batch, ticket });
-        }
+        let slot = self.chosen.next();
+        self.early.remove(&slot).map(|(batch, ticket)| (slot, batch, ticket))
     }
 }
 
-/// The member after `of`, ourselves left out: whoever was asked in vain is asked last.
-fn next_after(of: ReplicaId, world: &World<'_>) -> ReplicaId {
-    let others = || world.settings.others();
-    others().find(|id| *id > of).or_else(|| others().next()).expect("somebody else told us of what we miss")
+pub(crate) fn tell(event: Event, world: &mut World<'_>) {
+    let mut state = world.core.learner.state;
+    step(&mut state, event, world);
+    world.core.learner.state = state;
+}
+
+/// `from` knows all up to `upto` to be chosen: fetches what is missing here.
+pub(crate) fn outrun(from: ReplicaId, upto: Slot, world: &mut World<'_>) {
+    let heard_of = &mut world.core.learner.heard_of;
+    *heard_of = upto.max(*heard_of);
+    tell(Event::Outrun(Outrun { from, upto }), world);
 }

@@ -7,33 +7,52 @@
 //! | module | owns |
 //! |---|---|
 //! | [`acceptor`] | what this replica has promised and accepted: the one place that persists either |
-//! | [`coordinator`] | elections, and slots from proposal to choice |
+//! | [`coordinator`] | elections, and slots from proposal to choice; higher ballots, hand-over |
 //! | [`learner`] | which slots are chosen, applying them in order, catching up |
+//! | `lease`, `grant` | the master's lease: as its holder sees it, as its granters do |
+//! | `membership` | the configuration in force, and the one to come |
+//! | `standing` | whether this replica may promise anything to anyone |
 //! | [`durable`] | the one mechanism for "send once durable" (rule P15) |
 //!
-//! Words and messages are those of *Paxos Made Live* (PML); where this crate leaves the paper, [`divergence`] says why.
+//! Words and messages are those of *Paxos Made Live* (PML); [`words`] maps them to the literature's, [`Message`] lists who
+//! sends what when, and what must be durable first. [`machines`] shows all tables: the whole of the control flow. Where
+//! this crate leaves the paper, [`divergence`] says why.
 
 pub mod acceptor;
 pub mod batch;
 mod configuration;
 #[doc = include_str!("../docs/divergence.md")]
 pub mod divergence {}
+#[doc = include_str!("../docs/machines.md")]
+pub mod machines {}
+#[doc = include_str!("../docs/words.md")]
+pub mod words {}
 pub mod coordinator;
 pub mod durable;
 mod effect;
+mod grant;
 pub mod learner;
+mod lease;
+pub mod machine;
+mod membership;
 mod message;
+pub mod planted;
 mod replica;
+mod settings;
+mod standing;
 mod types;
 mod world;
 
 pub use batch::{Batch, BatchBuilder, MalformedBatch};
-pub use configuration::{Configuration, ConfigurationError, Settings};
+pub use configuration::{Configuration, ConfigurationError, Member};
 pub use coordinator::Role;
-pub use effect::{Effect, Effects, Event, HardState, Record, Recovered};
+pub use effect::{Configurations, Effect, Effects, Event, HardState, Record, Recovered};
+pub use machine::{Counts, Row};
+pub use membership::{Change, ChangeError};
 pub use message::{AcceptedSlot, Message};
-pub use replica::Replica;
-pub use types::{Ballot, Incarnation, Instant, PersistId, ReplicaId, Slot, Ticket};
+pub use replica::{Replica, TransferError, VotingStatus};
+pub use settings::Settings;
+pub use types::{Ballot, Incarnation, Instant, PersistId, ReplicaId, ReplicaSet, Slot, Ticket};
 
 /// The log's only view of an application (PML §2: the callback, fired at every replica with each value in order).
 ///

@@ -1,15 +1,24 @@
-//! The paper's five messages and the reject, and the two of catch-up.
+//! The paper's five messages and the reject; the probe before them, the two that end a mastership, the two of catch-up.
 //!
 //! | message | who sends it, to whom | when | durable first |
 //! |---|---|---|---|
-//! | propose | candidate -> all | it has heard from no coordinator for a while | its own promise (P1) |
-//! | promise | acceptor -> candidate | the ballot is not below what it has promised | the promise |
-//! | accept | coordinator -> all | a batch or an adopted value has a slot | nothing: its own disk works in parallel |
-//! | acknowledge | acceptor -> coordinator | the ballot is not below what it has promised | the acceptance |
-//! | reject | acceptor -> sender of propose or accept | the ballot is below | nothing |
-//! | commit | coordinator -> all | nothing else was sent for a heartbeat | nothing |
-//! | fetch | laggard -> whoever knows more | a chosen slot is missing here | nothing |
-//! | entries | -> laggard | asked by fetch | nothing: what is chosen stays chosen |
+//! | probe | a follower -> the voters | it has heard from no coordinator for a while and no lease binds it; or it was probed by one that knows less | nothing |
+//! | probe answer | member -> who probes | asked; says whether it would promise now | nothing |
+//! | propose | candidate -> the members | a majority would promise; or the master asked it to take over; or it is the master and wants a higher ballot; again after a while | its own promise (P1) |
+//! | promise | acceptor -> candidate | it votes, the ballot is not below what it has promised, and no lease binds it to another | the promise |
+//! | accept | coordinator -> the members | a batch, a change, an adopted value or a no-op has a slot; again to who has not acknowledged after a while | nothing: its own disk works in parallel |
+//! | acknowledge | acceptor, learners too -> coordinator | the ballot is not below what it has promised | the acceptance, and the promise that comes with it |
+//! | reject | acceptor -> sender of propose, accept or commit | the ballot is below what it has promised | nothing |
+//! | commit | coordinator -> the members | every heartbeat; when it begins; before a higher ballot, a hand-over or its own removal | nothing |
+//! | release | a master -> the members | it gives mastership up by itself | nothing: it holds no lease any more |
+//! | take over | a master -> whom it hands over to | after its release, nothing open | nothing |
+//! | fetch | laggard -> whoever knows more, then the next member | a chosen slot is missing here | nothing |
+//! | entries | whoever is asked -> laggard; acceptor -> coordinator | asked by fetch, or by an accept for a slot known to be chosen | nothing: what is chosen stays chosen |
+//!
+//! A promise, an acceptance and a propose wait for their record through one mechanism ([`crate::durable`], rule P15). Nothing
+//! is answered to a propose that a lease or the voting status forbids: a reject would say that a higher ballot is promised.
+//!
+//! An acknowledgement also grants the lease (rule P8): there is no message for that.
 
 use crate::batch::Batch;
 use crate::types::{Ballot, ReplicaId, Slot};
@@ -28,10 +37,26 @@ pub struct AcceptedSlot {
 /// A message between replicas.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Message {
+    /// Would you promise to me now? Raises nobody's number, so it disturbs nobody.
+    Probe {
+        /// All up to here the sender knows to be chosen.
+        chosen: Slot,
+    },
+    /// The answer: binding to nothing.
+    ProbeAnswer {
+        /// Whether it would.
+        would: bool,
+        /// The highest round it has promised: a candidacy has to go above it.
+        round: u64,
+        /// All up to here the sender knows to be chosen.
+        chosen: Slot,
+    },
     /// Phase 1a: ignore everyone older than this ballot. Covers every slot that is not chosen (PML §4.2, Multi-Paxos).
     Propose {
         /// The candidate's ballot.
         ballot: Ballot,
+        /// The ballot whose master released its lease to this candidate, or [`Ballot::NONE`].
+        released: Ballot,
     },
     /// Phase 1b: the answer, with all that the acceptor may have helped to choose.
     Promise {
@@ -55,14 +80,14 @@ pub enum Message {
         /// The commit slot: what the acceptor accepted under this very ballot up to here is chosen (P4).
         chosen: Slot,
     },
-    /// Phase 2b: accepted, and durable here.
+    /// Phase 2b: accepted, and durable here. Grants the lease, from the accept's receipt on (P8).
     Acknowledge {
         /// The ballot accepted under.
         ballot: Ballot,
         /// The slot accepted.
         slot: Slot,
     },
-    /// The answer to a propose or an accept below what was promised: the sender has been superseded.
+    /// The answer to a propose, an accept or a commit below what was promised: the sender has been superseded.
     Reject {
         /// What the acceptor has promised.
         promised: Ballot,
@@ -73,6 +98,18 @@ pub enum Message {
         ballot: Ballot,
         /// The commit slot.
         chosen: Slot,
+        /// How many more failures the cell survives right now, as the coordinator counts: negative when it cannot go on.
+        tolerance: i8,
+    },
+    /// The lease of this ballot is over, and this ballot never holds one again (P8).
+    Release {
+        /// Whose.
+        ballot: Ballot,
+    },
+    /// Campaign now: the lease of this ballot is over, and whoever held it will not.
+    TakeOver {
+        /// The ballot that ends here.
+        ballot: Ballot,
     },
     /// Send me what is chosen from this slot on.
     Fetch {
@@ -94,10 +131,14 @@ impl Message {
     /// Whose ballot this message acts under, if it claims to act under one: then that is who must have sent it.
     pub fn acting(&self) -> Option<ReplicaId> {
         match self {
-            Message::Propose { ballot } | Message::Accept { ballot, .. } | Message::Commit { ballot, .. } => {
-                Some(ballot.replica)
-            }
-            Message::Promise { .. }
+            Message::Propose { ballot, .. }
+            | Message::Accept { ballot, .. }
+            | Message::Commit { ballot, .. }
+            | Message::Release { ballot }
+            | Message::TakeOver { ballot } => Some(ballot.replica),
+            Message::Probe { .. }
+            | Message::ProbeAnswer { .. }
+            | Message::Promise { .. }
             | Message::Acknowledge { .. }
             | Message::Reject { .. }
             | Message::Fetch { .. }

@@ -1,96 +1,199 @@
 //! A replica: the machines together, and the one way in.
 
-use std::hash::{Hash, Hasher};
-
-use crate::acceptor::{self, Acceptor, Verdict};
-use crate::configuration::Settings;
-use crate::coordinator::{self, Coordinator, Role};
-use crate::effect::{Effect, Effects, Event, Recovered};
+use crate::acceptor::{self, Acceptor};
+use crate::coordinator::{self, Idle, Leadership, Role};
+use crate::effect::{Configurations, Effect, Effects, Event, Recovered};
 use crate::learner::{self, Learner};
+use crate::machine::Counts;
+use crate::membership::{Change, ChangeError, Membership};
 use crate::message::Message;
-use crate::types::{Ballot, Instant, ReplicaId, Slot};
-use crate::world::{Journal, World};
+use crate::settings::Settings;
+use crate::types::{Ballot, Instant, ReplicaId, ReplicaSet, Slot};
+use crate::world::{Core, Journal, Random, World};
+use crate::{grant, lease, standing};
 
 /// One replica of the fault-tolerant log.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Replica {
-    settings: Settings,
-    journal: Journal,
-    acceptor: Acceptor,
-    learner: Learner,
-    coordinator: Coordinator,
+    core: Core,
+    coordinator: coordinator::State,
+    /// What the coordinator last said about it.
+    tolerance_heard: Option<(Instant, i8)>,
 }
 
-/// Replicas of one cell and one place in it are equal when the same events bring the same from both, by whatever numbers
-/// they call their records. Left out is how far the disk is behind: so it holds while neither is backed up (rule P7).
-impl PartialEq for Replica {
-    fn eq(&self, other: &Self) -> bool {
-        (&self.acceptor, &self.learner, &self.coordinator) == (&other.acceptor, &other.learner, &other.coordinator)
+/// Whether this replica's promises and acknowledgements count.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VotingStatus {
+    /// Just started: it promises nothing until no lease can be left that it granted before (P8).
+    Waiting,
+    /// It votes.
+    Voting,
+    /// A member that catches up, and is not counted yet (P6).
+    Learning,
+    /// No member: not yet, or not any more.
+    Outside,
+}
+
+/// Why mastership is not transferred. Nothing has happened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TransferError {
+    /// Only the master hands over, and not while it is doing so already.
+    NotMaster,
+    /// It is the master already.
+    Itself,
+    /// It is no voting member.
+    NotAVoter(ReplicaId),
+    /// It has not acknowledged anything lately.
+    NotThere(ReplicaId),
+}
+
+impl std::fmt::Display for TransferError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotMaster => write!(f, "this replica is not the master, or is handing over already"),
+            Self::Itself => write!(f, "this replica is the master already"),
+            Self::NotAVoter(id) => write!(f, "replica {id} is not a voting member"),
+            Self::NotThere(id) => write!(f, "replica {id} has not acknowledged anything lately: is it running?"),
+        }
     }
 }
 
-impl Eq for Replica {}
-
-impl Hash for Replica {
-    fn hash<H: Hasher>(&self, hasher: &mut H) {
-        (&self.acceptor, &self.learner, &self.coordinator).hash(hasher);
-    }
-}
+impl std::error::Error for TransferError {}
 
 impl Replica {
     /// A replica that starts now from what its log held.
-    pub fn new(settings: Settings, recovered: Recovered, now: Instant) -> Self {
+    pub fn new(settings: Settings, recovered: &Recovered, now: Instant) -> Self {
         assert!(settings.window >= 1, "no slot could ever be open");
-        assert!(settings.window <= settings.configuration.horizon(), "the window is never above the horizon (P5)");
-        let learner = Learner::new(recovered.chosen);
+        let membership = Membership::new(settings.me, recovered.configurations.clone());
+        // What was granted before this start is not known: nothing is promised until it is over (P8).
+        let is_over = crate::planted!(P8NoWaitAfterStart);
+        let waiting = standing::Waiting { until: if is_over { now } else { now.after(membership.lease()) } };
+        let random = Random(fastrand::Rng::with_seed(settings.seed));
         let acceptor = Acceptor::new(recovered);
-        let coordinator = Coordinator::new(&settings, acceptor.promised(), now);
-        Self { settings, journal: Journal::new(), acceptor, learner, coordinator }
+        let mut core = Core {
+            settings,
+            membership,
+            standing: standing::State::Waiting(waiting),
+            grant: grant::State::Free,
+            released: Ballot::NONE,
+            round: acceptor.promised().round,
+            acceptor,
+            learner: Learner::new(recovered.chosen),
+            lease: lease::State::Without,
+            journal: Journal::new(),
+            random,
+            counts: Counts::new(),
+        };
+        let idle = Idle::start(&mut World { now, core: &mut core, effects: &mut Effects::new() });
+        Self { core, coordinator: coordinator::State::Idle(idle), tolerance_heard: None }
     }
 
     /// Takes one event. Runs to its end, never waits, never fails.
+    ///
+    /// `now` must have been read after the event came: a grant counts from an accept's receipt (P8), and one that counts from
+    /// before it was even sent may end before the holder's lease does.
     pub fn step(&mut self, now: Instant, event: Event, effects: &mut Effects) {
-        let chosen_before = self.learner.chosen();
-        let mut world = World { now, settings: &self.settings, journal: &mut self.journal, effects };
+        let chosen_before = self.chosen();
+        let mut world = World { now, core: &mut self.core, effects };
+        let coordinator = &mut self.coordinator;
         match event {
             Event::Received { from, message } => {
-                receive(from, message, &mut self.acceptor, &mut self.learner, &mut self.coordinator, &mut world);
+                if let Message::Commit { ballot, tolerance, .. } = message
+                    && ballot >= world.core.acceptor.promised()
+                {
+                    self.tolerance_heard = Some((now, tolerance));
+                }
+                receive(from, message, coordinator, &mut world);
             }
-            Event::Persisted { upto } => world.journal.persisted(upto),
+            Event::Persisted { upto } => world.core.journal.persisted(upto),
             Event::Submitted { ticket, batch } => {
-                let event = coordinator::Event::Submitted { ticket, batch };
-                self.coordinator.step(event, &mut self.acceptor, &mut self.learner, &mut world);
+                let submitted = coordinator::Submitted { ticket, batch };
+                coordinator::step(coordinator, coordinator::Event::Submitted(submitted), &mut world);
+            }
+            Event::TransferAsked { to } => {
+                coordinator::step(coordinator, coordinator::Event::TransferAsked(to), &mut world);
+            }
+            Event::ChangeAsked { change } => {
+                coordinator::step(coordinator, coordinator::Event::ChangeAsked(change), &mut world);
             }
             Event::Ticked => {
-                self.learner.step(learner::Event::Ticked, &mut self.acceptor, &mut world);
-                let event = coordinator::Event::Ticked;
-                self.coordinator.step(event, &mut self.acceptor, &mut self.learner, &mut world);
+                standing::tell(standing::Event::Ticked, &mut world);
+                grant::tell(grant::Event::Ticked, &mut world);
+                learner::tell(learner::Event::Ticked, &mut world);
+                coordinator::step(coordinator, coordinator::Event::Ticked, &mut world);
             }
-            Event::LogFull => {
-                self.acceptor.step(acceptor::Event::LogFull, self.learner.chosen(), &mut world);
-            }
+            Event::LogFull => acceptor::tell(acceptor::Event::LogFull, &mut world),
         }
-        if self.learner.chosen() > chosen_before {
-            let event = coordinator::Event::Progressed;
-            self.coordinator.step(event, &mut self.acceptor, &mut self.learner, &mut world);
+        if world.chosen() > chosen_before {
+            coordinator::step(coordinator, coordinator::Event::Progressed, &mut world);
         }
-        if world.journal.is_backed_up(world.settings) {
-            let event = coordinator::Event::BackedUp;
-            self.coordinator.step(event, &mut self.acceptor, &mut self.learner, &mut world);
+        if (world.is_backed_up() || world.is_stalled()) && !crate::planted!(P7NeverGivesUp) {
+            coordinator::step(coordinator, coordinator::Event::BackedUp, &mut world);
         }
-        assert!(self.learner.chosen() >= chosen_before, "what is chosen stays chosen");
+        assert!(self.chosen() >= chosen_before, "what is chosen stays chosen");
     }
 
     /// Whether a batch submitted now would be proposed at once: this replica coordinates, its window is open and its
     /// log has room.
     pub fn can_submit(&self) -> bool {
-        !self.acceptor.is_full() && self.coordinator.has_room(&self.settings, self.learner.chosen())
+        match &self.coordinator {
+            coordinator::State::Leading(leadership) => !self.core.acceptor.is_full() && leadership.has_room(&self.core),
+            _ => false,
+        }
+    }
+
+    /// Whether this replica is the master at this moment: it coordinates and its lease runs.
+    pub fn holds_lease(&self, now: Instant) -> bool {
+        self.coordinator.leadership().is_some() && self.core.lease.holds(now)
+    }
+
+    /// Until when this replica is the master, if it is: on its own clock.
+    pub fn lease_until(&self) -> Option<Instant> {
+        self.coordinator.leadership().and_then(|_| self.core.lease.until())
+    }
+
+    /// Whether what is applied here reflects every write acknowledged until now, anywhere: a read needs no slot then. To be
+    /// asked again, with a fresh clock, after the answer has been computed (P8).
+    pub fn may_read(&self, now: Instant) -> bool {
+        if crate::planted!(P16ReadsWithoutLease) {
+            return true;
+        }
+        let leadership = self.coordinator.leadership();
+        leadership.is_some_and(|leadership| leadership.is_caught_up(self.chosen())) && self.core.lease.holds(now)
+    }
+
+    /// The ballot with which the current mastership of this replica began, if it coordinates.
+    pub fn mastership(&self) -> Option<Ballot> {
+        self.coordinator.leadership().map(Leadership::mastership)
+    }
+
+    /// Whether mastership may be handed over to `to` now.
+    pub fn check_transfer(&self, to: ReplicaId, now: Instant) -> Result<(), TransferError> {
+        let coordinator::State::Leading(leadership) = &self.coordinator else { return Err(TransferError::NotMaster) };
+        if to == self.core.settings.me {
+            return Err(TransferError::Itself);
+        }
+        if !self.core.membership.governing(self.chosen().next()).voters().contains(to) {
+            return Err(TransferError::NotAVoter(to));
+        }
+        if leadership.alive(&self.core, now).contains(to) { Ok(()) } else { Err(TransferError::NotThere(to)) }
+    }
+
+    /// Whether the members may be changed so now.
+    pub fn check_change(&self, change: &Change, now: Instant) -> Result<(), ChangeError> {
+        let coordinator::State::Leading(leadership) = &self.coordinator else { return Err(ChangeError::NotMaster) };
+        leadership.check_change(change, &self.core, now)
     }
 
     /// When the replica wants an [`Event::Ticked`] at the latest.
     pub fn deadline(&self) -> Instant {
-        let coordinator = self.coordinator.deadline(&self.settings);
-        self.learner.deadline().map_or(coordinator, |deadline| deadline.min(coordinator))
+        let coordinator = self.coordinator.deadline(&self.core);
+        let learner = self.core.learner.deadline().unwrap_or(coordinator);
+        let standing = match self.core.standing {
+            standing::State::Waiting(waiting) => waiting.until,
+            standing::State::Voting | standing::State::Learning | standing::State::Outside => coordinator,
+        };
+        coordinator.min(learner).min(standing)
     }
 
     /// What this replica is to the others.
@@ -98,86 +201,145 @@ impl Replica {
         self.coordinator.role()
     }
 
+    /// Whether this replica's promises and acknowledgements count.
+    pub fn voting_status(&self) -> VotingStatus {
+        match self.core.standing {
+            standing::State::Waiting(_) => VotingStatus::Waiting,
+            standing::State::Voting => VotingStatus::Voting,
+            standing::State::Learning => VotingStatus::Learning,
+            standing::State::Outside => VotingStatus::Outside,
+        }
+    }
+
+    /// How many more failures the cell survives right now: negative when it cannot go on, `None` when this replica does not
+    /// know, because it has heard from no coordinator lately.
+    pub fn tolerance(&self, now: Instant) -> Option<i8> {
+        if let Some(leadership) = self.coordinator.leadership() {
+            return Some(leadership.tolerance(&self.core, now));
+        }
+        let lately = self.core.settings.election_timeout;
+        self.tolerance_heard.filter(|(at, _)| now.since(*at) <= lately).map(|(_, tolerance)| tolerance)
+    }
+
+    /// Who takes part right now, as the coordinator sees it: itself and whoever acknowledged lately.
+    pub fn alive(&self, now: Instant) -> Option<ReplicaSet> {
+        self.coordinator.leadership().map(|leadership| leadership.alive(&self.core, now))
+    }
+
+    /// The configuration in force, and the one to come.
+    pub fn configurations(&self) -> &Configurations {
+        self.core.membership.configurations()
+    }
+
     /// All up to here is chosen and applied.
     pub fn chosen(&self) -> Slot {
-        self.learner.chosen()
+        self.core.learner.chosen()
     }
 
     /// The highest ballot this replica has promised to anyone.
     pub fn promised(&self) -> Ballot {
-        self.acceptor.promised()
+        self.core.acceptor.promised()
     }
 
     /// The acceptor, to look at.
     pub fn acceptor(&self) -> &Acceptor {
-        &self.acceptor
+        &self.core.acceptor
     }
 
     /// How many slots are proposed here and not yet chosen.
     pub fn open_slots(&self) -> usize {
-        self.coordinator.open_slots()
+        self.coordinator.leadership().map_or(0, Leadership::open_slots)
     }
 
     /// Whether the log is at its bound.
     pub fn is_full(&self) -> bool {
-        self.acceptor.is_full()
+        self.core.acceptor.is_full()
     }
 
     /// Whether chosen slots are being fetched from another replica.
     pub fn is_fetching(&self) -> bool {
-        self.learner.is_fetching()
+        self.core.learner.is_fetching()
+    }
+
+    /// How often each transition was taken.
+    pub fn counts(&self) -> &Counts {
+        &self.core.counts
     }
 }
 
 /// Hands a message to the machine that answers for it.
-fn receive(
-    from: ReplicaId,
-    message: Message,
-    acceptor: &mut Acceptor,
-    learner: &mut Learner,
-    coordinator: &mut Coordinator,
-    world: &mut World<'_>,
-) {
-    let chosen = learner.chosen();
+fn receive(from: ReplicaId, message: Message, coordinator: &mut coordinator::State, world: &mut World<'_>) {
+    // A coordinator is obeyed unless a higher ballot was promised.
+    let obeys = |ballot: Ballot, world: &World<'_>| ballot >= world.core.acceptor.promised();
     match message {
-        Message::Propose { ballot } => {
-            if acceptor.step(acceptor::Event::Proposed { from, ballot }, chosen, world) == Verdict::Obeyed {
-                coordinator.step(coordinator::Event::Promised { ballot }, acceptor, learner, world);
+        Message::Probe { chosen } => {
+            let would = coordinator.would_promise(from, world.core, world.now);
+            let round = world.core.acceptor.promised().round;
+            world.send(from, Message::ProbeAnswer { would, round, chosen: world.chosen() });
+            coordinator::step(coordinator, coordinator::Event::Probed(chosen), world);
+        }
+        Message::ProbeAnswer { would, round, chosen } => {
+            let answer = coordinator::ProbeAnswer { from, would, round, chosen };
+            coordinator::step(coordinator, coordinator::Event::ProbeAnswered(answer), world);
+        }
+        Message::Propose { ballot, released } => {
+            grant::tell(grant::Event::Released(released), world);
+            acceptor::tell(acceptor::Event::Proposed(acceptor::Proposed { from, ballot }), world);
+            if world.core.acceptor.promised() == ballot {
+                coordinator::step(coordinator, coordinator::Event::Promised(ballot), world);
             }
         }
         Message::Promise { ballot, cut, chosen, accepted } => {
             assert_eq!(cut, Slot::NONE, "nothing cuts a log before snapshots exist");
-            let event = coordinator::Event::Promise { from, ballot, chosen, accepted };
-            coordinator.step(event, acceptor, learner, world);
+            let promise = coordinator::Promise { from, ballot, chosen, accepted };
+            coordinator::step(coordinator, coordinator::Event::Promise(promise), world);
         }
         Message::Accept { ballot, slot, batch, chosen: upto } => {
-            let event = acceptor::Event::Asked { from, ballot, slot, batch };
-            if acceptor.step(event, chosen, world) == Verdict::Obeyed {
-                coordinator.step(coordinator::Event::Obeyed { ballot }, acceptor, learner, world);
-                learner.step(learner::Event::Committed { from, ballot, upto }, acceptor, world);
+            let is_obeyed = obeys(ballot, world);
+            acceptor::tell(acceptor::Event::Asked(acceptor::Asked { from, ballot, slot, batch }), world);
+            if is_obeyed {
+                obey(from, ballot, upto, coordinator, world);
             }
         }
-        Message::Commit { ballot, chosen: upto } => {
-            if acceptor.obey_or_reject(from, ballot, world) == Verdict::Obeyed {
-                coordinator.step(coordinator::Event::Obeyed { ballot }, acceptor, learner, world);
-                learner.step(learner::Event::Committed { from, ballot, upto }, acceptor, world);
+        Message::Commit { ballot, chosen: upto, tolerance: _ } => {
+            if obeys(ballot, world) {
+                obey(from, ballot, upto, coordinator, world);
+            } else {
+                world.core.acceptor.reject(from, world.effects);
             }
         }
         Message::Acknowledge { ballot, slot } => {
-            coordinator.step(coordinator::Event::Acknowledge { from, ballot, slot }, acceptor, learner, world);
+            let acknowledge = coordinator::Acknowledge { from, ballot, slot };
+            coordinator::step(coordinator, coordinator::Event::Acknowledge(acknowledge), world);
         }
         Message::Reject { promised } => {
-            coordinator.step(coordinator::Event::Rejected { promised }, acceptor, learner, world);
+            coordinator::step(coordinator, coordinator::Event::Rejected(promised), world);
+        }
+        Message::Release { ballot } => {
+            grant::tell(grant::Event::Released(ballot), world);
+            coordinator::step(coordinator, coordinator::Event::Released(ballot), world);
+        }
+        Message::TakeOver { ballot } => {
+            coordinator::step(coordinator, coordinator::Event::TakeOver(ballot), world);
         }
         Message::Fetch { from: first } => {
+            let chosen = world.chosen();
             if first <= chosen {
                 world.effects.push(Effect::SendEntries { to: from, from: first, chosen });
             }
         }
         Message::Entries { first, batches, chosen: upto } => {
-            let event = coordinator::Event::Told { first, batches: &batches };
-            coordinator.step(event, acceptor, learner, world);
-            learner.step(learner::Event::Entries { from, first, batches, upto }, acceptor, world);
+            let told = coordinator::Told { first, batches: &batches };
+            coordinator::step(coordinator, coordinator::Event::Told(told), world);
+            learner::tell(learner::Event::Entries(learner::Entries { first, batches }), world);
+            learner::outrun(from, upto, world);
         }
     }
+}
+
+/// Somebody coordinates, and says how far the log is chosen.
+fn obey(from: ReplicaId, ballot: Ballot, upto: Slot, coordinator: &mut coordinator::State, world: &mut World<'_>) {
+    coordinator::step(coordinator, coordinator::Event::Heard(ballot), world);
+    learner::tell(learner::Event::Committed(learner::Committed { ballot, upto }), world);
+    learner::outrun(from, upto, world);
 }

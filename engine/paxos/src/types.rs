@@ -4,18 +4,95 @@ use std::fmt;
 use std::time::Duration;
 
 /// A member of a cell, by its number in the configuration. From 1.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ReplicaId(pub u16);
 
+impl ReplicaId {
+    /// The highest id: sets of replicas are sets of bits.
+    pub const MAX: ReplicaId = ReplicaId(63);
+}
+
+/// A set of replicas: votes, promises, who is alive.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct ReplicaSet(u64);
+
+const _: () = assert!(ReplicaId::MAX.0 < u64::BITS as u16);
+
+impl ReplicaSet {
+    /// As bits, the lowest for id 0.
+    pub(crate) fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// Those in either.
+    pub(crate) fn union(self, other: ReplicaSet) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether it became a member just now. An id that no member can have is not taken in.
+    pub fn insert(&mut self, replica: ReplicaId) -> bool {
+        let before = self.0;
+        if replica <= ReplicaId::MAX {
+            self.0 |= 1 << replica.0;
+        }
+        self.0 != before
+    }
+
+    /// Whether `replica` is in it.
+    pub fn contains(self, replica: ReplicaId) -> bool {
+        replica <= ReplicaId::MAX && self.0 & (1 << replica.0) != 0
+    }
+
+    /// How many of `others` are in it.
+    pub fn count_of(self, others: ReplicaSet) -> usize {
+        (self.0 & others.0).count_ones() as usize
+    }
+
+    /// How many are in it.
+    pub fn len(self) -> usize {
+        self.0.count_ones() as usize
+    }
+
+    /// Whether nobody is in it.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Its members, in ascending order.
+    pub fn iter(self) -> impl Iterator<Item = ReplicaId> {
+        (0..=ReplicaId::MAX.0).map(ReplicaId).filter(move |id| self.contains(*id))
+    }
+}
+
+impl FromIterator<ReplicaId> for ReplicaSet {
+    fn from_iter<T: IntoIterator<Item = ReplicaId>>(replicas: T) -> Self {
+        let mut set = Self::default();
+        for replica in replicas {
+            set.insert(replica);
+        }
+        set
+    }
+}
+
+impl fmt::Debug for ReplicaSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.iter().map(|id| id.0)).finish()
+    }
+}
+
 /// One life of a replica's durable state; a new one after any loss (rule P11). From 1.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Incarnation(pub u64);
 
 /// Orders coordinators: PML's sequence number. Compared by round, then replica, then incarnation (the order of the
 /// fields is the comparison), so that no two lives of any two replicas ever share one.
 ///
 /// The paper's own `s mod n` is ambiguous once `n` changes with the membership; see `divergence.md`.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Ballot {
     /// Raised by each candidacy. 0 only in [`Ballot::NONE`].
     pub round: u64,
@@ -31,7 +108,7 @@ impl Ballot {
 }
 
 /// The position of one Paxos instance in the log. Dense, from 1; 0 stands before the first.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Slot(pub u64);
 
 impl Slot {
@@ -44,15 +121,21 @@ impl Slot {
         self.plus(1)
     }
 
-    /// The slot `distance` further on.
+    /// The slot before this one; the first has [`Slot::NONE`] before it.
+    #[must_use]
+    pub fn before(self) -> Slot {
+        Slot(self.0.saturating_sub(1))
+    }
+
+    /// The slot `distance` further on. Nobody gets as far as the last there is, but messages may name it.
     #[must_use]
     pub fn plus(self, distance: u64) -> Slot {
-        Slot(self.0.checked_add(distance).expect("fewer than 2^64 slots"))
+        Slot(self.0.saturating_add(distance))
     }
 }
 
 /// A moment on the clock of whatever runs the replica, in nanoseconds since some fixed start. Never moves back.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Instant(pub u64);
 
 impl Instant {
@@ -70,7 +153,7 @@ impl Instant {
 }
 
 /// The number of a persisted record since this start of the replica. Dense, from 1; durability is a prefix of it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PersistId(pub u64);
 
 /// What the submitter calls a batch, to recognise it when it is applied, refused or abandoned.

@@ -1,37 +1,112 @@
-//! What the machines see of everything else during one step: the time, the settings, the records, the effects.
+//! What the machines see of everything else during one step: the time, each other, the records, the effects.
 
 use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
+use std::time::Duration;
 
-use crate::configuration::Settings;
-use crate::effect::{Effect, Effects, Record};
+use crate::acceptor::Acceptor;
+use crate::effect::{Effect, Effects, HardState, Record};
+use crate::learner::Learner;
+use crate::machine::Counts;
+use crate::membership::Membership;
 use crate::message::Message;
-use crate::types::{Instant, PersistId, ReplicaId};
+use crate::settings::Settings;
+use crate::types::{Ballot, Instant, PersistId, ReplicaId, Slot};
+use crate::{grant, lease, standing};
+
+/// Everything of a replica but its coordinator, which acts on it.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Core {
+    pub(crate) settings: Settings,
+    pub(crate) membership: Membership,
+    pub(crate) standing: standing::State,
+    pub(crate) grant: grant::State,
+    /// The highest ballot known to have given its lease back: it never holds one again (P8).
+    pub(crate) released: Ballot,
+    pub(crate) acceptor: Acceptor,
+    pub(crate) learner: Learner,
+    pub(crate) lease: lease::State,
+    pub(crate) journal: Journal,
+    /// The highest round heard of: a candidacy goes above it.
+    pub(crate) round: u64,
+    pub(crate) random: Random,
+    pub(crate) counts: Counts,
+}
 
 /// What the machines see of everything else during one step.
 pub(crate) struct World<'a> {
     pub(crate) now: Instant,
-    pub(crate) settings: &'a Settings,
-    pub(crate) journal: &'a mut Journal,
+    pub(crate) core: &'a mut Core,
     pub(crate) effects: &'a mut Effects,
 }
 
 impl World<'_> {
+    pub(crate) fn me(&self) -> ReplicaId {
+        self.core.settings.me
+    }
+
+    pub(crate) fn chosen(&self) -> Slot {
+        self.core.learner.chosen()
+    }
+
     pub(crate) fn send(&mut self, to: ReplicaId, message: Message) {
         self.effects.push(Effect::Send { to, message });
     }
 
+    /// Sends to every other member, learners included.
+    pub(crate) fn send_all(&mut self, message: &Message) {
+        for to in self.core.membership.others() {
+            self.effects.push(Effect::Send { to: *to, message: message.clone() });
+        }
+    }
+
     pub(crate) fn persist(&mut self, record: Record) -> PersistId {
-        let id = self.journal.append(&record);
+        let id = self.core.journal.append(self.now, &record);
         self.effects.push(Effect::Persist { id, record });
         id
+    }
+
+    /// Persists what has no slot (rule P2).
+    pub(crate) fn persist_hard_state(&mut self) -> PersistId {
+        let record = Record::HardState(HardState {
+            promised: self.core.acceptor.promised(),
+            incarnation: self.core.settings.incarnation,
+            configurations: self.core.membership.configurations().clone(),
+            cut: Slot::NONE,
+        });
+        self.persist(record)
+    }
+
+    pub(crate) fn is_backed_up(&self) -> bool {
+        self.core.journal.unflushed_bytes > self.core.settings.backlog_bytes_max
+    }
+
+    /// Whether the own disk has been silent, with something to write, for as long as a lease (rule P7).
+    pub(crate) fn is_stalled(&self) -> bool {
+        let lease = self.core.membership.lease();
+        !lease.is_zero() && self.core.journal.oldest().is_some_and(|asked| self.now.since(asked) > lease)
+    }
+
+    /// A moment between `least` and half as much again from now, so that two replicas seldom act at once.
+    pub(crate) fn after_about(&mut self, least: Duration) -> Instant {
+        let least = u64::try_from(least.as_nanos()).unwrap_or(u64::MAX);
+        let spread = self.core.random.0.u64(..(least / 2).max(1));
+        self.now.after(Duration::from_nanos(least.saturating_add(spread)))
+    }
+
+    /// A moment within a heartbeat after `moment`, so that two replicas seldom act at once.
+    pub(crate) fn soon_after(&mut self, moment: Instant) -> Instant {
+        let heartbeat = u64::try_from(self.core.settings.heartbeat.as_nanos()).unwrap_or(u64::MAX);
+        let spread = self.core.random.0.u64(..heartbeat.max(1));
+        moment.after(Duration::from_nanos(spread))
     }
 }
 
 /// Numbers the records that leave for the log, and knows which are not durable yet.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Journal {
     last: PersistId,
-    unflushed: VecDeque<(PersistId, u64)>,
+    unflushed: VecDeque<(PersistId, u64, Instant)>,
     unflushed_bytes: u64,
 }
 
@@ -40,7 +115,7 @@ impl Journal {
         Self { last: PersistId(0), unflushed: VecDeque::new(), unflushed_bytes: 0 }
     }
 
-    fn append(&mut self, record: &Record) -> PersistId {
+    fn append(&mut self, now: Instant, record: &Record) -> PersistId {
         /// What a record takes beside its batch, roughly: enough to bound a backlog of no-ops.
         const RECORD_BYTES: u64 = 64;
         let bytes = RECORD_BYTES
@@ -49,14 +124,14 @@ impl Journal {
                 Record::Accepted { batch, .. } | Record::Chosen { batch, .. } => batch.len() as u64,
             };
         self.last = PersistId(self.last.0 + 1);
-        self.unflushed.push_back((self.last, bytes));
+        self.unflushed.push_back((self.last, bytes, now));
         self.unflushed_bytes += bytes;
         self.last
     }
 
     pub(crate) fn persisted(&mut self, upto: PersistId) {
         assert!(upto <= self.last, "nothing is durable that was never asked for");
-        while let Some((id, bytes)) = self.unflushed.front() {
+        while let Some((id, bytes, _)) = self.unflushed.front() {
             if *id > upto {
                 break;
             }
@@ -65,8 +140,29 @@ impl Journal {
         }
     }
 
-    /// Whether the own disk is further behind than the settings allow (rule P7).
-    pub(crate) fn is_backed_up(&self, settings: &Settings) -> bool {
-        self.unflushed_bytes > settings.backlog_bytes_max
+    /// The last record asked for.
+    pub(crate) fn last(&self) -> PersistId {
+        self.last
     }
+
+    /// When the oldest record that is not durable yet was asked for.
+    pub(crate) fn oldest(&self) -> Option<Instant> {
+        self.unflushed.front().map(|(.., asked)| *asked)
+    }
+}
+
+/// The randomness of elections. Not part of what a replica is: it decides when, never what.
+#[derive(Clone, Debug)]
+pub(crate) struct Random(pub(crate) fastrand::Rng);
+
+impl PartialEq for Random {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Random {}
+
+impl Hash for Random {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
 }

@@ -379,21 +379,34 @@ impl Drop for Client {
 /// How the replica at this endpoint is, as JSON text. Needs no client and no master.
 pub fn fetch_status(endpoint: &str, deadline: Duration) -> Result<String, Error> {
     let start = Instant::now();
-    status(endpoint, start, deadline).map_err(|why| {
-        Error::DidNotHappen(Box::new(Failure {
-            operation: "status",
-            cause: Cause::Endpoint(format!("{endpoint}: {why}")),
-            attempts: 1,
-            lasted: start.elapsed(),
-            endpoints: Vec::new(),
-        }))
-    })
+    ask(endpoint, (FrameKind::StatusRequest, &[]), FrameKind::Status, start, deadline)
+        .map_err(|why| Error::DidNotHappen(failure_at("status", endpoint, &why, start)))
 }
 
-fn status(endpoint: &str, start: Instant, deadline: Duration) -> Result<String, String> {
+/// Asks the replica at this endpoint for something that only an operator does; request and answer are JSON text. Without an
+/// answer the outcome is unknown: it may have been done.
+pub fn operate(endpoint: &str, request: &str, deadline: Duration) -> Result<String, Error> {
+    let start = Instant::now();
+    ask(endpoint, (FrameKind::OperatorRequest, request.as_bytes()), FrameKind::OperatorAnswer, start, deadline)
+        .map_err(|why| Error::Unknown(failure_at("the operation", endpoint, &why, start)))
+}
+
+fn failure_at(operation: &'static str, endpoint: &str, why: &str, start: Instant) -> Box<Failure> {
+    let cause = Cause::Endpoint(format!("{endpoint}: {why}"));
+    Box::new(Failure { operation, cause, attempts: 1, lasted: start.elapsed(), endpoints: Vec::new() })
+}
+
+/// One question, one answer, one connection.
+fn ask(
+    endpoint: &str,
+    (kind, question): (FrameKind, &[u8]),
+    wanted: FrameKind,
+    start: Instant,
+    deadline: Duration,
+) -> Result<String, String> {
     let mut stream = dial(endpoint, deadline).map_err(|error| format!("connecting: {error}"))?;
     let mut request = Vec::new();
-    frame::append_frame(&mut request, FrameKind::StatusRequest.into(), FrameId(1), &[]);
+    frame::append_frame(&mut request, kind.into(), FrameId(1), &[question]);
     stream.write_all(&request).map_err(|error| format!("writing: {error}"))?;
     let mut inbound = Inbound::new(InboundSizes::client(ANSWER_BYTES_MAX as u32));
     let mut buffer = [0; 4096];
@@ -413,9 +426,9 @@ fn status(endpoint: &str, start: Instant, deadline: Duration) -> Result<String, 
         let result = inbound.visit(&buffer[..bytes], |frame| {
             let text = String::from_utf8_lossy(frame.payload).into_owned();
             answer = Some(match FrameKind::try_from(frame.kind) {
-                Ok(FrameKind::Status) => Ok(text),
+                Ok(kind) if kind == wanted => Ok(text),
                 Ok(FrameKind::Error) => Err(format!("the other side says: {text}")),
-                _ => Err(format!("a frame of kind {}, not a status", frame.kind)),
+                _ => Err(format!("a frame of kind {}, not {wanted:?}", frame.kind)),
             });
         });
         if let Some(answer) = answer {

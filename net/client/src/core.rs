@@ -10,7 +10,15 @@
 //! There is one connection at a time, to the replica that is believed to be master. When it says that it is not, those
 //! answers that are on their way are waited for (each is a certain refusal, while a closed connection would leave its
 //! request doubtful), and then the one that it names is dialed, or the next in turn. A few moves are made at once; then
-//! each waits a while, at random and longer each time, so that redirects in a circle and an election cost little.
+//! each waits a while, at random and longer the longer the search lasts, so that redirects in a circle and an election
+//! cost little.
+//!
+//! A replica that was paused, or is cut off, is only known by its silence. So one that owes us answers and says nothing
+//! for [`Options::attempt_time_max`] is *suspected*, and the others are asked in its place, with the same requests under
+//! the same session and sequence. They may name it still, for want of a new master: a suspect that is named is asked
+//! again, one request only, and listened to for [`Options::probe_time_max`]. So a new master is found soon after it is
+//! elected, and an old one soon after it is back. One that is merely slow gets twice the time when the suspicion is
+//! over, up to [`Options::silence_time_max`]: whoever answers at all within that is heard in the end.
 //!
 //! Invariants:
 //!   - nothing is queued for a replica that has said that it is not the master;
@@ -34,6 +42,8 @@ use crate::requests::{IN_FLIGHT_BYTES_MAX, Pumped, RequestId, Requests, Signals}
 const REDIRECTS_AT_ONCE_MAX: u32 = 3;
 /// What may wait in the connection's queue. The rest waits as requests, which are bounded too.
 const OUTBOUND_BYTES_MAX: usize = 8 << 20;
+/// From dial to dial a search waits for this part of what it has lasted, within the backoff's bounds.
+const SEARCH_WAIT_PART: u32 = 8;
 const _: () = assert!(OUTBOUND_BYTES_MAX > 2 * COMMAND_BYTES_MAX);
 const _: () = assert!(IN_FLIGHT_BYTES_MAX > COMMAND_BYTES_MAX);
 
@@ -44,7 +54,13 @@ pub struct Options {
     pub deadline: Duration,
     /// A dial that takes longer is given up, and the next endpoint tried.
     pub connect_time_max: Duration,
-    /// A replica from which nothing at all comes for so long, though it owes us answers, is given up for the next.
+    /// A replica from which nothing at all comes for so long, though it owes us answers, is suspected, and the next one
+    /// asked. Twice as long each time that it is silent again. Shorter finds a new master sooner after the old one was
+    /// paused or cut off; much shorter than a disk's stall only moves requests about. With one endpoint it is not used.
+    pub attempt_time_max: Duration,
+    /// How long a suspected replica is listened to when others name it as the master: a round trip and a flush.
+    pub probe_time_max: Duration,
+    /// The longest that any silence is borne.
     pub silence_time_max: Duration,
     /// How long the answers still under way are waited for after a replica said that it is not the master.
     pub drain_time_max: Duration,
@@ -63,6 +79,8 @@ impl Default for Options {
         Options {
             deadline: Duration::from_secs(5),
             connect_time_max: Duration::from_secs(1),
+            attempt_time_max: Duration::from_millis(400),
+            probe_time_max: Duration::from_millis(50),
             silence_time_max: Duration::from_secs(2),
             drain_time_max: Duration::from_millis(100),
             backoff_min: Duration::from_millis(10),
@@ -99,6 +117,8 @@ pub struct CoreCounts {
     pub not_master: u64,
     /// Connections that broke, or were given up.
     pub lost: u64,
+    /// Of these, replicas given up because they said nothing.
+    pub silent: u64,
     /// Pauses because the cell was busy.
     pub busy: u64,
     /// Sessions opened.
@@ -136,12 +156,19 @@ pub struct ClientCore {
     wanted: bool,
     /// Since when nothing has come although answers are owed.
     silent_since: Option<Moment>,
+    /// How long the endpoint of this attempt is listened to.
+    patience: Duration,
+    /// It is a suspect, and has said nothing yet.
+    probing: bool,
     /// Nothing is sent before; set when the cell is busy.
     paused_until: Option<Moment>,
     /// Pauses in a row.
     pauses: u32,
-    /// Moves from endpoint to endpoint since the last real answer.
+    /// Moves from endpoint to endpoint since the last real answer, and when the first of them was.
     moves: u32,
+    searching_since: Option<Moment>,
+    /// When the latest dial was made.
+    dialed: Moment,
     /// Redirects followed since the last real answer or wait.
     redirects: u32,
     counts: CoreCounts,
@@ -168,9 +195,13 @@ impl ClientCore {
             requests: Requests::new(),
             wanted: false,
             silent_since: None,
+            patience: options.silence_time_max,
+            probing: false,
             paused_until: None,
             pauses: 0,
             moves: 0,
+            searching_since: None,
+            dialed: Moment(0),
             redirects: 0,
             counts: CoreCounts::default(),
         }
@@ -293,16 +324,14 @@ impl ClientCore {
                     self.state = State::Idle;
                 }
             }
-            State::Dialing { until, .. } => {
+            State::Dialing { endpoint, until } => {
                 if now >= until {
-                    let why = format!("no connection within {:?}", self.options.connect_time_max);
-                    return self.close(now, &why, false);
+                    return self.give_up(now, endpoint, "no connection", self.dial_time_max());
                 }
             }
-            State::Connected { .. } => {
+            State::Connected { endpoint } => {
                 if self.silence_ends().is_some_and(|end| now >= end) {
-                    let why = format!("no answer within {:?}", self.options.silence_time_max);
-                    return self.close(now, &why, false);
+                    return self.give_up(now, endpoint, "no answer", self.patience);
                 }
             }
             State::Draining { named, until, .. } => {
@@ -392,7 +421,9 @@ impl ClientCore {
                     return;
                 }
                 let silent = self.requests.outstanding() == 0;
-                match self.requests.pump(&self.endpoints, now, &mut self.outbound) {
+                // A suspect is not given everything each time that it is asked.
+                let outstanding_max = if self.probing { 1 } else { usize::MAX };
+                match self.requests.pump(&self.endpoints, now, &mut self.outbound, outstanding_max) {
                     // The rest goes when the kernel has taken some.
                     Pumped::All | Pumped::Full => {}
                 }
@@ -405,24 +436,33 @@ impl ClientCore {
     }
 
     fn dial(&mut self, now: Moment) {
-        let endpoint = self.endpoints.choose();
+        let endpoint = self.endpoints.choose(now);
+        self.probing = self.endpoints.is_suspect(endpoint, now);
+        self.patience = if self.probing { self.options.probe_time_max } else { self.usual_patience(endpoint) };
         self.attempt = Attempt(self.attempt.0 + 1);
+        self.dialed = now;
         self.counts.dials += 1;
         self.inbound = Inbound::new(SIZES);
         self.outbound.reset();
         self.silent_since = None;
-        self.state = State::Dialing { endpoint, until: now.after(self.options.connect_time_max) };
+        self.state = State::Dialing { endpoint, until: now.after(self.dial_time_max()) };
         let address = Arc::clone(self.endpoints.address(endpoint));
         self.actions.push_back(Action::Dial { attempt: self.attempt, endpoint: address });
     }
 
     /// After all frames of a read.
     fn act_on(&mut self, now: Moment, signals: Signals, result: Result<(), FrameError>) {
+        let silent_since = self.silent_since;
         self.silent_since = if self.requests.outstanding() > 0 { Some(now) } else { None };
         let (State::Connected { endpoint } | State::Draining { endpoint, .. }) = self.state else { return };
         let Signals { progress, not_master, busy, broken } = signals;
+        let prompt = silent_since.is_none_or(|since| now.since(since) < self.options.attempt_time_max);
+        self.endpoints.spoke(endpoint, prompt);
+        self.probing = false;
+        self.patience = self.usual_patience(endpoint);
         if progress {
             self.moves = 0;
+            self.searching_since = None;
             self.redirects = 0;
             if let State::Connected { .. } = self.state {
                 self.endpoints.is_master(endpoint);
@@ -464,6 +504,22 @@ impl ClientCore {
         self.paused_until = Some(now.after(wait));
     }
 
+    /// The endpoint said nothing for so long: on to the next one. What was owed may have been done, and is asked again
+    /// under its own sequence.
+    fn give_up(&mut self, now: Moment, endpoint: EndpointIndex, what: &str, lasted: Duration) {
+        self.counts.silent += 1;
+        let why = match self.endpoints.last_failure(endpoint) {
+            // How short a suspect was listened to says less than why it became one.
+            Some(earlier) if self.probing => earlier.to_owned(),
+            _ => format!("{what} within {lasted:?}"),
+        };
+        // With no other there is nobody to ask in its place. A suspect's silence is no news.
+        if self.endpoints.count() > 1 && !self.probing {
+            self.endpoints.silent(endpoint, now, lasted);
+        }
+        self.close(now, &why, false);
+    }
+
     /// We end the connection.
     fn close(&mut self, now: Moment, why: &str, named: bool) {
         self.actions.push_back(Action::Close { attempt: self.attempt });
@@ -485,6 +541,7 @@ impl ClientCore {
         self.outbound.reset();
         self.silent_since = None;
         self.moves = self.moves.saturating_add(1);
+        let since = *self.searching_since.get_or_insert(now);
         let round = u32::try_from(self.endpoints.count()).unwrap_or(u32::MAX);
         let at_once = if named {
             self.redirects += 1;
@@ -495,21 +552,48 @@ impl ClientCore {
         if at_once {
             self.state = State::Idle;
         } else {
-            self.redirects = 0;
-            let wait = self.wait(self.options.backoff_min, self.moves.saturating_sub(round));
-            self.state = State::Resting { until: now.after(wait) };
+            // From now on one for each wait: to whom a replica names, and no further in a circle.
+            self.redirects = REDIRECTS_AT_ONCE_MAX - 1;
+            let lasted = now.since(since) / SEARCH_WAIT_PART;
+            let wait = lasted.clamp(self.options.backoff_min, self.options.backoff_max);
+            let wait = self.jittered(wait);
+            // From dial to dial: time spent on listening is spent.
+            self.state = State::Resting { until: self.dialed.after(wait).max(now) };
         }
         self.go_on(now);
     }
 
-    /// Twice as long each time, up to the bound; half of it is certain, half at random.
+    /// Twice as long each time, up to the bound.
     fn wait(&mut self, first: Duration, times: u32) -> Duration {
         let longest = self.options.backoff_max;
         let full = 2_u32
             .checked_pow(times)
             .and_then(|factor| first.checked_mul(factor))
             .map_or(longest, |wait| wait.min(longest));
+        self.jittered(full)
+    }
+
+    /// Half of it is certain, half at random.
+    fn jittered(&mut self, full: Duration) -> Duration {
         full.mul_f64(0.5 + self.random.f64() / 2.0)
+    }
+
+    /// How long an endpoint that is not suspected is listened to: twice as long for each time that it was silent.
+    fn usual_patience(&self, endpoint: EndpointIndex) -> Duration {
+        let Options { attempt_time_max, silence_time_max, .. } = self.options;
+        if self.endpoints.count() == 1 {
+            return silence_time_max;
+        }
+        2_u32
+            .checked_pow(self.endpoints.silences(endpoint))
+            .and_then(|factor| attempt_time_max.checked_mul(factor))
+            .map_or(silence_time_max, |patience| patience.min(silence_time_max))
+    }
+
+    /// A suspect's dial is not waited for longer than its answer.
+    fn dial_time_max(&self) -> Duration {
+        let connect_time_max = self.options.connect_time_max;
+        if self.probing { connect_time_max.min(self.patience) } else { connect_time_max }
     }
 
     #[cfg(test)]
@@ -518,7 +602,7 @@ impl ClientCore {
     }
 
     fn silence_ends(&self) -> Option<Moment> {
-        self.silent_since.map(|since| since.after(self.options.silence_time_max))
+        self.silent_since.map(|since| since.after(self.patience))
     }
 }
 

@@ -210,15 +210,27 @@ impl Requests {
         Ok(id)
     }
 
-    /// Sends what is ready, as far as session, window and queue allow.
-    pub(crate) fn pump(&mut self, endpoints: &Endpoints, now: Moment, outbound: &mut Outbound) -> Pumped {
+    /// Sends what is ready, as far as session, window and queue allow, and until so much is outstanding.
+    pub(crate) fn pump(
+        &mut self,
+        endpoints: &Endpoints,
+        now: Moment,
+        outbound: &mut Outbound,
+        outstanding_max: usize,
+    ) -> Pumped {
         while let Some(&id) = self.reads.front() {
+            if self.outstanding >= outstanding_max {
+                return Pumped::All;
+            }
             if self.is_ready(id) && !self.transmit(id, None, outbound) {
                 return Pumped::Full;
             }
             self.reads.pop_front();
         }
         while let Some(&id) = self.retries.front() {
+            if self.outstanding >= outstanding_max {
+                return Pumped::All;
+            }
             if let Some(stamp) = self.ready_stamp(id) {
                 match self.session {
                     Session::Open { id: session, unanswered_from, .. } if session == stamp.session => {
@@ -235,6 +247,9 @@ impl Requests {
             self.retries.pop_front();
         }
         while let Some(&id) = self.fresh.front() {
+            if self.outstanding >= outstanding_max {
+                return Pumped::All;
+            }
             if self.is_ready(id) && self.slab[id.slot()].stamp.is_none() {
                 match self.session {
                     Session::Absent => return self.open_session(outbound),
@@ -268,7 +283,14 @@ impl Requests {
             Ok(FrameKind::Error) => {
                 signals.broken = Some(format!("the other side says: {}", String::from_utf8_lossy(frame.payload)));
             }
-            Ok(FrameKind::Request | FrameKind::StatusRequest | FrameKind::Status) | Err(_) => {
+            Ok(
+                FrameKind::Request
+                | FrameKind::StatusRequest
+                | FrameKind::Status
+                | FrameKind::OperatorRequest
+                | FrameKind::OperatorAnswer,
+            )
+            | Err(_) => {
                 signals.broken = Some(format!("a frame of kind {}, not an answer", frame.kind));
             }
         }
@@ -461,7 +483,7 @@ impl Requests {
         request.phase = Phase::Ready;
         request.doubtful |= !refusal.certain();
         match refusal {
-            Refusal::NotMaster { .. } | Refusal::LogFailed | Refusal::Unknown => {
+            Refusal::NotMaster { .. } | Refusal::LogFailed | Refusal::MasterChanged | Refusal::Unknown => {
                 signals.not_master = Some(refusal.clone());
                 request.last_refusal = Some(refusal);
                 self.queue_again(id);

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use synod_node::cli::ServeArgs;
-use synod_tests::torture::{durability, failover, kill};
+use synod_tests::torture::{durability, failover, kill, linearize, stale};
 
 /// Breaks cells of real processes on this machine, and checks that what they promise holds.
 #[derive(Parser)]
@@ -18,8 +18,12 @@ struct Arguments {
 enum Command {
     /// Kill replicas under load; nothing acknowledged may be lost or happen twice
     Kill(kill::KillOptions),
-    /// Kill the master under load, and measure how long writes stop
+    /// Kill and pause the master under load, and measure how long writes stop
     Failover(failover::FailoverOptions),
+    /// Kill and pause replicas under load; there must be one order that explains every answer
+    Linearize(linearize::LinearizeOptions),
+    /// Pause the master until others have written, resume it, and ask it: no answer may be stale
+    Stale(stale::StaleOptions),
     /// Prove by the log of the block devices that what is acknowledged is durable on a majority
     Durability(durability::DurabilityOptions),
     /// One replica; the commands start these themselves
@@ -31,6 +35,8 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Kill(options) => kill::main(&options).map(|()| ExitCode::SUCCESS),
         Command::Failover(options) => failover::main(&options).map(|()| ExitCode::SUCCESS),
+        Command::Linearize(options) => linearize::main(&options).map(|()| ExitCode::SUCCESS),
+        Command::Stale(options) => stale::main(&options).map(|()| ExitCode::SUCCESS),
         Command::Durability(options) => durability::main(&options),
         Command::Serve(args) => Ok(args.run()),
     };

@@ -73,13 +73,15 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(swarm: &Swarm, seed: u64) -> Client {
-        let endpoints: Vec<String> = (1..=swarm.replicas).map(|id| address(ReplicaId(id))).collect();
+        let endpoints: Vec<String> = (1..=swarm.machines).map(|id| address(ReplicaId(id))).collect();
         let endpoints: Vec<&str> = endpoints.iter().map(String::as_str).collect();
         let election = swarm.election_timeout;
         let trip = Duration::from_nanos(2 * (swarm.delay_min + swarm.delay_mean));
         let options = Options {
             deadline: Duration::from_nanos(swarm.patience),
             connect_time_max: (trip * 5).max(election / 2),
+            attempt_time_max: (trip * 5).max(election / 2),
+            probe_time_max: (trip * 3).max(Duration::from_millis(10)),
             silence_time_max: (trip * 10).max(election),
             drain_time_max: (trip * 3).max(Duration::from_millis(10)),
             backoff_min: Duration::from_millis(5),

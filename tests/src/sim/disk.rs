@@ -8,20 +8,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
 use fastrand::Rng;
+use synod_paxos::ReplicaId;
 use synod_wal::{Flush, SegmentId, Storage};
 
 use super::swarm::Tearing;
 
 const SECTOR_BYTES: usize = 512;
-
-/// What stopped.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Crash {
-    /// The process alone.
-    Process,
-    /// The machine: the device's cache is lost.
-    Power,
-}
 
 /// What lies in the device's cache only.
 struct Cached {
@@ -33,6 +25,8 @@ struct Cached {
 
 /// One replica's disk.
 pub(crate) struct Disk {
+    /// Whose directory is on it; `None`: it was wiped.
+    owner: Option<ReplicaId>,
     segment_bytes: u64,
     segments: BTreeMap<SegmentId, Vec<u8>>,
     /// Flushes under way, oldest first; one, unless the log was lied to.
@@ -40,12 +34,25 @@ pub(crate) struct Disk {
     /// The first of them is in the cache.
     written: bool,
     cached: Vec<Cached>,
+    /// Where the last synced flush is.
+    last: Option<(SegmentId, usize, usize)>,
 }
 
 impl Disk {
-    pub(crate) fn new(segment_bytes: u64) -> Disk {
+    pub(crate) fn new(owner: ReplicaId, segment_bytes: u64) -> Disk {
         let (segments, under_way) = (BTreeMap::new(), VecDeque::new());
-        Disk { segment_bytes, segments, under_way, written: false, cached: Vec::new() }
+        Disk { owner: Some(owner), segment_bytes, segments, under_way, written: false, cached: Vec::new(), last: None }
+    }
+
+    pub(crate) fn owner(&self) -> Option<ReplicaId> {
+        self.owner
+    }
+
+    /// An operator has emptied it.
+    pub(crate) fn wipe(&mut self) {
+        self.owner = None;
+        self.segments.clear();
+        self.cached.clear();
     }
 
     /// A segment of zeros, durable at once.
@@ -55,30 +62,46 @@ impl Disk {
         assert!(before.is_none(), "no segment is made twice");
     }
 
+    pub(crate) fn has_segment(&self, segment: SegmentId) -> bool {
+        self.segments.contains_key(&segment)
+    }
+
     /// Takes a flush to carry out. Whether it is the only one: else its turn comes later.
     pub(crate) fn begin(&mut self, flush: Flush) -> bool {
         self.under_way.push_back(flush);
         self.under_way.len() == 1
     }
 
-    /// The first flush is in the cache.
-    pub(crate) fn write(&mut self) {
+    /// The first flush is in the cache: all of it, unless the write is short and nobody looks.
+    pub(crate) fn write(&mut self, short: bool) {
         let flush = self.under_way.front().expect("something is being flushed");
         let segment = self.segments.get_mut(&flush.segment).expect("a flush goes to a segment that is ready");
-        let offset = flush.offset as usize;
-        let place = &mut segment[offset..offset + flush.length];
+        let (offset, length) = (flush.offset as usize, if short { flush.length / 2 } else { flush.length });
+        let place = &mut segment[offset..offset + length];
         self.cached.push(Cached { segment: flush.segment, offset, before: place.to_vec() });
-        place.copy_from_slice(&flush.buffer[..flush.length]);
+        place.copy_from_slice(&flush.buffer[..length]);
         self.written = true;
     }
 
-    /// The first flush, and all else in its segment, is durable.
-    pub(crate) fn sync_written(&mut self) -> Flush {
+    /// The first flush, and all else in its segment, is durable, unless the device lies.
+    pub(crate) fn sync_written(&mut self, lies: bool) -> Flush {
         assert!(self.written, "a flush is synced after it was written");
         self.written = false;
         let flush = self.under_way.pop_front().expect("it was written");
-        self.cached.retain(|cached| cached.segment != flush.segment);
+        if !lies {
+            self.cached.retain(|cached| cached.segment != flush.segment);
+        }
+        self.last = Some((flush.segment, flush.offset as usize, flush.length));
         flush
+    }
+
+    /// Takes what was durable last for a torn write, and cuts it off.
+    pub(crate) fn lose_last_frame(&mut self) {
+        if let Some((segment, offset, length)) = self.last.take()
+            && let Some(segment) = self.segments.get_mut(&segment)
+        {
+            segment[offset..offset + length].fill(0);
+        }
     }
 
     /// Whether a flush is under way.
@@ -86,8 +109,9 @@ impl Disk {
         !self.under_way.is_empty()
     }
 
-    /// Everything stops. Says how many bytes were torn: part of a flush is there and part is not.
-    pub(crate) fn crash(&mut self, crash: Crash, tearing: Tearing, random: &mut Rng) -> usize {
+    /// The process ends, and with it the machine if `power` is lost. Says how many bytes were torn: part of a flush is
+    /// there and part is not.
+    pub(crate) fn crash(&mut self, power: bool, tearing: Tearing, random: &mut Rng) -> usize {
         let mut torn = 0;
         let under_way = std::mem::take(&mut self.under_way);
         for flush in under_way.iter().skip(usize::from(self.written)) {
@@ -103,7 +127,7 @@ impl Disk {
             }
         }
         self.written = false;
-        if crash == Crash::Power {
+        if power {
             // The last written first, so that what was written twice goes back to what it was before both.
             for Cached { segment, offset, before } in std::mem::take(&mut self.cached).into_iter().rev() {
                 let segment = self.segments.get_mut(&segment).expect("segments stay");
@@ -134,12 +158,8 @@ impl Disk {
 
 /// Which sectors survive, last one first.
 fn survivors(tearing: Tearing, sectors: usize, random: &mut Rng) -> Vec<bool> {
-    let tearing = match tearing {
-        Tearing::Any => *random.choice(&[Tearing::Whole, Tearing::Prefix, Tearing::Sectors]).expect("there are three"),
-        one => one,
-    };
     match tearing {
-        Tearing::Whole | Tearing::Any => vec![random.bool(); sectors],
+        Tearing::Whole => vec![random.bool(); sectors],
         Tearing::Prefix => {
             let lost = random.usize(..=sectors);
             (0..sectors).map(|sector| sector >= lost).collect()

@@ -3,14 +3,17 @@
 //! Every change has a revision, which is its place in the one order, and every value that is written is written by one
 //! operation only. So the check needs no search (`machine.md`, section 10): a write took effect at its revision, exactly
 //! as asked; no operation that ended before another began has the higher revision; and what a read saw was there at
-//! some revision between the last one known when it began and the last one there when it ended.
+//! some revision between the last one known when it began and the last one there when it ended. Known is what an ended
+//! operation did, or the earliest revision that fits what it saw: so a read that saw a key gone, or a state since
+//! overwritten, binds all that begin later too, whoever answered it and by whatever means.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use synod_api::{Answer, Revision};
 
-use super::oracle::Change;
+use super::oracle::{Change, Oracle};
+use super::tally::Tally;
 use super::verdict::{Checker, Verdict, Violation, violation};
 
 /// What a client asked for, owned.
@@ -33,7 +36,19 @@ impl Ask {
         }
     }
 
-    fn value(&self) -> Option<&[u8]> {
+    fn kind(&self) -> &'static str {
+        match self {
+            Ask::Get { .. } => "get",
+            Ask::Put { .. } => "put",
+            Ask::Delete { .. } => "delete",
+            Ask::Swap { .. } => "compare and swap",
+            Ask::Create { .. } => "create file",
+            Ask::Write { .. } => "write file",
+            Ask::Read { .. } => "read file",
+        }
+    }
+
+    pub(crate) fn value(&self) -> Option<&[u8]> {
         match self {
             Ask::Put { value, .. } | Ask::Swap { value, .. } => Some(value),
             Ask::Create { contents, .. } | Ask::Write { contents, .. } => Some(contents),
@@ -60,13 +75,6 @@ impl fmt::Debug for Ask {
     }
 }
 
-/// How it ended, if not by an answer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Ending {
-    DidNotHappen,
-    Unknown,
-}
-
 /// A value's first part, which is all that tells it from others.
 fn without_filling(value: &[u8]) -> &[u8] {
     let length = value.iter().rposition(|byte| *byte != b'.').map_or(0, |last| last + 1);
@@ -85,6 +93,8 @@ pub(crate) struct History {
     acknowledged: BTreeSet<u64>,
     /// Values of writes that did not happen.
     refused: BTreeSet<Vec<u8>>,
+    /// Answers that were checked, by kind of operation.
+    pub(crate) checked: Tally,
     /// How far `changes` was read into `keys`.
     read: usize,
     keys: BTreeMap<Vec<u8>, Vec<State>>,
@@ -98,7 +108,7 @@ impl History {
 
     /// An operation that began at `floor` was answered.
     pub(crate) fn answered(&mut self, ask: &Ask, floor: u64, answer: &Answer, changes: &[Change]) -> Verdict {
-        self.catch_up(changes);
+        self.catch_up(changes)?;
         let told = match (ask, answer) {
             (Ask::Put { .. } | Ask::Write { .. }, Answer::Written { revision })
             | (Ask::Swap { .. }, Answer::Swapped { revision })
@@ -113,14 +123,14 @@ impl History {
                 let seen = |revision, state: &Option<Vec<u8>>| {
                     revision == *modified && state.as_deref() == Some(&value[..]) && created <= modified
                 };
-                self.saw(ask, floor, answer, seen).map(|()| *modified)
+                self.saw(ask, floor, answer, seen)
             }
             (
                 Ask::Get { .. } | Ask::Read { .. } | Ask::Delete { .. } | Ask::Write { .. },
                 Answer::Absent | Answer::NotThere,
             )
             | (Ask::Swap { expected: Some(_), .. }, Answer::Unequal { current: None }) => {
-                self.saw(ask, floor, answer, |_, state| state.is_none()).map(|()| 0)
+                self.saw(ask, floor, answer, |_, state| state.is_none())
             }
             (Ask::Swap { expected, .. }, Answer::Unequal { current: Some(current) }) => {
                 if expected.as_deref() == Some(&current[..]) {
@@ -129,17 +139,16 @@ impl History {
                         format!("{ask:?} found what it expected, and did not swap: {answer:?}"),
                     );
                 }
-                self.saw(ask, floor, answer, |_, state| state.as_deref() == Some(&current[..])).map(|()| 0)
+                self.saw(ask, floor, answer, |_, state| state.as_deref() == Some(&current[..]))
             }
             (Ask::Swap { expected, .. }, Answer::UnequalNotKept) => {
-                self.saw(ask, floor, answer, |_, state| state != expected).map(|()| 0)
+                self.saw(ask, floor, answer, |_, state| state != expected)
             }
-            (Ask::Create { .. }, Answer::Exists { .. }) => {
-                self.saw(ask, floor, answer, |_, state| state.is_some()).map(|()| 0)
-            }
+            (Ask::Create { .. }, Answer::Exists { .. }) => self.saw(ask, floor, answer, |_, state| state.is_some()),
             _ => violation(Checker::Answers, format!("{ask:?} was answered by {answer:?}")),
         }?;
         self.known = self.known.max(told);
+        self.checked.count(ask.kind());
         Ok(())
     }
 
@@ -163,15 +172,22 @@ impl History {
         Ok(revision)
     }
 
-    /// What was seen was there at some moment between `floor` and now.
-    fn saw(&self, ask: &Ask, floor: u64, answer: &Answer, seen: impl Fn(u64, &Option<Vec<u8>>) -> bool) -> Verdict {
+    /// What was seen was there at some moment between `floor` and now. Says from when on, at the earliest.
+    fn saw(
+        &self,
+        ask: &Ask,
+        floor: u64,
+        answer: &Answer,
+        seen: impl Fn(u64, &Option<Vec<u8>>) -> bool,
+    ) -> Result<u64, Violation> {
         let states = self.keys.get(ask.key()).map_or(&[][..], Vec::as_slice);
         let first = (0, None);
         let all = || std::iter::once(&first).chain(states);
         // Each lasts until the next.
         let ends = all().skip(1).map(|(revision, _)| *revision).chain([u64::MAX]);
-        if all().zip(ends).any(|((begin, state), end)| end > floor && seen(*begin, state)) {
-            return Ok(());
+        let fits = all().zip(ends).find(|((begin, state), end)| *end > floor && seen(*begin, state));
+        if let Some(((begin, _), _)) = fits {
+            return Ok(*begin);
         }
         violation(
             Checker::Linearizability,
@@ -181,39 +197,33 @@ impl History {
         )
     }
 
-    /// An operation ended without an answer.
-    pub(crate) fn ended(&mut self, ask: &Ask, ending: Ending) {
-        if let (Ending::DidNotHappen, Some(value)) = (ending, ask.value()) {
-            self.refused.insert(value.to_vec());
+    /// An operation was refused for certain: what it would have written must never be there.
+    pub(crate) fn did_not_happen(&mut self, ask: &Ask, oracle: &Oracle) -> Verdict {
+        let Some(value) = ask.value() else { return Ok(()) };
+        if oracle.was_written(value) {
+            return violation(
+                Checker::AcknowledgedWrites,
+                format!("{ask:?} happened, and its client is told that not"),
+            );
         }
+        self.refused.insert(value.to_vec());
+        Ok(())
     }
 
-    fn catch_up(&mut self, changes: &[Change]) {
+    /// The log has grown.
+    pub(crate) fn catch_up(&mut self, changes: &[Change]) -> Verdict {
         for change in &changes[self.read..] {
+            if let Some(value) = &change.value
+                && self.refused.contains(value)
+            {
+                let (value, revision) = (value.escape_ascii(), change.revision);
+                let what =
+                    format!("the write of {value} happened at revision {revision}, its client was told that not");
+                return violation(Checker::AcknowledgedWrites, what);
+            }
             self.keys.entry(change.key.clone()).or_default().push((change.revision, change.value.clone()));
         }
         self.read = changes.len();
-    }
-
-    /// At the end: nothing happened twice, and nothing that was told not to have happened did.
-    pub(crate) fn check_all(&self, changes: &[Change]) -> Verdict {
-        let mut values = BTreeSet::new();
-        for change in changes {
-            let Some(value) = &change.value else { continue };
-            let revision = change.revision;
-            if !values.insert(value) {
-                let what =
-                    format!("the write of {:?} happened twice, again at {revision}", value.escape_ascii().to_string());
-                return violation(Checker::AcknowledgedWrites, what);
-            }
-            if self.refused.contains(value) {
-                let what = format!(
-                    "the write of {:?} happened at revision {revision}, and its client was told that it did not",
-                    value.escape_ascii().to_string()
-                );
-                return violation(Checker::AcknowledgedWrites, what);
-            }
-        }
         Ok(())
     }
 

@@ -3,20 +3,27 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use fastrand::Rng;
+use synod_api::{Command, Operation, Sequence, SessionId};
 use synod_cell::Cell;
 use synod_node::codec;
 use synod_node::engine::{Caller, Engine, LogRead, Outlet, Start};
 use synod_node::start::Replay;
 use synod_paxos::{
-    Ballot, Configuration, HardState, Incarnation, Instant, Message, Record, Recovered, ReplicaId, Settings, Slot,
+    Ballot, Configuration, Configurations, HardState, Incarnation, Instant, Message, Record, Recovered, ReplicaId,
+    Settings, Slot, StateMachine,
 };
 use synod_wal::frame::{FRAME_HEADER_BYTES, FrameHeader};
 use synod_wal::record::RECORD_HEADER_BYTES;
-use synod_wal::{CellId, Flush, Identity, Location, Log, SegmentId, StartId, read_record};
+use synod_wal::{CellId, Flush, Identity, Location, Log, SegmentId, StartId, Tail, read_record};
 
-use super::disk::{Crash, Disk};
+use super::clocks::Clock;
+use super::disk::Disk;
+use super::operators::Wish;
+use super::operators::may_start;
 use super::oracle::{Asked, Oracle};
-use super::swarm::Swarm;
+use super::planted::Bug;
+use super::swarm::{Swarm, Tearing};
 use super::verdict::{Checker, Verdict, Violation, violation};
 
 /// What waits for a replica's next turn.
@@ -37,6 +44,8 @@ pub(crate) enum Input {
     Flushed(Flush),
     SegmentReady(SegmentId),
     LogRead(LogRead),
+    /// An operator's.
+    Wish(Wish),
 }
 
 /// What an engine asked for during one call.
@@ -70,11 +79,36 @@ impl Outlet for Wishes {
     fn read_log(&mut self, read: LogRead) {
         self.reads.push(read);
     }
+
+    /// Everybody here is reached by number.
+    fn reconfigure(&mut self, _: &Configurations) {}
+}
+
+/// How a replica's process ends.
+#[derive(Clone, Debug)]
+pub(crate) struct Crash {
+    /// With its machine: the device's cache is lost.
+    pub(crate) power: bool,
+    pub(crate) tearing: Tearing,
+    /// How long it stays down; `None`: somebody else starts it.
+    pub(crate) down: Option<u64>,
+    /// For what is torn, and what else is lost with it.
+    pub(crate) random: Rng,
+}
+
+/// What became of a start.
+pub(crate) enum Started {
+    Up(Tail),
+    /// It must not run on this directory, and said why.
+    Refused(String),
 }
 
 /// A replica and its machine.
 pub(crate) struct Node {
     pub(crate) id: ReplicaId,
+    pub(crate) clock: Clock,
+    /// It was never a member, and never started.
+    pub(crate) is_spare: bool,
     /// Counts its starts.
     pub(crate) life: u64,
     /// `None` while it is down.
@@ -84,10 +118,20 @@ pub(crate) struct Node {
     pub(crate) turn_due: bool,
     /// The earliest wake-up that is under way.
     pub(crate) wake_at: u64,
-    /// When the log gets its mark, if nothing else happens (rule L4).
+    /// When the log gets its mark, if nothing else happens (rule L4). On its own clock.
     pub(crate) mark_at: Option<u64>,
     /// The process stands still until then.
     pub(crate) paused_until: u64,
+    /// It is to be stopped for so long in the middle of its next turn.
+    pub(crate) pause_in_turn: Option<u64>,
+    /// It was stopped in the middle of a turn: what its clock had shown, and how much of the inbox it had taken.
+    pub(crate) caught: Option<(u64, usize)>,
+    /// The whole machine stands still until then.
+    pub(crate) suspended_until: u64,
+    /// The disk does nothing until then.
+    pub(crate) stalled_until: u64,
+    /// By fault: how many times as long the disk takes.
+    pub(crate) slow: BTreeMap<usize, u64>,
     pub(crate) preparing: Option<SegmentId>,
     /// It crashes in the middle of its next flush.
     pub(crate) doomed: Option<Crash>,
@@ -95,28 +139,26 @@ pub(crate) struct Node {
     pub(crate) asked: BTreeMap<(u64, u64), Asked>,
     pub(crate) applied: Slot,
     pub(crate) promised: Ballot,
+    /// It was a coordinator after its last turn.
+    pub(crate) leads: bool,
 }
 
 const INCARNATION: Incarnation = Incarnation(1);
 
 impl Node {
     /// A replica that has never started: its log has its first hard state.
-    pub(crate) fn new(id: ReplicaId, swarm: &Swarm, start: StartId) -> Node {
-        let mut disk = Disk::new(swarm.segment_bytes);
+    pub(crate) fn new(id: ReplicaId, swarm: &Swarm, start: StartId, clock: Clock) -> Node {
+        let mut disk = Disk::new(id, swarm.segment_bytes);
         let mut log = synod_wal::create(log_settings(swarm), identity(id, start));
         let first = log.wants_segment().expect("an empty log wants its first segment");
         disk.make_segment(first);
         log.segment_ready(first);
-        let hard_state = HardState {
-            promised: Ballot::NONE,
-            incarnation: INCARNATION,
-            configuration: configuration(swarm),
-            cut: Slot::NONE,
-        };
-        codec::append_record(&mut log, &Record::HardState(hard_state));
+        codec::append_record(&mut log, &Record::HardState(hard_state(swarm)));
         flush_all(&mut log, &mut disk);
         Node {
             id,
+            clock,
+            is_spare: id.0 > swarm.replicas,
             life: 0,
             engine: None,
             disk,
@@ -125,11 +167,17 @@ impl Node {
             wake_at: u64::MAX,
             mark_at: None,
             paused_until: 0,
+            pause_in_turn: None,
+            caught: None,
+            suspended_until: 0,
+            stalled_until: 0,
+            slow: BTreeMap::new(),
             preparing: None,
             doomed: None,
             asked: BTreeMap::new(),
             applied: Slot::NONE,
             promised: Ballot::NONE,
+            leads: false,
         }
     }
 
@@ -139,9 +187,33 @@ impl Node {
         now: u64,
         swarm: &Swarm,
         seeds: (u64, u64),
-        forget_promise: bool,
+        bug: Option<Bug>,
         oracle: &mut Oracle,
-    ) -> Result<synod_wal::Tail, Violation> {
+    ) -> Result<Started, Violation> {
+        let right = may_start(self.id, self.disk.owner());
+        let started = self.try_start(now, swarm, seeds, bug, right.then_some(oracle))?;
+        match (&started, right, self.disk.owner()) {
+            (Started::Up(_), true, _) | (Started::Refused(_), false, _) => Ok(started),
+            (Started::Refused(why), true, _) => {
+                let what = format!("after a mere crash replica {} does not start: {why}", self.id);
+                violation(Checker::Recovery, what)
+            }
+            (Started::Up(_), false, owner) => {
+                let what = format!("replica {} runs on the directory of {owner:?}, not on its own", self.id);
+                violation(Checker::Recovery, what)
+            }
+        }
+    }
+
+    /// `oracle` is told of what is found on the disk, if it is this replica's own.
+    fn try_start(
+        &mut self,
+        now: u64,
+        swarm: &Swarm,
+        seeds: (u64, u64),
+        bug: Option<Bug>,
+        oracle: Option<&mut Oracle>,
+    ) -> Result<Started, Violation> {
         let (start, seed) = seeds;
         let mut replay = Replay::new();
         let mut found = Vec::new();
@@ -149,37 +221,52 @@ impl Node {
             replay.take_raw(&record);
             found.push(codec::decode_record(record.kind, record.slot, record.ballot, record.payload));
         };
-        let identity = identity(self.id, StartId(start));
+        let mut identity = identity(self.id, StartId(start));
+        if let (Some(Bug::L1WrongDirectoryVotes), Some(owner)) = (bug, self.disk.owner()) {
+            identity.replica = synod_wal::ReplicaId(owner.0);
+        }
+        if bug == Some(Bug::L5CutsDamagedMiddle) {
+            self.disk.lose_last_frame();
+        }
         let recovered = synod_wal::recover(&mut self.disk, log_settings(swarm), &identity, &mut on_record);
-        let failed = |why: String| {
-            violation(Checker::Recovery, format!("after a mere crash replica {} does not start: {why}", self.id))
-        };
+        let refused = |why: String| Ok(Started::Refused(why));
         let recovered = match recovered {
             Ok(recovered) => recovered,
-            Err(error) => return failed(error.to_string()),
+            Err(error) => return refused(error.to_string()),
         };
-        for record in found {
-            match record {
-                Ok(record) => oracle.durable(self.id, record)?,
-                Err(error) => return failed(error.to_string()),
+        let found = match found.into_iter().collect::<Result<Vec<_>, _>>() {
+            Ok(found) => found,
+            Err(error) => return refused(error.to_string()),
+        };
+        let (hard, mut protocol, mut cell) = match replay.finish() {
+            Ok(Some(finished)) => finished,
+            Ok(None) if bug == Some(Bug::P12WipedReplicaVotes) => {
+                (hard_state(swarm), Recovered::nothing(configuration(swarm)), Cell::new())
             }
-        }
-        let (hard, mut protocol, cell) = match replay.finish() {
-            Ok(finished) => finished,
-            Err(error) => return failed(error.to_string()),
+            // The node reads as much from the identity that is missing beside it.
+            Ok(None) => return refused("its log has no hard state".to_owned()),
+            Err(error) => return refused(error.to_string()),
         };
-        let Some(hard) = hard else { return failed("its log has no hard state".to_owned()) };
-        if forget_promise {
-            let accepted = protocol.accepted.values().map(|(ballot, _)| *ballot).max();
-            protocol.promised = accepted.unwrap_or(Ballot::NONE);
+        match bug {
+            Some(Bug::P2ForgetsPromise) => {
+                let accepted = protocol.accepted.values().map(|(ballot, _)| *ballot).max();
+                protocol.promised = accepted.unwrap_or(Ballot::NONE);
+            }
+            Some(Bug::P2ForgetsAcceptances) => protocol.accepted.clear(),
+            Some(Bug::P14RottenRow) => cell.apply(protocol.chosen, &open_session(), &mut Vec::new()),
+            _ => {}
         }
-        self.check_recovered(&protocol, &cell, oracle)?;
-        let mut settings = Settings::new(self.id, hard.incarnation, hard.configuration, seed);
+        if let Some(oracle) = oracle {
+            oracle.recovered(self.id, found)?;
+            self.check_recovered(&protocol, &cell, oracle)?;
+        }
+        let mut settings = Settings::new(self.id, hard.incarnation, seed);
         settings.window = swarm.window;
         settings.heartbeat = swarm.heartbeat;
         settings.election_timeout = swarm.election_timeout;
-        let members = settings.configuration.members();
-        let client_addresses = members.iter().map(|id| (*id, address(*id))).collect();
+        settings.boost_slots_min = swarm.boost_slots_min;
+        settings.boost_time_min = swarm.boost_time_min;
+        let client_addresses = (1..=swarm.machines).map(|id| (ReplicaId(id), address(ReplicaId(id)))).collect();
         let start = Start {
             settings,
             recovered: protocol,
@@ -188,17 +275,23 @@ impl Node {
             client_addresses,
             gather_time_max: swarm.gather_max,
         };
-        self.engine = Some(Box::new(Engine::new(start, Instant(now))));
+        self.engine = Some(Box::new(Engine::new(start, Instant(self.clock.at(now)))));
         self.life += 1;
         self.wake_at = u64::MAX;
-        Ok(recovered.tail)
+        Ok(Started::Up(recovered.tail))
     }
 
     fn check_recovered(&mut self, protocol: &Recovered, cell: &Cell, oracle: &Oracle) -> Verdict {
-        oracle.holds(self.id, protocol.promised)?;
+        oracle.acceptors.holds(self.id, protocol)?;
         oracle.applied(self.id, protocol.chosen, cell)?;
         (self.promised, self.applied) = (protocol.promised, protocol.chosen);
         Ok(())
+    }
+
+    /// When it wants to do something, in true time. `None`: it is down.
+    pub(crate) fn deadline(&self) -> Option<u64> {
+        let engine = self.engine.as_ref()?;
+        Some(self.clock.when(engine.deadline().0.min(self.mark_at.unwrap_or(u64::MAX))))
     }
 
     /// After each call of the engine: what can be seen of it from outside.
@@ -209,6 +302,10 @@ impl Node {
             return violation(Checker::Promises, what);
         }
         self.promised = promised;
+        if chosen < self.applied {
+            let what = format!("replica {} had applied slot {}, and now says {chosen}", self.id, self.applied);
+            return violation(Checker::InOrderApply, what);
+        }
         if chosen > self.applied {
             self.applied = chosen;
             oracle.applied(self.id, chosen, engine.cell())?;
@@ -221,9 +318,24 @@ pub(crate) fn address(replica: ReplicaId) -> String {
     format!("replica-{replica}")
 }
 
-fn configuration(swarm: &Swarm) -> Configuration {
-    let members = (1..=swarm.replicas).map(ReplicaId).collect();
-    Configuration::new(members, swarm.horizon).expect("a sound configuration")
+/// What a replica has before its first start.
+fn hard_state(swarm: &Swarm) -> HardState {
+    let configurations = Configurations::first(configuration(swarm));
+    HardState { promised: Ballot::NONE, incarnation: INCARNATION, configurations, cut: Slot::NONE }
+}
+
+/// Who keeps the cell in the beginning.
+pub(crate) fn configuration(swarm: &Swarm) -> Configuration {
+    let members = (1..=swarm.replicas).map(ReplicaId);
+    Configuration::of_voters(members, swarm.horizon, swarm.lease).expect("a sound configuration")
+}
+
+/// A command that needs no session.
+fn open_session() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let (session, sequence) = (SessionId::NONE, Sequence(0));
+    Command { session, sequence, unanswered_from: sequence, operation: Operation::OpenSession }.encode(&mut bytes);
+    bytes
 }
 
 fn identity(replica: ReplicaId, start: StartId) -> Identity {
@@ -233,8 +345,8 @@ fn identity(replica: ReplicaId, start: StartId) -> Identity {
 
 fn log_settings(swarm: &Swarm) -> synod_wal::Settings {
     let segment_bytes = swarm.segment_bytes;
-    // Nothing cuts a log before there are snapshots, so it must never be full.
-    let log_bytes_max = segment_bytes << 20;
+    // Nothing cuts a log before there are snapshots: where it is not meant to be full, it must never be.
+    let log_bytes_max = swarm.segments_max.map_or(segment_bytes << 20, |segments| segments * segment_bytes);
     let settings = synod_wal::Settings { segment_bytes, log_bytes_max, frame_bytes_max: swarm.frame_bytes_max };
     settings.validate().expect("the swarm draws sound sizes")
 }
@@ -242,18 +354,21 @@ fn log_settings(swarm: &Swarm) -> synod_wal::Settings {
 fn flush_all(log: &mut Log, disk: &mut Disk) {
     while let Some(flush) = log.seal() {
         disk.begin(flush);
-        disk.write();
-        log.flushed(disk.sync_written().buffer);
+        disk.write(false);
+        log.flushed(disk.sync_written(false).buffer);
     }
 }
 
-/// The records in the bytes of one flush, read as a stranger would read them.
+/// The records in the bytes that one flush has left on the disk, read as a stranger would read them: up to the first
+/// that is damaged.
 pub(crate) fn records_in(bytes: &[u8], segment: SegmentId, offset: u64) -> Vec<Record> {
-    let (header, _) = FrameHeader::decode(bytes).expect("a flush begins with a frame's header");
-    assert_eq!((header.segment, header.offset), (segment, offset), "a frame says where it is");
+    let mut records = Vec::new();
+    let Ok((header, _)) = FrameHeader::decode(bytes) else { return records };
+    if (header.segment, header.offset) != (segment, offset) {
+        return records;
+    }
     let end = FRAME_HEADER_BYTES + header.payload_bytes as usize;
     let mut at = FRAME_HEADER_BYTES;
-    let mut records = Vec::new();
     while at < end {
         let head = &bytes[at..at + RECORD_HEADER_BYTES];
         let payload = u32::from_le_bytes([head[4], head[5], head[6], 0]);
@@ -261,11 +376,12 @@ pub(crate) fn records_in(bytes: &[u8], segment: SegmentId, offset: u64) -> Vec<R
         let length = RECORD_HEADER_BYTES as u32 + payload;
         // Offsets are taken within the flush: it begins at a block.
         let location = Location { segment, offset: at as u64, length };
-        let blocks = &bytes[location.blocks().0 as usize..];
-        let record = read_record(blocks, location, slot).expect("what was flushed is sound");
+        let (first, length) = (location.blocks().0 as usize, length as usize);
+        let Some(blocks) = bytes.get(first..).filter(|_| at + length <= bytes.len()) else { break };
+        let Ok(record) = read_record(blocks, location, slot) else { break };
         let record = codec::decode_record(record.kind, record.slot, record.ballot, record.payload);
         records.push(record.expect("what was appended can be read"));
-        at += (length as usize).next_multiple_of(RECORD_HEADER_BYTES);
+        at += length.next_multiple_of(RECORD_HEADER_BYTES);
     }
     records
 }

@@ -2,21 +2,25 @@
 //!
 //! What is *chosen* it decides by the definition alone: a value is chosen at a slot once a majority has it accepted
 //! under one ballot **on its disk**, as read from the bytes that were flushed. A copy of the state machine follows these
-//! values, and every replica is held against it.
+//! values, and every replica is held against it. What single disks hold and single replicas have told is the business of
+//! `acceptors`.
 //!
 //! | checker | what it says |
 //! |---|---|
-//! | agreement | one value a slot, one value a ballot and slot; later ballots propose what is chosen; replicas apply only what is chosen, and come to the same database |
-//! | promises | what a replica has told others it never falls back behind, restarts included; promises tell all that was accepted |
-//! | durable before told | a promise, an acknowledgement, a propose leaves only when a crash would no longer forget it |
+//! | agreement | one value a slot, one value a ballot and slot; later ballots propose what is chosen; replicas apply only what is chosen |
+//! | in-order apply | a replica's database at a slot is what the log up to there makes of it |
+//! | at most once | no write is applied twice |
 //! | answers | what a client is told is what the state machine answers at the slot where its command is chosen, each time it is told |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use synod_api::{Answer, Command, Operation};
+use synod_api::{Answer, Command, Mastership, Operation, Refusal};
 use synod_cell::Cell;
-use synod_paxos::{AcceptedSlot, Ballot, Batch, Message, Record, ReplicaId, Slot, StateMachine};
+use synod_paxos::{
+    AcceptedSlot, Ballot, Batch, Configuration, Message, Record, ReplicaId, ReplicaSet, Slot, StateMachine,
+};
 
+use super::acceptors::Acceptors;
 use super::verdict::{Checker, Verdict, violation};
 
 /// What one change of the database did.
@@ -54,22 +58,13 @@ impl Fingerprint {
 
 struct Proposal {
     batch: Batch,
-    /// Whose disks have it, as bits.
-    accepted_by: u64,
+    /// Whose disks have it.
+    accepted_by: ReplicaSet,
 }
 
 struct Chosen {
     ballot: Ballot,
     batch: Batch,
-}
-
-/// What a replica's disk would say after a crash in this moment, at the least; and what the replica has told.
-#[derive(Default)]
-struct Disk {
-    promised: Option<Ballot>,
-    /// The highest ballot accepted, a slot. Slots that are chosen stay: it must not vanish there either.
-    accepted: BTreeMap<Slot, Ballot>,
-    told: Option<Ballot>,
 }
 
 /// What a client asked, as far as the answer can be checked by it.
@@ -102,8 +97,9 @@ impl Asked {
 
 /// See the module.
 pub(crate) struct Oracle {
-    majority: usize,
-    disks: Vec<Disk>,
+    /// The configurations so far, each with the first slot that it governs (P6).
+    configurations: Vec<(Slot, Configuration)>,
+    pub(crate) acceptors: Acceptors,
     /// By slot and ballot: all that was proposed.
     proposals: BTreeMap<(Slot, Ballot), Proposal>,
     /// Which life of which replica uses a ballot.
@@ -120,15 +116,17 @@ pub(crate) struct Oracle {
     sessions: BTreeMap<u64, u32>,
     /// By revision.
     pub(crate) changes: Vec<Change>,
+    /// Values that were written: each by one operation, so each once.
+    written: BTreeSet<Vec<u8>>,
 }
 
 impl Oracle {
-    pub(crate) fn new(replicas: u16) -> Oracle {
+    pub(crate) fn new(replicas: u16, configuration: Configuration) -> Oracle {
         let cell = Cell::new();
         let fingerprints = vec![Fingerprint::of(&cell, Slot::NONE)];
         Oracle {
-            majority: usize::from(replicas) / 2 + 1,
-            disks: (0..replicas).map(|_| Disk::default()).collect(),
+            configurations: vec![(Slot(1), configuration)],
+            acceptors: Acceptors::new(replicas),
             proposals: BTreeMap::new(),
             coordinators: BTreeMap::new(),
             chosen: Vec::new(),
@@ -138,6 +136,7 @@ impl Oracle {
             answers: BTreeMap::new(),
             sessions: BTreeMap::new(),
             changes: Vec::new(),
+            written: BTreeSet::new(),
         }
     }
 
@@ -155,27 +154,27 @@ impl Oracle {
         self.chosen.get(place).or_else(|| self.early.get(&slot))
     }
 
-    fn disk(&mut self, replica: ReplicaId) -> &mut Disk {
-        &mut self.disks[usize::from(replica.0) - 1]
+    /// What a replica found on its disk after a crash: all that was durable, at the least.
+    pub(crate) fn recovered(&mut self, replica: ReplicaId, records: Vec<Record>) -> Verdict {
+        self.acceptors.recovered(replica, &records)?;
+        records.into_iter().try_for_each(|record| self.on_disk(replica, record))
     }
 
-    /// A record reached the disk, or was found there after a crash.
+    /// A record has become durable.
     pub(crate) fn durable(&mut self, replica: ReplicaId, record: Record) -> Verdict {
+        self.acceptors.durable(replica, &record)?;
+        self.on_disk(replica, record)
+    }
+
+    fn on_disk(&mut self, replica: ReplicaId, record: Record) -> Verdict {
         match record {
-            Record::HardState(state) => {
-                let disk = self.disk(replica);
-                disk.promised = disk.promised.max(Some(state.promised));
-                Ok(())
-            }
+            Record::HardState(_) => Ok(()),
             Record::Accepted { slot, ballot, chosen: _, batch } => {
-                let disk = self.disk(replica);
-                disk.promised = disk.promised.max(Some(ballot));
-                let accepted = disk.accepted.entry(slot).or_insert(ballot);
-                *accepted = ballot.max(*accepted);
                 self.proposed(slot, ballot, &batch, &format!("the disk of replica {replica}"))?;
                 let proposal = self.proposals.get_mut(&(slot, ballot)).expect("just noted");
-                proposal.accepted_by |= 1 << replica.0;
-                if proposal.accepted_by.count_ones() as usize >= self.majority {
+                proposal.accepted_by.insert(replica);
+                let accepted_by = proposal.accepted_by;
+                if self.governing(slot).is_majority(accepted_by) {
                     self.choose(slot, ballot, batch)?;
                 }
                 Ok(())
@@ -213,8 +212,10 @@ impl Oracle {
                 ),
             );
         }
-        let noted =
-            self.proposals.entry((slot, ballot)).or_insert_with(|| Proposal { batch: batch.clone(), accepted_by: 0 });
+        let noted = self
+            .proposals
+            .entry((slot, ballot))
+            .or_insert_with(|| Proposal { batch: batch.clone(), accepted_by: ReplicaSet::default() });
         if noted.batch != *batch {
             return violation(
                 Checker::Agreement,
@@ -240,18 +241,50 @@ impl Oracle {
         self.early.insert(slot, Chosen { ballot, batch });
         while let Some(next) = self.early.remove(&self.upto().next()) {
             let slot = self.upto().next();
-            self.apply(slot, &next.batch);
+            self.apply(slot, &next.batch)?;
             self.chosen.push(next);
             self.fingerprints.push(Fingerprint::of(&self.cell, slot));
         }
         Ok(())
     }
 
-    fn apply(&mut self, slot: Slot, batch: &Batch) {
+    /// Who decides on this slot: a change decided at slot i governs from i + horizon on (P6).
+    pub(crate) fn governing(&self, slot: Slot) -> &Configuration {
+        let (_, configuration) =
+            self.configurations.iter().rev().find(|(from, _)| *from <= slot).expect("the first governs from slot 1");
+        configuration
+    }
+
+    /// A change that was made for a configuration which is in force no more, or before the last change was, is void.
+    fn reconfigure(&mut self, slot: Slot, batch: &Batch) {
+        let (since, latest) = self.configurations.last().expect("there is the first");
+        let Some((base, configuration)) = batch.as_change() else { return };
+        if base == *since && slot.next() >= *since {
+            let from = slot.plus(latest.horizon());
+            self.configurations.push((from, configuration));
+        }
+    }
+
+    fn apply(&mut self, slot: Slot, batch: &Batch) -> Verdict {
+        self.reconfigure(slot, batch);
+        let mut is_outdated = false;
         for bytes in batch.commands() {
             let mut told = Vec::new();
             let before = self.cell.store().revision();
+            let epoch = self.cell.epoch();
             self.cell.apply(slot, bytes, &mut told);
+            if let Some(word) = Mastership::decode(bytes) {
+                is_outdated = matches!(word, Mastership::Stamp(stamped) if stamped != epoch);
+                continue;
+            }
+            if is_outdated != (Answer::decode_borrowed(&told) == Ok(Answer::Refused(Refusal::MasterChanged))) {
+                let what =
+                    format!("at slot {slot}, in {epoch:?}, a command is applied that came to another mastership");
+                return violation(Checker::Epochs, what);
+            }
+            if is_outdated {
+                continue;
+            }
             let command = Command::decode(bytes).expect("clients send sound commands");
             let revision = self.cell.store().revision();
             if revision > before {
@@ -268,6 +301,13 @@ impl Oracle {
                     | Operation::ReadFile { .. } => unreachable!("these change no versioned row"),
                 };
                 let (key, value) = (key.to_vec(), value.map(<[u8]>::to_vec));
+                if let Some(value) = &value
+                    && !self.written.insert(value.clone())
+                {
+                    let value = value.escape_ascii();
+                    let what = format!("the write of {value} is applied twice, again at slot {slot}, {revision:?}");
+                    return violation(Checker::AtMostOnce, what);
+                }
                 self.changes.push(Change { revision: revision.0, key, value });
             }
             match Asked::of(bytes) {
@@ -283,48 +323,39 @@ impl Oracle {
                 Asked::Read => {}
             }
         }
+        Ok(())
+    }
+
+    /// Whether this value is in the log.
+    pub(crate) fn was_written(&self, value: &[u8]) -> bool {
+        self.written.contains(value)
     }
 
     /// A message leaves a replica for another.
     pub(crate) fn sent(&mut self, from: ReplicaId, life: u64, message: &Message) -> Verdict {
-        let who = format_args!("replica {from}");
         match message {
-            Message::Propose { ballot } => {
+            Message::Propose { ballot, .. } => {
                 self.own_ballot(from, life, *ballot)?;
-                let promised = self.disk(from).promised;
-                if promised < Some(*ballot) {
-                    return violation(
-                        Checker::DurableBeforeTold,
-                        format!("{who} proposes ballot {ballot}, but its disk has promised {promised:?} only (P1)"),
-                    );
-                }
-                Ok(())
+                self.acceptors.proposes(from, *ballot)
             }
             Message::Promise { ballot, chosen, accepted, .. } => self.promised(from, *ballot, *chosen, accepted),
             Message::Accept { ballot, slot, batch, .. } => {
                 self.own_ballot(from, life, *ballot)?;
                 self.proposed(*slot, *ballot, batch, &format!("an accept of replica {from}"))
             }
-            Message::Acknowledge { ballot, slot } => {
-                let disk = self.disk(from);
-                if disk.accepted.get(slot) < Some(ballot) {
-                    return violation(
-                        Checker::DurableBeforeTold,
-                        format!("{who} acknowledges slot {slot} under ballot {ballot}, which its disk does not have"),
-                    );
-                }
-                self.tells(from, *ballot, "acknowledges")
-            }
+            Message::Acknowledge { ballot, slot } => self.acceptors.acknowledges(from, *ballot, *slot),
             Message::Entries { first, batches, .. } => {
                 for (slot, batch) in (first.0..).zip(batches) {
                     self.told_chosen(Slot(slot), batch, &format!("an entry of replica {from}"))?;
                 }
                 Ok(())
             }
-            Message::Commit { ballot, chosen } => {
+            Message::Commit { ballot, chosen, .. } => {
                 self.own_ballot(from, life, *ballot)?;
                 self.known_chosen(from, *chosen)
             }
+            Message::Release { ballot } | Message::TakeOver { ballot } => self.own_ballot(from, life, *ballot),
+            Message::Probe { chosen } | Message::ProbeAnswer { chosen, .. } => self.known_chosen(from, *chosen),
             Message::Reject { .. } | Message::Fetch { .. } => Ok(()),
         }
     }
@@ -342,48 +373,11 @@ impl Oracle {
     }
 
     fn promised(&mut self, from: ReplicaId, ballot: Ballot, chosen: Slot, reported: &[AcceptedSlot]) -> Verdict {
-        let disk = self.disk(from);
-        if disk.promised < Some(ballot) {
-            let what = format!("replica {from} promises ballot {ballot}, its disk has promised {:?}", disk.promised);
-            return violation(Checker::DurableBeforeTold, what);
-        }
-        for (slot, accepted) in disk.accepted.range(chosen.next()..).filter(|(_, accepted)| **accepted < ballot) {
-            let told = reported.iter().find(|reported| reported.slot == *slot).map(|reported| reported.ballot);
-            if told < Some(*accepted) {
-                return violation(
-                    Checker::Promises,
-                    format!(
-                        "replica {from} has accepted slot {slot} under ballot {accepted}, and promises ballot {ballot} \
-                         telling of {told:?} there"
-                    ),
-                );
-            }
-        }
+        self.acceptors.promises(from, ballot, chosen, reported)?;
         for AcceptedSlot { slot, ballot, batch } in reported {
             self.proposed(*slot, *ballot, batch, &format!("a promise of replica {from}"))?;
         }
-        self.known_chosen(from, chosen)?;
-        self.tells(from, ballot, "promises")
-    }
-
-    fn tells(&mut self, from: ReplicaId, ballot: Ballot, what: &str) -> Verdict {
-        let disk = self.disk(from);
-        if disk.told > Some(ballot) {
-            let what = format!("replica {from} {what} ballot {ballot}, having told others of {:?}", disk.told);
-            return violation(Checker::Promises, what);
-        }
-        disk.told = Some(ballot);
-        Ok(())
-    }
-
-    /// What a replica has promised now, at any time and right after it recovered.
-    pub(crate) fn holds(&self, replica: ReplicaId, promised: Ballot) -> Verdict {
-        let told = self.disks[usize::from(replica.0) - 1].told;
-        if told > Some(promised) {
-            let what = format!("replica {replica} has promised {promised}, and has told others of {told:?}");
-            return violation(Checker::Promises, what);
-        }
-        Ok(())
+        self.known_chosen(from, chosen)
     }
 
     fn known_chosen(&self, replica: ReplicaId, slot: Slot) -> Verdict {
@@ -404,7 +398,7 @@ impl Oracle {
         let (own, right) = (Fingerprint::of(cell, slot), self.fingerprints[place]);
         if own != right {
             let what = format!("at slot {slot} replica {replica} has another database: {own:?}, right is {right:?}");
-            return violation(Checker::Agreement, what);
+            return violation(Checker::InOrderApply, what);
         }
         Ok(())
     }

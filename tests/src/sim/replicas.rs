@@ -1,18 +1,23 @@
 //! What happens to replicas: messages, turns, flushes.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use synod_api::{FrameKind, limits};
 use synod_net::FrameId;
 use synod_net::frame::append_frame;
 use synod_node::codec::{self, EncodedMessage};
 use synod_node::engine::{Caller, Engine, LogRead};
-use synod_paxos::{Instant, Message, Slot};
+use synod_paxos::{Instant, Message, Role};
 use synod_ring::AlignedBuffer;
 use synod_wal::{Flush, SegmentId};
 
-use super::Planted;
+use super::faults::Kind;
+use super::leases;
 use super::node::{Input, Wishes, records_in};
 use super::oracle::Asked;
+use super::planted::Bug;
+use super::sabotage;
 use super::swarm::{MILLISECOND, around};
 use super::verdict::Verdict;
 use super::world::{Event, World};
@@ -23,7 +28,9 @@ const IDLE_BEAT: u64 = 100 * MILLISECOND;
 impl World {
     /// A message arrives.
     pub(crate) fn message(&mut self, from: usize, to: usize, kind: u8, bytes: Bytes) {
-        if self.nodes[to].engine.is_some() {
+        if self.nodes[to].suspended_until > self.now {
+            self.counts.messages_lost += 1;
+        } else if self.nodes[to].engine.is_some() {
             let from = self.nodes[from].id;
             self.input(to, Input::Message { from, kind, bytes });
         }
@@ -58,7 +65,7 @@ impl World {
         if node.wake_at == self.now {
             node.wake_at = u64::MAX;
         }
-        let deadline = node.engine.as_ref().expect("it is alive").deadline().0.min(node.mark_at.unwrap_or(u64::MAX));
+        let deadline = node.deadline().expect("it is alive");
         if self.now >= deadline {
             self.due(index);
         } else {
@@ -86,28 +93,64 @@ impl World {
             self.due(index);
             return Ok(());
         }
+        if let Some(length) = node.pause_in_turn.take() {
+            // It has read its clock and taken what had come. All that follows, it does later.
+            node.caught = Some((node.clock.at(self.now), node.inbox.len()));
+            node.paused_until = self.now + length;
+            self.due(index);
+            return Ok(());
+        }
         let mut engine = node.engine.take().expect("it is alive");
         let verdict = self.turn_of(index, &mut engine);
-        self.nodes[index].engine = Some(engine);
-        verdict
+        let (full, exhausted) = (engine.refuses_writes(), engine.log().is_exhausted());
+        let node = &mut self.nodes[index];
+        node.engine = Some(engine);
+        let deadline = node.deadline().expect("it was put back");
+        if !node.inbox.is_empty() {
+            self.due(index);
+        }
+        self.wake_by(index, deadline);
+        verdict?;
+        let up = self.nodes.iter().filter_map(|node| Some((node.id, &node.clock, node.engine.as_deref()?)));
+        leases::disjoint(self.now, up)?;
+        if full && self.injected.of(Kind::FullDisk.name()) == 0 {
+            self.injected.count(Kind::FullDisk.name());
+            self.trace.turn(self.now, || format!("the log of replica {} is full", index + 1));
+        }
+        if exhausted {
+            // As in the node: without room for as much as a promise the process ends. It would do so again.
+            assert!(self.swarm.segments_max.is_some(), "this log was meant to have room");
+            self.stop(index, 0);
+        }
+        Ok(())
     }
 
     fn turn_of(&mut self, index: usize, engine: &mut Engine) -> Verdict {
-        let now = Instant(self.now);
-        let mut wishes = Wishes { now: self.now, ..Wishes::default() };
-        for input in std::mem::take(&mut self.nodes[index].inbox) {
+        let node = &mut self.nodes[index];
+        // What the outlet is asked shows the clock as it is now; the turn's own moment may be older.
+        let mut wishes = Wishes { now: node.clock.at(self.now), ..Wishes::default() };
+        let (now, taken) = node.caught.take().unwrap_or((wishes.now, node.inbox.len()));
+        let now = Instant(now);
+        let rest = node.inbox.split_off(taken);
+        for input in std::mem::replace(&mut node.inbox, rest) {
             match input {
                 Input::Message { from, kind, bytes } => {
                     let message = codec::decode_message(kind, bytes).expect("what was encoded can be decoded");
                     self.trace.say(self.now, || format!("{} <- {from}: {message:?}", index + 1));
                     engine.message(now, from, message, &mut wishes);
                 }
-                Input::Client { connection, bytes } => self.commands(index, connection, &bytes, engine, &mut wishes),
+                Input::Client { connection, bytes } => {
+                    self.commands(now, index, connection, &bytes, engine, &mut wishes);
+                }
                 Input::Flushed(flush) => {
                     engine.flushed(now, flush.buffer, &mut wishes);
-                    self.nodes[index].mark_at = Some(self.now + IDLE_BEAT);
+                    self.nodes[index].mark_at = Some(now.0 + IDLE_BEAT);
                 }
-                Input::SegmentReady(segment) => engine.segment_ready(segment),
+                Input::Wish(wish) => self.grant_wish(index, wish, now, engine, &mut wishes),
+                Input::SegmentReady(segment) => {
+                    self.nodes[index].preparing = None;
+                    engine.segment_ready(segment);
+                }
                 Input::LogRead(read) => {
                     let bytes = self.nodes[index].disk.bytes(read.segment, read.offset, read.length).to_vec();
                     engine.log_read(read, Ok(&bytes), &mut wishes);
@@ -119,7 +162,7 @@ impl World {
             engine.tick(now, &mut wishes);
             self.carry_out(index, engine, &mut wishes)?;
         }
-        if self.nodes[index].mark_at.is_some_and(|at| self.now >= at) {
+        if self.nodes[index].mark_at.is_some_and(|at| now.0 >= at) {
             self.nodes[index].mark_at = None;
             engine.mark();
         }
@@ -134,25 +177,43 @@ impl World {
         }
         self.send_answers();
         engine.turn_sent(now);
-        let deadline = engine.deadline().0.min(self.nodes[index].mark_at.unwrap_or(u64::MAX));
-        self.wake_by(index, deadline);
+        let leads = engine.replica().role() == Role::Coordinating;
+        if leads != std::mem::replace(&mut self.nodes[index].leads, leads) {
+            let ballot = engine.replica().promised();
+            let what = if leads { "coordinates" } else { "coordinates no more, having promised" };
+            self.trace.turn(self.now, || format!("replica {} {what} {ballot}", index + 1));
+        }
         Ok(())
     }
 
     /// Bytes of a client: commands.
-    fn commands(&mut self, index: usize, connection: usize, bytes: &[u8], engine: &mut Engine, wishes: &mut Wishes) {
+    fn commands(
+        &mut self,
+        now: Instant,
+        index: usize,
+        connection: usize,
+        bytes: &[u8],
+        engine: &mut Engine,
+        wishes: &mut Wishes,
+    ) {
+        let (bug, stamps) = (self.options.bug, &mut self.stamps);
         let node = &mut self.nodes[index];
         let attempt = &mut self.connections[connection];
         if attempt.life != Some(node.life) {
             return;
         }
-        let now = Instant(self.now);
         let visited = attempt.inbound.visit(bytes, |frame| {
             assert_eq!(frame.kind, u8::from(FrameKind::Request), "clients send requests");
             let caller = Caller { connection: connection as u64, request: frame.id.0 };
-            let before = node.asked.insert((caller.connection, caller.request), Asked::of(frame.payload));
+            let command = match bug {
+                Some(Bug::P10RetryIsNew) => Cow::Owned(sabotage::restamped(frame.payload, stamps)),
+                _ => Cow::Borrowed(frame.payload),
+            };
+            let before = node.asked.insert((caller.connection, caller.request), Asked::of(&command));
             assert!(before.is_none(), "a client does not repeat a question that is open on the same connection");
-            engine.command(now, caller, frame.payload, wishes);
+            if bug != Some(Bug::P16ReadsLocally) || !sabotage::answer_locally(engine, caller, &command, wishes) {
+                engine.command(now, caller, &command, wishes);
+            }
         });
         visited.expect("clients send sound frames");
     }
@@ -161,11 +222,13 @@ impl World {
     fn carry_out(&mut self, index: usize, engine: &Engine, wishes: &mut Wishes) -> Verdict {
         self.nodes[index].check(engine, &self.oracle)?;
         let (id, life) = (self.nodes[index].id, self.nodes[index].life);
+        if let Some(bug) = self.options.bug {
+            sabotage::answers(bug, &mut wishes.answers);
+        }
         for (to, mut message) in wishes.sends.drain(..) {
             self.oracle.sent(id, life, &message)?;
-            if let (Some(Planted::P3NoOpOverChosenSlot), Message::Promise { chosen, .. }) = (self.planted, &mut message)
-            {
-                *chosen = Slot::NONE;
+            if let Some(bug) = self.options.bug {
+                sabotage::message(bug, &mut message, &mut self.random.bug);
             }
             let EncodedMessage { kind, mut head, body } = codec::encode_message(&message);
             head.extend_from_slice(&body);
@@ -178,6 +241,11 @@ impl World {
             self.counts.messages_doubled += u64::from(fate.duplicated);
             for at in fate.arrivals {
                 self.schedule(at, Event::Message { from: index, to, kind, bytes: bytes.clone() });
+                if self.has(Bug::P6CountsAVoteTwice) && matches!(message, Message::Acknowledge { .. }) {
+                    let other = (0..self.nodes.len()).find(|other| *other != index && *other != to);
+                    let from = other.expect("a cell has three replicas");
+                    self.schedule(at, Event::Message { from, to, kind, bytes: bytes.clone() });
+                }
             }
         }
         for (caller, answer) in wishes.answers.drain(..) {
@@ -205,7 +273,7 @@ impl World {
     // The disk.
 
     fn begin_flush(&mut self, index: usize, flush: Flush) {
-        let flush = if self.planted == Some(Planted::P15AcknowledgeBeforeDurable) {
+        let flush = if self.has(Bug::P15AcknowledgesBeforeDurable) {
             // The planted disk says "durable" before it has done anything.
             let mut copy = AlignedBuffer::zeroed(flush.length);
             copy[..flush.length].copy_from_slice(&flush.buffer[..flush.length]);
@@ -231,44 +299,54 @@ impl World {
     }
 
     fn disk_delay(&mut self, index: usize, mean: u64) -> u64 {
-        let mean = if index == self.swarm.slow_disk { mean * self.swarm.slow_disk_factor } else { mean };
-        let random = &mut self.random.disks;
-        let stall = if random.f64() < self.swarm.stall_chance {
-            self.counts.disk_stalls += 1;
-            random.u64(..self.swarm.stall)
-        } else {
-            0
-        };
-        mean / 4 + around(random, mean) + stall
+        let slower = self.nodes[index].slow.values().copied().max().unwrap_or(1);
+        let mean = mean * slower;
+        mean / 4 + around(&mut self.random.disks, mean)
+    }
+
+    /// Whether the disk stands still: then the event comes when it no longer does.
+    fn is_stalled(&mut self, index: usize, again: impl FnOnce() -> Event) -> bool {
+        let until = self.nodes[index].stalled_until;
+        if until > self.now {
+            self.schedule(until, again());
+        }
+        until > self.now
     }
 
     pub(crate) fn written(&mut self, index: usize, life: u64) {
-        if self.is_alive(index, life) {
-            if let Some(crash) = self.nodes[index].doomed
-                && self.random.faults.bool()
-            {
-                return self.crash(index, crash);
-            }
-            self.nodes[index].disk.write();
-            let delay = self.disk_delay(index, self.swarm.sync_mean);
-            self.schedule_in(delay, Event::Synced { node: index, life });
+        if !self.is_alive(index, life) || self.is_stalled(index, || Event::Written { node: index, life }) {
+            return;
         }
+        if let Some(mut crash) = self.nodes[index].doomed.clone()
+            && crash.random.bool()
+        {
+            return self.crash(index, crash);
+        }
+        let short = self.has(Bug::L2ShortWrite) && self.random.bug.u8(..50) == 0;
+        self.nodes[index].disk.write(short);
+        let delay = self.disk_delay(index, self.swarm.sync_mean);
+        self.schedule_in(delay, Event::Synced { node: index, life });
     }
 
     pub(crate) fn synced(&mut self, index: usize, life: u64) -> Verdict {
-        if !self.is_alive(index, life) {
+        if !self.is_alive(index, life) || self.is_stalled(index, || Event::Synced { node: index, life }) {
             return Ok(());
         }
-        if let Some(crash) = self.nodes[index].doomed {
+        if let Some(crash) = self.nodes[index].doomed.clone() {
             self.crash(index, crash);
             return Ok(());
         }
+        let lies = self.has(Bug::L2SyncLies);
         let node = &mut self.nodes[index];
-        let flush = node.disk.sync_written();
-        for record in records_in(&flush.buffer[..flush.length], flush.segment, flush.offset) {
+        let flush = node.disk.sync_written(lies);
+        // What counts is what the disk has, not what it was given.
+        let bytes = node.disk.bytes(flush.segment, flush.offset, flush.length);
+        for record in records_in(bytes, flush.segment, flush.offset) {
             self.oracle.durable(node.id, record)?;
         }
-        if self.planted != Some(Planted::P15AcknowledgeBeforeDurable) {
+        self.history.catch_up(&self.oracle.changes)?;
+        let dropped = self.has(Bug::R3LostCompletion) && self.random.bug.u16(..500) == 0;
+        if !self.has(Bug::P15AcknowledgesBeforeDurable) && !dropped {
             self.input(index, Input::Flushed(flush));
         }
         if self.nodes[index].disk.is_flushing() {
@@ -278,17 +356,21 @@ impl World {
     }
 
     pub(crate) fn segment_ready(&mut self, index: usize, life: u64, segment: SegmentId) {
-        if self.is_alive(index, life) {
-            let node = &mut self.nodes[index];
-            node.preparing = None;
-            node.disk.make_segment(segment);
+        if self.is_alive(index, life) && !self.is_stalled(index, || Event::SegmentReady { node: index, life, segment })
+        {
+            self.nodes[index].disk.make_segment(segment);
             self.input(index, Input::SegmentReady(segment));
         }
     }
 
     pub(crate) fn log_read(&mut self, index: usize, life: u64, read: LogRead) {
-        if self.is_alive(index, life) {
-            self.input(index, Input::LogRead(read));
+        if !self.is_alive(index, life) {
+            return;
         }
+        let until = self.nodes[index].stalled_until;
+        if until > self.now {
+            return self.schedule(until, Event::LogRead { node: index, life, read });
+        }
+        self.input(index, Input::LogRead(read));
     }
 }

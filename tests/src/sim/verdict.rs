@@ -13,16 +13,26 @@ pub enum Checker {
     DurableBeforeTold,
     /// A client was told what the log does not say.
     Answers,
-    /// Acknowledged and gone, there twice, or there though it did not happen.
+    /// Acknowledged and gone, or there though it did not happen.
     AcknowledgedWrites,
+    /// One write, applied twice.
+    AtMostOnce,
+    /// A database that is not what the log makes of it, slot by slot.
+    InOrderApply,
+    /// A command of one mastership is applied in another.
+    Epochs,
+    /// Two replicas may answer alone.
+    DisjointLeases,
     /// What clients saw fits no order.
     Linearizability,
-    /// A crash after which the log does not open.
+    /// A crash after which the log does not open, or lacks what was durable; a start that should have been refused.
     Recovery,
     /// Faults have stopped, and still it does not go on.
     Liveness,
     /// Two runs of one seed differ.
     Determinism,
+    /// The replica's own: an assertion was broken, and the process ended.
+    Assertion,
 }
 
 impl Checker {
@@ -34,10 +44,15 @@ impl Checker {
             Checker::DurableBeforeTold => "durable before told",
             Checker::Answers => "answers",
             Checker::AcknowledgedWrites => "acknowledged writes",
+            Checker::AtMostOnce => "at most once",
+            Checker::InOrderApply => "in-order apply",
+            Checker::Epochs => "epochs",
+            Checker::DisjointLeases => "disjoint leases",
             Checker::Linearizability => "linearizability",
             Checker::Recovery => "recovery",
             Checker::Liveness => "liveness",
             Checker::Determinism => "determinism",
+            Checker::Assertion => "assertion",
         }
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use rustix::process::{Pid, Signal, kill_process};
 use synod_node::local_cell::{LocalCell, LocalCellOptions};
 use synod_node::status::Status;
 use tempfile::TempDir;
@@ -94,6 +95,45 @@ impl TortureCell {
     /// Kills replicas with SIGKILL.
     pub fn kill(&mut self, ids: &[u16]) -> anyhow::Result<()> {
         ids.iter().try_for_each(|&id| self.cell.kill_replica(id)).context("killing a replica")
+    }
+
+    /// Pauses a replica with SIGSTOP: its connections stay open, and its kernel goes on taking new ones.
+    pub fn pause(&self, id: u16) -> anyhow::Result<()> {
+        self.signal(id, Signal::STOP).with_context(|| format!("pausing replica {id}"))
+    }
+
+    /// Lets a paused replica go on.
+    pub fn resume(&self, id: u16) -> anyhow::Result<()> {
+        self.signal(id, Signal::CONT).with_context(|| format!("resuming replica {id}"))
+    }
+
+    fn signal(&self, id: u16, signal: Signal) -> anyhow::Result<()> {
+        let pid = self.cell.pid(id).and_then(|pid| Pid::from_raw(pid as i32)).context("it does not run")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    /// Who of these says that it is master. A paused one must not be among them: it would be waited for.
+    #[must_use]
+    pub fn master_among(&self, ids: &[u16]) -> Option<u16> {
+        ids.iter().copied().find(|&id| self.cell.status(id).is_some_and(|status| status.role == "coordinating"))
+    }
+
+    /// Elections that this replica has won since it started; none if it does not answer.
+    #[must_use]
+    pub fn elections_won(&self, id: u16) -> u64 {
+        self.cell.status(id).map_or(0, |status| status.counters.engine.elections_won)
+    }
+
+    /// One replica's client address.
+    #[must_use]
+    pub fn endpoint(&self, id: u16) -> String {
+        self.cell.endpoint(id)
+    }
+
+    /// All but this one.
+    #[must_use]
+    pub fn others(&self, than: u16) -> Vec<u16> {
+        self.ids().into_iter().filter(|&id| id != than).collect()
     }
 
     /// Starts a replica that was killed, and waits until it answers; says how long that took.

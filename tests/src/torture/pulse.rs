@@ -66,6 +66,25 @@ impl Durations {
         sorted.get(rank.clamp(1, sorted.len().max(1)) - 1).copied().unwrap_or_default()
     }
 
+    /// How many.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// For people: the quantiles, and a line for each step of their range with a mark for each of them.
+    #[must_use]
+    pub fn histogram(&self, step: Duration) -> String {
+        let [min, p50, p90, max] = [0.0, 0.5, 0.9, 1.0].map(|part| milliseconds(self.quantile(part)));
+        let mut text = format!("min {min} ms, p50 {p50} ms, p90 {p90} ms, max {max} ms");
+        let step = milliseconds(step).max(1);
+        for from in (min / step * step..=max).step_by(step as usize) {
+            let count = self.0.iter().filter(|one| (from..from + step).contains(&milliseconds(**one))).count();
+            text.push_str(&format!("\n  {from:>6} ms |{}", "#".repeat(count)));
+        }
+        text
+    }
+
     /// In whole milliseconds, in the order in which they came.
     #[must_use]
     pub fn milliseconds(&self) -> Vec<u64> {
@@ -108,5 +127,7 @@ mod tests {
         }
         let quantiles = [0.0, 0.2, 0.5, 0.9, 1.0].map(|part| durations.quantile(part).as_millis());
         assert_eq!(quantiles, [1, 1, 3, 5, 5]);
+        let histogram = "min 1 ms, p50 3 ms, p90 5 ms, max 5 ms\n       0 ms |#\n       2 ms |##\n       4 ms |##";
+        assert_eq!(durations.histogram(Duration::from_millis(2)), histogram);
     }
 }

@@ -262,6 +262,18 @@ impl Connections {
         }
     }
 
+    /// Closes the connections of other replicas than these.
+    pub(crate) fn close_peers_but(&mut self, members: &[u16]) {
+        let is_gone = |connection: &Connection| match connection.role {
+            Role::Peer(id) => !members.contains(&id.0),
+            Role::Client | Role::Stranger => false,
+        };
+        let gone: Vec<_> = self.ids().filter(|id| self.peek(*id).is_some_and(is_gone)).collect();
+        for id in gone {
+            self.close(id);
+        }
+    }
+
     /// Whether this replica has a connection from `peer`.
     pub(crate) fn has_peer(&self, peer: ReplicaId) -> bool {
         self.ids().any(|id| {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use synod_api::{FrameKind, limits};
 use synod_net::connection::InboundSizes;
 use synod_net::{Attempt, FrameId, FrameLimits, Hello, Inbound, SharedFrame};
-use synod_paxos::{Ballot, Configuration, Instant, Message, ReplicaId, Slot};
+use synod_paxos::{Ballot, Configuration, Configurations, Instant, Message, ReplicaId, Slot};
 use synod_ring::{Handle, Ring};
 use synod_wal::{SegmentId, directory};
 
@@ -17,7 +17,7 @@ use super::connections::{ConnectionId, Connections, Door};
 use super::peers::Peer;
 use super::token::Token;
 use crate::codec;
-use crate::engine::{Caller, LogRead, Outlet};
+use crate::engine::{Caller, LogRead, Outlet, member_addresses};
 use crate::status::PeerStatus;
 
 /// How long a frame from a client, and from another replica, may be.
@@ -34,13 +34,26 @@ const DOOR_PAUSE: Duration = Duration::from_millis(100);
 /// After so long without a word the kernel asks whether the other side is still there.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// Nanoseconds since the process started, monotonic.
-pub(crate) struct Clock(std::time::Instant);
+/// Nanoseconds since the process started, on the clock that counts suspension too: a lease must not outlive a sleep of the
+/// machine (rule P8). A hypervisor that stops this clock is outside what leases can stand.
+pub(crate) struct Clock {
+    start: Duration,
+}
 
 impl Clock {
-    pub(crate) fn now(&self) -> Instant {
-        Instant(u64::try_from(self.0.elapsed().as_nanos()).expect("the process runs for less than 584 years"))
+    fn start() -> Self {
+        Self { start: boot_time() }
     }
+
+    pub(crate) fn now(&self) -> Instant {
+        let elapsed = boot_time().saturating_sub(self.start);
+        Instant(u64::try_from(elapsed.as_nanos()).expect("the process runs for less than 584 years"))
+    }
+}
+
+fn boot_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::try_from(time).expect("the time since boot is not negative")
 }
 
 /// Everything outside the engine.
@@ -49,9 +62,15 @@ pub(crate) struct World {
     pub(crate) clock: Clock,
     pub(crate) connections: Connections,
     pub(crate) bad_connections: u64,
+    pub(crate) refused_hellos: u64,
     /// What ends the process: set where there is nobody to return it to.
     pub(crate) failure: Option<std::io::Error>,
     dir: PathBuf,
+    /// Who we say we are, to whom we dial; `to` is filled in for each.
+    hello: Hello,
+    /// Whom we know: members of the current and of a pending configuration, learners included.
+    members: Vec<u16>,
+    seed: u64,
     doors: Vec<(Door, Handle)>,
     /// Doors that failed to let somebody in, and when they are opened again.
     shut_doors: Vec<(Door, Instant)>,
@@ -67,12 +86,22 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(ring: Ring<Token>, dir: PathBuf, doors: [(Door, TcpListener); 2]) -> Self {
+    pub(crate) fn new(
+        ring: Ring<Token>,
+        dir: PathBuf,
+        doors: [(Door, TcpListener); 2],
+        hello: Hello,
+        seed: u64,
+    ) -> Self {
         Self {
             ring,
-            clock: Clock(std::time::Instant::now()),
+            hello,
+            members: Vec::new(),
+            seed,
+            clock: Clock::start(),
             connections: Connections::default(),
             bad_connections: 0,
+            refused_hellos: 0,
             failure: None,
             dir,
             doors: doors.into_iter().map(|(door, listener)| (door, Handle::from(listener))).collect(),
@@ -182,8 +211,16 @@ impl World {
 
     // Links.
 
-    pub(crate) fn add_peer(&mut self, id: ReplicaId, address: SocketAddr, hello: Hello, seed: u64) {
-        self.peers.push(Peer::new(id, address, hello, seed));
+    /// Whom we know, and from which slot on that has been so.
+    pub(crate) fn members(&self) -> (&[u16], u64) {
+        (&self.members, self.hello.configuration)
+    }
+
+    /// A member that is to be dialed.
+    pub(crate) fn add_peer(&mut self, id: ReplicaId, address: SocketAddr) {
+        let hello = Hello { to: id.0, ..self.hello };
+        self.peers.push(Peer::new(id, address, hello, self.seed ^ u64::from(id.0)));
+        self.members.push(id.0);
     }
 
     pub(crate) fn start_links(&mut self) {
@@ -235,11 +272,11 @@ impl World {
     }
 
     pub(crate) fn peer_statuses(&self) -> impl Iterator<Item = PeerStatus> {
-        self.peers.iter().map(|peer| peer.status(self.connections.has_peer(peer.id)))
+        self.peers.iter().filter(|peer| !peer.is_retired()).map(|peer| peer.status(self.connections.has_peer(peer.id)))
     }
 
     fn peer(&mut self, id: ReplicaId) -> (&mut Peer, &mut Ring<Token>) {
-        let peer = self.peers.iter_mut().find(|peer| peer.id == id).expect("the members do not change while we run");
+        let peer = self.peers.iter_mut().find(|peer| peer.id == id).expect("who was a member once keeps its place");
         (peer, &mut self.ring)
     }
 
@@ -296,6 +333,10 @@ impl Outlet for World {
     }
 
     fn send(&mut self, to: ReplicaId, message: Message) {
+        // To a member whose address nobody has told us: catch-up brings it, with the change that added the member.
+        if !self.peers.iter().any(|peer| peer.id == to) {
+            return;
+        }
         let frame = self.encode(&message);
         // Dropped when the link is down or full; the link counts it.
         self.peer(to).0.queue(&frame);
@@ -304,6 +345,29 @@ impl Outlet for World {
     fn answer(&mut self, caller: Caller, answer: &[u8]) {
         let id = ConnectionId::from_bits(caller.connection);
         self.append(id, FrameKind::Answer.into(), FrameId(caller.request), answer);
+    }
+
+    fn reconfigure(&mut self, configurations: &Configurations) {
+        self.hello.configuration = configurations.since.0;
+        self.members = configurations.members().map(|member| member.id.0).collect();
+        for member in configurations.members() {
+            let address = member_addresses(&member.address).and_then(|(peer, _)| peer.parse().ok());
+            let Some(address) = address.filter(|_| member.id.0 != self.hello.from) else { continue };
+            if let Some(peer) = self.peers.iter_mut().find(|peer| peer.id == member.id) {
+                // What the log says counts, not what the flags say, nor where an earlier member of this number was.
+                peer.moved(address);
+                continue;
+            }
+            let now = self.clock.now();
+            self.add_peer(member.id, address);
+            let peer = self.peers.last_mut().expect("it was just added");
+            peer.start(now, &mut self.ring);
+        }
+        for peer in &mut self.peers {
+            peer.reconfigure(configurations.since.0, self.members.contains(&peer.id.0));
+        }
+        // Who is no member any more is not listened to; dialing again, it is told so.
+        self.connections.close_peers_but(&self.members);
     }
 
     fn flush(&mut self, flush: synod_wal::Flush) {

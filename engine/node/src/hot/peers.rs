@@ -27,6 +27,8 @@ pub(crate) struct Peer {
     address: SocketAddr,
     link: PeerLink,
     socket: Option<(Attempt, Handle)>,
+    /// No member any more: nothing is dialed.
+    is_retired: bool,
 }
 
 fn moment(now: Instant) -> Moment {
@@ -35,16 +37,34 @@ fn moment(now: Instant) -> Moment {
 
 impl Peer {
     pub(crate) fn new(id: ReplicaId, address: SocketAddr, hello: Hello, seed: u64) -> Self {
-        Self { id, address, link: PeerLink::new(hello, LinkOptions::default(), seed), socket: None }
+        Self { id, address, link: PeerLink::new(hello, LinkOptions::default(), seed), socket: None, is_retired: false }
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.link.deadline().map(|moment| Instant(moment.0))
+        self.link.deadline().filter(|_| !self.is_retired).map(|moment| Instant(moment.0))
     }
 
     pub(crate) fn start(&mut self, now: Instant, ring: &mut Ring<Token>) {
         let action = self.link.start(moment(now));
         self.carry_out(now, action, ring);
+    }
+
+    /// The members have changed: this is the first slot of their configuration, and whether this one is still among them.
+    pub(crate) fn reconfigure(&mut self, since: u64, is_member: bool) {
+        self.link.set_configuration(since);
+        self.is_retired = !is_member;
+    }
+
+    /// The log says where it is.
+    pub(crate) fn moved(&mut self, address: SocketAddr) {
+        if address != self.address {
+            self.address = address;
+            self.hang_up();
+        }
+    }
+
+    pub(crate) fn is_retired(&self) -> bool {
+        self.is_retired
     }
 
     pub(crate) fn tick(&mut self, now: Instant, ring: &mut Ring<Token>) {
@@ -57,12 +77,14 @@ impl Peer {
         self.link.send_shared(frame)
     }
 
-    /// One send for all that was queued this turn.
+    /// One send for all that was queued this turn. Who is no member any more gets our last words first: by them it knows.
     pub(crate) fn send(&mut self, ring: &mut Ring<Token>) {
         let Some((current, socket)) = &self.socket else { return };
         if let Some((attempt, pieces)) = self.link.take() {
             assert_eq!(attempt, *current, "a link sends on the connection it has");
             ring.send(Token::LinkSend(self.id, attempt), socket, pieces);
+        } else if self.is_retired && self.link.queued_bytes() == 0 {
+            self.hang_up();
         }
     }
 
@@ -139,6 +161,7 @@ impl Peer {
     fn carry_out(&mut self, now: Instant, action: Action, ring: &mut Ring<Token>) {
         match action {
             Action::Nothing => {}
+            Action::Dial(_) if self.is_retired => {}
             Action::Dial(attempt) => {
                 self.hang_up();
                 match socket(self.address) {

@@ -2,7 +2,7 @@
 //! behind, however a test ends. Loopback only.
 #![allow(dead_code, reason = "each test file is a crate of its own and uses its own part")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Seek};
@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use synod_node::local_cell::free_ports;
-use synod_node::status::Status;
+use synod_node::operator::OperatorAnswer;
+use synod_node::status::{MemberStatus, Status};
 use tempfile::TempDir;
 
 /// Far more than anything here takes, even where disk and processors are shared with others.
@@ -24,9 +25,19 @@ const POLL: Duration = Duration::from_millis(10);
 pub(crate) const REFUSED: i32 = 78;
 pub(crate) const SYSTEM: i32 = 71;
 
-/// Little disk, quick elections.
-pub(crate) const SMALL: [&str; 8] =
-    ["--segment-mb", "4", "--log-mb-max", "64", "--heartbeat-ms", "50", "--election-timeout-ms", "300"];
+/// Little disk, quick elections, and short waits after a start.
+pub(crate) const SMALL: [&str; 10] = [
+    "--segment-mb",
+    "4",
+    "--log-mb-max",
+    "64",
+    "--heartbeat-ms",
+    "50",
+    "--lease-ms",
+    "300",
+    "--election-timeout-ms",
+    "300",
+];
 
 pub(crate) fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_synod"))
@@ -255,12 +266,19 @@ impl Members {
 
     /// `serve` for one replica, in this directory.
     pub(crate) fn arguments_in(&self, id: usize, dir: &Path, more: &[&str]) -> Vec<String> {
+        let all: Vec<usize> = (1..=self.addresses.len()).collect();
+        self.arguments_naming(&all, id, dir, more)
+    }
+
+    /// `serve` for one replica, in this directory, whose flags name these members only.
+    pub(crate) fn arguments_naming(&self, named: &[usize], id: usize, dir: &Path, more: &[&str]) -> Vec<String> {
         let mut arguments: Vec<String> = ["serve", "--id"].map(str::to_owned).into();
         arguments.extend([id.to_string(), "--dir".to_owned(), dir.to_str().unwrap().to_owned()]);
-        for (index, [peer, client]) in self.addresses.iter().enumerate() {
-            arguments.extend(["--member".to_owned(), format!("{}={peer},{client}", index + 1)]);
+        for id in named {
+            arguments.extend(["--member".to_owned(), format!("{id}={},{}", self.peer(*id), self.client(*id))]);
         }
-        arguments.extend(SMALL.iter().chain(more).map(|&flag| flag.to_owned()));
+        let small = SMALL.chunks(2).filter(|flag| !more.contains(&flag[0])).flatten();
+        arguments.extend(small.chain(more).map(|&flag| flag.to_owned()));
         arguments
     }
 
@@ -349,4 +367,162 @@ pub(crate) fn segments(dir: &Path) -> Vec<PathBuf> {
     let segments: Vec<_> = names.map(|name| dir.join(name)).collect();
     assert!(!segments.is_empty(), "no segments in {}", dir.display());
     segments
+}
+
+/// A cell of the first few of these members, running; the places behind them are for members that come later.
+pub(crate) struct Running {
+    pub(crate) members: Members,
+    processes: BTreeMap<usize, Process>,
+    /// Whom the flags of the first ones name.
+    first: Vec<usize>,
+}
+
+impl Running {
+    /// Starts a cell of `count` for the first time, with room for more, and waits for its master.
+    #[track_caller]
+    pub(crate) fn start(count: usize, places: usize, more: &[&str]) -> Self {
+        let all: Vec<usize> = (1..=count).collect();
+        Self::start_some(&all, places, &all, more)
+    }
+
+    /// The same, but only some of the first members are ever started.
+    #[track_caller]
+    pub(crate) fn start_some(first: &[usize], places: usize, started: &[usize], more: &[&str]) -> Self {
+        let mut cell = Self { members: Members::new(places), processes: BTreeMap::new(), first: first.to_owned() };
+        for id in started {
+            cell.launch(*id, &[&["--bootstrap"], more].concat());
+        }
+        cell.master();
+        cell
+    }
+
+    /// Starts one of them: the first ones' flags name each other only, those of the others also who runs.
+    pub(crate) fn launch(&mut self, id: usize, more: &[&str]) {
+        let mut named: BTreeSet<usize> = self.first.iter().copied().collect();
+        if !named.contains(&id) {
+            named.extend(self.running());
+            named.insert(id);
+        }
+        let named: Vec<usize> = named.into_iter().collect();
+        let arguments = self.members.arguments_naming(&named, id, &self.members.dir(id), more);
+        let mut command = command(arguments);
+        command.arg("--stop-with-parent");
+        self.launch_with(id, command);
+    }
+
+    /// The same, with a command of the test's own.
+    pub(crate) fn launch_with(&mut self, id: usize, command: Command) {
+        assert!(self.processes.insert(id, Process::start(command)).is_none(), "replica {id} runs already");
+    }
+
+    /// Starts a new member, after `member add` on it or before.
+    pub(crate) fn join(&mut self, id: usize) {
+        self.launch(id, &["--join"]);
+    }
+
+    pub(crate) fn take(&mut self, id: usize) -> Process {
+        self.processes.remove(&id).unwrap()
+    }
+
+    pub(crate) fn kill(&mut self, id: usize) {
+        assert_eq!(self.take(id).stop(Signal::KILL).status.code(), None);
+    }
+
+    #[track_caller]
+    pub(crate) fn stop(&mut self, id: usize) -> Ended {
+        let ended = self.take(id).stop(Signal::TERM);
+        ended.says(0, &["synod: stopped"]);
+        ended
+    }
+
+    pub(crate) fn running(&self) -> Vec<usize> {
+        self.processes.keys().copied().collect()
+    }
+
+    /// What a replica has printed so far.
+    pub(crate) fn said(&self, id: usize) -> String {
+        self.processes[&id].stderr()
+    }
+
+    pub(crate) fn status(&self, id: usize) -> Option<Status> {
+        status(&self.members.client(id).to_string())
+    }
+
+    /// The status of a replica, once it is so.
+    #[track_caller]
+    pub(crate) fn wait_until(&mut self, id: usize, what: &str, is_so: impl Fn(&Status) -> bool) -> Status {
+        wait_for(what, || {
+            self.processes.get_mut(&id).unwrap().must_run();
+            self.status(id).filter(|status| is_so(status))
+        })
+    }
+
+    /// The master's status, once there is one.
+    #[track_caller]
+    pub(crate) fn master_status(&self) -> Status {
+        wait_for("a master", || {
+            let statuses = self.processes.keys().filter_map(|id| self.status(*id));
+            statuses.filter(|status| status.is_master).max_by_key(|status| status.epoch)
+        })
+    }
+
+    #[track_caller]
+    pub(crate) fn master(&self) -> usize {
+        usize::from(self.master_status().replica)
+    }
+
+    /// Waits until the cell, as its master says, survives so many more failures.
+    #[track_caller]
+    pub(crate) fn survives(&self, failures: i8) {
+        wait_for("the tolerance", || (self.master_status().tolerance == Some(failures)).then_some(()));
+    }
+
+    /// Runs `synod member`.
+    pub(crate) fn member(&self, arguments: &[&str]) -> Ended {
+        self.members.ask(&[&["member"], arguments].concat())
+    }
+
+    /// Runs `synod member add` for this place.
+    pub(crate) fn add(&self, id: usize, more: &[&str]) -> Ended {
+        let (id_text, peer, client) = self.place(id);
+        self.member(&[&["add", &id_text, "--peer", &peer, "--client", &client], more].concat())
+    }
+
+    /// The id, the peer address and the client address, as flags take them.
+    pub(crate) fn place(&self, id: usize) -> (String, String, String) {
+        (id.to_string(), self.members.peer(id).to_string(), self.members.client(id).to_string())
+    }
+
+    /// What `synod member list --json` says: each member, whether it votes, whether it takes part.
+    #[track_caller]
+    pub(crate) fn list(&self) -> Vec<(u16, bool, bool)> {
+        let listed = wait_for("the list of members", || {
+            let ended = self.member(&["list", "--json"]);
+            ended.status.success().then_some(ended.stdout)
+        });
+        let members: Vec<MemberStatus> = serde_json::from_slice(&listed).unwrap();
+        members.iter().map(|member| (member.replica, member.votes, member.is_alive == Some(true))).collect()
+    }
+
+    /// Asks one replica for something that only an operator does.
+    #[track_caller]
+    pub(crate) fn operate(&self, id: usize, request: &str) -> OperatorAnswer {
+        let endpoint = self.members.client(id).to_string();
+        let answer = synod_client::operate(&endpoint, request, PATIENCE).unwrap();
+        serde_json::from_str(&answer).unwrap()
+    }
+
+    /// Writes and reads go on.
+    #[track_caller]
+    pub(crate) fn serves(&self, keys: &[&str]) {
+        for key in keys {
+            assert_eq!(self.members.ask(&["put", key, key]).output(), "");
+        }
+        self.members.has(keys);
+    }
+}
+
+/// How often the rows with this text were taken, of the protocol's tables.
+pub(crate) fn taken(status: &Status, text: &str) -> u64 {
+    status.protocol.iter().filter(|(row, _)| row.contains(text)).map(|(_, count)| count).sum()
 }

@@ -2,15 +2,16 @@
 //!
 //! A record is volatile until its disk is flushed, and a crash loses it. What is flushed comes back as the node's own
 //! recovery brings it back (`Replay` in engine/node/src/start.rs). What must hold whatever happens is checked all
-//! along: a slot has one value everywhere, a ballot proposes one value at a slot, a ticket ends exactly once.
+//! along: a slot has one value everywhere, a ballot proposes one value at a slot, a ticket ends exactly once, no two
+//! replicas hold a lease at once, and whoever may answer reads has applied all that was acknowledged.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use synod_paxos::durable::DurableQueue;
 use synod_paxos::{
-    AcceptedSlot, Ballot, Batch, Configuration, Effect, Effects, Event, Incarnation, Instant, Message, PersistId,
-    Record, Recovered, Replica, ReplicaId, Role, Settings, Slot, Ticket,
+    AcceptedSlot, Ballot, Batch, Change, Configuration, Effect, Effects, Event, Incarnation, Instant, Member, Message,
+    PersistId, Record, Recovered, Replica, ReplicaId, Role, Settings, Slot, Ticket, VotingStatus,
 };
 
 use super::words;
@@ -18,9 +19,36 @@ use super::words;
 /// What a script says of the cell when it makes it.
 pub(crate) struct Shape {
     pub(crate) replicas: u16,
+    pub(crate) learners: Vec<ReplicaId>,
     pub(crate) horizon: u64,
     pub(crate) window: u64,
     pub(crate) backlog_bytes_max: u64,
+    /// None (zero) unless a script is about leases: then time matters to nothing else.
+    pub(crate) lease: Duration,
+    pub(crate) heartbeat: Option<Duration>,
+    pub(crate) election_timeout: Option<Duration>,
+    pub(crate) boost_slots_min: Option<u64>,
+    pub(crate) boost_time_min: Option<Duration>,
+}
+
+impl Shape {
+    fn configuration(&self) -> Result<Configuration, String> {
+        let voters = (1..=self.replicas).map(|id| (ReplicaId(id), true));
+        let all = voters.chain(self.learners.iter().map(|id| (*id, false)));
+        let members = all.map(|(id, voter)| Member { id, voter, address: String::new() });
+        Configuration::new(members.collect(), self.horizon, self.lease).map_err(|error| error.to_string())
+    }
+
+    fn settings(&self, id: ReplicaId) -> Settings {
+        let mut settings = Settings::new(id, Incarnation(1), u64::from(id.0));
+        settings.window = self.window;
+        settings.backlog_bytes_max = self.backlog_bytes_max;
+        settings.heartbeat = self.heartbeat.unwrap_or(settings.heartbeat);
+        settings.election_timeout = self.election_timeout.unwrap_or(settings.election_timeout);
+        settings.boost_slots_min = self.boost_slots_min.unwrap_or(settings.boost_slots_min);
+        settings.boost_time_min = self.boost_time_min.unwrap_or(settings.boost_time_min);
+        settings
+    }
 }
 
 /// A message on its way.
@@ -57,6 +85,7 @@ pub(crate) enum Line {
 /// One replica's machine.
 struct Node {
     settings: Settings,
+    clock: Clock,
     /// All records, the volatile ones last.
     log: Vec<Record>,
     /// How many of them are durable.
@@ -65,9 +94,34 @@ struct Node {
     running: Option<Running>,
 }
 
+/// A replica's own clock, which may run a little faster or slower than the cell's.
+#[derive(Clone, Copy)]
+struct Clock {
+    since: Instant,
+    showed: Instant,
+    percent: u64,
+}
+
+impl Clock {
+    const RIGHT: Clock = Clock { since: Instant(0), showed: Instant(0), percent: 100 };
+
+    fn shows(self, now: Instant) -> Instant {
+        Instant(self.showed.0 + (now.0 - self.since.0) * self.percent / 100)
+    }
+
+    /// The first moment at which it shows this.
+    fn when(self, shows: Instant) -> Instant {
+        Instant(self.since.0 + (shows.0.saturating_sub(self.showed.0) * 100).div_ceil(self.percent))
+    }
+}
+
 /// The process on it.
 struct Running {
     replica: Replica,
+    /// It is told the time when its wait after the start is over, as the node would: nothing else moves by itself.
+    waits_until: Instant,
+    /// The ballot it last said it leads with.
+    leads_with: Ballot,
     waiting: DurableQueue,
     inbox: VecDeque<Message>,
     /// Records of earlier starts: the protocol numbers its own from 1.
@@ -83,11 +137,21 @@ struct Asked {
     ends: u32,
 }
 
+/// How often each row of the machines' tables was taken, in their order.
+pub(crate) type Taken = Vec<u64>;
+
 /// The cell.
 pub(crate) struct Cell {
     now: Instant,
+    shape: Shape,
     nodes: BTreeMap<ReplicaId, Node>,
     isolated: BTreeSet<ReplicaId>,
+    /// Links that lose everything, both ways.
+    cut: BTreeSet<(ReplicaId, ReplicaId)>,
+    /// All up to here has been acknowledged to somebody.
+    acknowledged: Slot,
+    /// By replicas that run no more.
+    taken: Taken,
     tickets: BTreeMap<Ticket, Asked>,
     /// Promises delivered to the candidate of this ballot.
     promises: BTreeMap<Ballot, BTreeMap<ReplicaId, Vec<AcceptedSlot>>>,
@@ -103,20 +167,16 @@ pub(crate) struct Cell {
 const ENTRIES_MAX: usize = 8;
 
 impl Cell {
-    pub(crate) fn new(shape: &Shape) -> Result<Self, String> {
-        let members = (1..=shape.replicas).map(ReplicaId).collect();
-        let configuration = Configuration::new(members, shape.horizon).map_err(|error| error.to_string())?;
-        let nodes = configuration.members().iter().map(|id| {
-            let mut settings = Settings::new(*id, Incarnation(1), configuration.clone(), u64::from(id.0));
-            settings.window = shape.window;
-            settings.backlog_bytes_max = shape.backlog_bytes_max;
-            let running = Running::start(&settings, Recovered::nothing(), 0, Instant(0));
-            (*id, Node { settings, log: Vec::new(), durable: 0, flushes_at_once: true, running: Some(running) })
-        });
-        Ok(Self {
+    pub(crate) fn new(shape: Shape) -> Result<Self, String> {
+        let configuration = shape.configuration()?;
+        let mut cell = Self {
             now: Instant(0),
-            nodes: nodes.collect(),
+            shape,
+            nodes: BTreeMap::new(),
             isolated: BTreeSet::new(),
+            cut: BTreeSet::new(),
+            acknowledged: Slot::NONE,
+            taken: Vec::new(),
             tickets: BTreeMap::new(),
             promises: BTreeMap::new(),
             applied: BTreeMap::new(),
@@ -125,7 +185,41 @@ impl Cell {
             network: VecDeque::new(),
             held: VecDeque::new(),
             lines: Vec::new(),
-        })
+        };
+        for member in configuration.members() {
+            cell.start(member.id)?;
+        }
+        Ok(cell)
+    }
+
+    /// A machine that is new: its replica starts with the cell's first configuration and an empty log.
+    pub(crate) fn start(&mut self, id: ReplicaId) -> Result<(), String> {
+        if self.nodes.contains_key(&id) {
+            return Err(format!("there is a replica {id} already"));
+        }
+        let settings = self.shape.settings(id);
+        let node =
+            Node { settings, clock: Clock::RIGHT, log: Vec::new(), durable: 0, flushes_at_once: true, running: None };
+        self.nodes.insert(id, node);
+        self.run(id, &Recovered::nothing(self.shape.configuration()?))
+    }
+
+    fn run(&mut self, id: ReplicaId, recovered: &Recovered) -> Result<(), String> {
+        let lease = self.shape.lease;
+        let now = self.now;
+        let node = self.node(id);
+        let clock = node.clock;
+        let waits_until = clock.when(clock.shows(now).after(lease));
+        node.running = Some(Running {
+            replica: Replica::new(node.settings.clone(), recovered, clock.shows(now)),
+            waits_until,
+            leads_with: Ballot::NONE,
+            waiting: DurableQueue::default(),
+            inbox: VecDeque::new(),
+            log_before: node.log.len(),
+            applied: BTreeMap::new(),
+        });
+        if lease.is_zero() { self.event(id, Event::Ticked) } else { Ok(()) }
     }
 
     pub(crate) fn ids(&self) -> Vec<ReplicaId> {
@@ -138,18 +232,45 @@ impl Cell {
     }
 
     fn node(&mut self, id: ReplicaId) -> &mut Node {
-        self.nodes.get_mut(&id).expect("ids come from the configuration")
+        self.nodes.get_mut(&id).expect("only what was started is asked for")
     }
 
     // Time.
 
     pub(crate) fn pass(&mut self, time: Duration) {
-        self.now = self.now.after(time);
+        self.move_to(self.now.after(time));
+    }
+
+    /// Time passes. Whose wait after the start ends meanwhile is told so.
+    fn move_to(&mut self, then: Instant) {
+        let until = |node: &Node| node.running.as_ref().map(|running| running.waits_until);
+        let now = self.now;
+        let mut waiting: Vec<_> = self.nodes.iter().filter_map(|(id, node)| Some((until(node)?, *id))).collect();
+        waiting.retain(|(until, _)| now < *until && *until <= then);
+        waiting.sort_unstable();
+        for (until, id) in waiting {
+            self.now = until;
+            self.event(id, Event::Ticked).expect("it runs");
+        }
+        self.now = then;
+    }
+
+    pub(crate) fn run_clock(&mut self, id: ReplicaId, percent: u64) -> Result<(), String> {
+        let now = self.now;
+        let node = self.nodes.get_mut(&id).ok_or_else(|| format!("there is no replica {id}"))?;
+        node.clock = Clock { since: now, showed: node.clock.shows(now), percent };
+        Ok(())
+    }
+
+    /// What a replica's clock shows.
+    fn clock(&self, id: ReplicaId) -> Instant {
+        self.nodes[&id].clock.shows(self.now)
     }
 
     /// Ticks a replica, at its deadline if that is still to come.
     pub(crate) fn tick_when_due(&mut self, id: ReplicaId) -> Result<(), String> {
-        self.now = self.now.max(self.replica(id)?.deadline());
+        let due = self.replica(id)?.deadline();
+        self.move_to(self.now.max(self.nodes[&id].clock.when(due)));
         self.event(id, Event::Ticked)
     }
 
@@ -175,25 +296,37 @@ impl Cell {
     }
 
     fn step(&mut self, id: ReplicaId, event: Event) {
-        let now = self.now;
+        let now = self.clock(id);
         let running = self.node(id).running.as_mut().expect("only what runs is stepped");
-        let (role, promised, fetching) = running.looks();
+        let (role, promised, chases) = running.looks();
+        let status = running.replica.voting_status();
+        let is_told = matches!(event, Event::Ticked);
         let ticket = if let Event::Submitted { ticket, .. } = event { Some(ticket) } else { None };
         let promise = matches!(event, Event::Received { message: Message::Promise { .. }, .. });
         let mut effects = Effects::new();
         running.replica.step(now, event, &mut effects);
-        let (role_now, promised_now, fetching_now) = running.looks();
+        let (role_now, promised_now, chases_now) = running.looks();
         match (role, role_now) {
             (Role::Following(_), Role::Campaigning) => self.deed(id, format!("campaigns with {promised_now}")),
             (Role::Campaigning, Role::Campaigning) if promised_now > promised => {
                 self.deed(id, format!("campaigns with {promised_now}"));
             }
-            (Role::Campaigning, Role::Campaigning) if promise && fetching_now && !fetching => {
+            (Role::Campaigning, Role::Campaigning) if chases_now > chases => {
                 let by = self.promised_by(promised_now);
                 self.deed(id, format!("promised {promised_now} by {by}, catches up first"));
             }
-            (Role::Campaigning, Role::Coordinating) => self.tell_of_leading(id, promised_now, &effects),
+            (Role::Campaigning, Role::Coordinating) => self.tell_of_leading(id, "leads", promised_now, &effects),
+            (Role::Coordinating, Role::Coordinating) if promised_now > promised => {
+                self.deed(id, format!("takes a higher ballot, {promised_now}"));
+            }
+            (Role::Coordinating, Role::Coordinating) if promise && self.leads_anew(id, promised_now, &effects) => {
+                self.tell_of_leading(id, "leads on with", promised_now, &effects);
+            }
             _ => {}
+        }
+        let status_now = self.replica(id).expect("it runs").voting_status();
+        if status_now != status && !(is_told && self.shape.lease.is_zero()) {
+            self.deed(id, words::status(status_now).to_owned());
         }
         // An end is told where it comes: before what it leaves open, after what was still done.
         let mut end = match (role, role_now) {
@@ -210,7 +343,39 @@ impl Cell {
         if let Some(end) = end {
             self.deed(id, end);
         }
+        self.check();
         self.drain_inbox(id);
+    }
+
+    fn leads_anew(&self, id: ReplicaId, promised: Ballot, effects: &Effects) -> bool {
+        let leads_with = self.nodes[&id].running.as_ref().expect("it runs").leads_with;
+        let is_new = |effect: &Effect| matches!(effect, Effect::Send { message: Message::Commit { ballot, .. }, .. } if *ballot == promised);
+        promised != leads_with && effects.iter().any(is_new)
+    }
+
+    /// What must hold at every moment, of leases and of reads.
+    fn check(&mut self) {
+        let holders = self.holders();
+        if holders.len() > 1 {
+            self.broken.push(format!("two leases at once: {} hold one", words::replicas(holders)));
+        }
+        for (id, node) in &self.nodes {
+            let Some(running) = &node.running else { continue };
+            let chosen = running.replica.chosen();
+            if running.replica.may_read(node.clock.shows(self.now)) && chosen < self.acknowledged {
+                let acknowledged = self.acknowledged;
+                self.broken.push(format!("{id} may read at {chosen}, and {acknowledged} has been acknowledged"));
+            }
+        }
+    }
+
+    /// Who holds a lease right now.
+    pub(crate) fn holders(&self) -> Vec<ReplicaId> {
+        let holds = |(id, node): (&ReplicaId, &Node)| {
+            let running = node.running.as_ref()?;
+            running.replica.holds_lease(node.clock.shows(self.now)).then_some(*id)
+        };
+        self.nodes.iter().filter_map(holds).collect()
     }
 
     fn drain_inbox(&mut self, id: ReplicaId) {
@@ -259,9 +424,11 @@ impl Cell {
                     self.broken.push(format!("slot {slot} is {value:?} at {first} and {batch:?} at {id}"));
                 }
                 if let Some(ticket) = ticket {
+                    self.acknowledged = self.acknowledged.max(slot);
                     self.end(ticket);
                 }
             }
+            Effect::Reconfigured { configurations } => self.deed(id, words::configurations(&configurations)),
             Effect::Refuse { ticket } => {
                 let batch = self.end(ticket);
                 self.deed(id, format!("refuses ticket {} ({batch:?})", ticket.0));
@@ -322,9 +489,15 @@ impl Cell {
         }
         if from == to {
             self.node(to).running.as_mut().expect("only what runs sends").inbox.push_back(message);
-        } else if !self.isolated.contains(&from) && !self.isolated.contains(&to) && self.nodes[&to].running.is_some() {
+        } else if self.reaches(from, to) {
             self.network.push_back(InFlight { from, to, message });
         }
+    }
+
+    fn reaches(&self, from: ReplicaId, to: ReplicaId) -> bool {
+        let is_up = self.nodes.get(&to).is_some_and(|node| node.running.is_some());
+        let is_cut = self.cut.contains(&(from.min(to), from.max(to)));
+        is_up && !is_cut && !self.isolated.contains(&from) && !self.isolated.contains(&to)
     }
 
     /// Delivers a message that is no longer in flight.
@@ -347,6 +520,44 @@ impl Cell {
         self.isolated.remove(&id);
     }
 
+    pub(crate) fn cut(&mut self, one: ReplicaId, other: ReplicaId) {
+        self.cut.insert((one.min(other), one.max(other)));
+    }
+
+    pub(crate) fn join(&mut self, one: ReplicaId, other: ReplicaId) {
+        self.cut.remove(&(one.min(other), one.max(other)));
+    }
+
+    // The operator.
+
+    pub(crate) fn transfer(&mut self, id: ReplicaId, to: ReplicaId) -> Result<(), String> {
+        match self.replica(id)?.check_transfer(to, self.clock(id)) {
+            Ok(()) => self.event(id, Event::TransferAsked { to }),
+            Err(error) => {
+                self.note(format!("{id}: refused: {error}"));
+                Ok(())
+            }
+        }
+    }
+
+    /// Asks whoever leads.
+    pub(crate) fn change(&mut self, change: Change) -> Result<(), String> {
+        let leads = |id: &ReplicaId| self.replica(*id).is_ok_and(|replica| replica.role() == Role::Coordinating);
+        let leaders: Vec<_> = self.ids().into_iter().filter(leads).collect();
+        let [id] = leaders[..] else { return Err("not exactly one leads".to_owned()) };
+        self.change_at(id, change)
+    }
+
+    pub(crate) fn change_at(&mut self, id: ReplicaId, change: Change) -> Result<(), String> {
+        match self.replica(id)?.check_change(&change, self.clock(id)) {
+            Ok(()) => self.event(id, Event::ChangeAsked { change }),
+            Err(error) => {
+                self.note(format!("{id}: refused: {error}"));
+                Ok(())
+            }
+        }
+    }
+
     // The disks.
 
     pub(crate) fn run_disk(&mut self, id: ReplicaId, flushes_at_once: bool) -> Result<(), String> {
@@ -365,17 +576,30 @@ impl Cell {
 
     /// All records asked for so far become durable.
     pub(crate) fn flush(&mut self, id: ReplicaId) -> Result<(), String> {
+        self.flush_some(id, usize::MAX)
+    }
+
+    /// The next few records become durable: a frame ended there.
+    pub(crate) fn flush_some(&mut self, id: ReplicaId, records: usize) -> Result<(), String> {
         self.replica(id)?;
         let node = self.node(id);
-        node.durable = node.log.len();
+        node.durable = node.log.len().min(node.durable.saturating_add(records));
         let running = node.running.as_ref().expect("it was just looked at");
         let upto = PersistId((node.durable - running.log_before) as u64);
         self.step(id, Event::Persisted { upto });
+        self.release(id);
+        self.drain_inbox(id);
+        Ok(())
+    }
+
+    /// What waited for records that are durable now leaves.
+    fn release(&mut self, id: ReplicaId) {
+        let node = self.node(id);
+        let running = node.running.as_ref().expect("only what runs is stepped");
+        let upto = PersistId(node.durable.saturating_sub(running.log_before) as u64);
         while let Some((to, message)) = self.node(id).running.as_mut().and_then(|r| r.waiting.release(upto)) {
             self.send(id, to, message);
         }
-        self.drain_inbox(id);
-        Ok(())
     }
 
     pub(crate) fn tell_log(&mut self, id: ReplicaId) {
@@ -393,7 +617,8 @@ impl Cell {
         self.replica(id)?;
         let node = self.node(id);
         let lost = node.log.split_off(node.durable);
-        node.running = None;
+        let counts = node.running.take().map(|running| counts(&running.replica));
+        add(&mut self.taken, &counts.unwrap_or_default());
         // Whoever asked sees a broken connection: the outcome is unknown, as it should be.
         self.tickets.values_mut().filter(|asked| asked.at == id && asked.ends == 0).for_each(|asked| asked.ends = 1);
         self.note(format!("{id}: crashes, losing {}", words::records(&lost)));
@@ -404,13 +629,10 @@ impl Cell {
         if self.replica(id).is_ok() {
             return Err(format!("replica {id} runs"));
         }
-        let now = self.now;
-        let node = self.node(id);
-        let recovered = recover(&node.log);
-        let told = format!("{id}: restarts, {}", words::recovered(&recovered));
-        node.running = Some(Running::start(&node.settings, recovered, node.log.len(), now));
-        self.note(told);
-        Ok(())
+        let first = self.shape.configuration()?;
+        let recovered = recover(&self.node(id).log, first);
+        self.note(format!("{id}: restarts, {}", words::recovered(&recovered)));
+        self.run(id, &recovered)
     }
 
     // Telling.
@@ -431,8 +653,54 @@ impl Cell {
             Role::Campaigning => "campaigns".to_owned(),
             Role::Coordinating => format!("leads, {} open", replica.open_slots()),
         };
-        let told = format!("{id}: {role}, promised {}, chosen {}", replica.promised(), replica.chosen());
+        let status = match replica.voting_status() {
+            VotingStatus::Voting => String::new(),
+            status => format!(", {}", words::status(status)),
+        };
+        let told = format!("{id}: {role}, promised {}, chosen {}{status}", replica.promised(), replica.chosen());
         self.note(told);
+    }
+
+    pub(crate) fn tell_read(&mut self, id: ReplicaId) -> Result<(), String> {
+        let replica = self.replica(id)?;
+        let may = if replica.may_read(self.clock(id)) { "may" } else { "may not" };
+        let told = format!("{id}: {may} read, chosen {}", replica.chosen());
+        self.note(told);
+        Ok(())
+    }
+
+    pub(crate) fn tell_lease(&mut self) {
+        let holders = self.holders();
+        let told = if holders.is_empty() { "nobody".to_owned() } else { words::replicas(holders) };
+        self.note(format!("lease: {told}"));
+    }
+
+    pub(crate) fn tell_tolerance(&mut self) {
+        for id in self.ids() {
+            let Ok(replica) = self.replica(id) else { continue };
+            let told = match replica.tolerance(self.clock(id)) {
+                Some(tolerance) => format!("{id}: tolerates {tolerance}"),
+                None => format!("{id}: does not know"),
+            };
+            self.note(told);
+        }
+    }
+
+    pub(crate) fn tell_members(&mut self) {
+        for id in self.ids() {
+            let Ok(replica) = self.replica(id) else { continue };
+            let told = format!("{id}: {}", words::configurations(replica.configurations()));
+            self.note(told);
+        }
+    }
+
+    /// How often each row of the machines' tables was taken here.
+    pub(crate) fn taken(&self) -> Taken {
+        let mut taken = self.taken.clone();
+        for running in self.nodes.values().filter_map(|node| node.running.as_ref()) {
+            add(&mut taken, &counts(&running.replica));
+        }
+        taken
     }
 
     fn promised_by(&self, ballot: Ballot) -> String {
@@ -440,8 +708,9 @@ impl Cell {
     }
 
     /// Who promised, and what the coordinator makes of what they reported: seen from the accepts that it sends.
-    fn tell_of_leading(&mut self, id: ReplicaId, ballot: Ballot, effects: &Effects) {
-        let mut what = format!("leads {ballot}, promised by {}", self.promised_by(ballot));
+    fn tell_of_leading(&mut self, id: ReplicaId, leads: &str, ballot: Ballot, effects: &Effects) {
+        self.node(id).running.as_mut().expect("it runs").leads_with = ballot;
+        let mut what = format!("{leads} {ballot}, promised by {}", self.promised_by(ballot));
         let mut last = Slot::NONE;
         for effect in effects {
             let Effect::Send { message: Message::Accept { slot, batch, .. }, .. } = effect else { continue };
@@ -464,6 +733,7 @@ impl Cell {
 
     /// What turned out to be broken since the last time.
     pub(crate) fn take_broken(&mut self) -> Vec<String> {
+        self.check();
         for (ticket, asked) in &mut self.tickets {
             let Some(slot) = asked.slot else { continue };
             let Some(running) = &self.nodes[&asked.at].running else { continue };
@@ -478,27 +748,32 @@ impl Cell {
 }
 
 impl Running {
-    fn start(settings: &Settings, recovered: Recovered, log_before: usize, now: Instant) -> Self {
-        Self {
-            replica: Replica::new(settings.clone(), recovered, now),
-            waiting: DurableQueue::default(),
-            inbox: VecDeque::new(),
-            log_before,
-            applied: BTreeMap::new(),
-        }
-    }
-
-    fn looks(&self) -> (Role, Ballot, bool) {
-        (self.replica.role(), self.replica.promised(), self.replica.is_fetching())
+    /// Its role, its promise, and how often it had its promises and had to catch up.
+    fn looks(&self) -> (Role, Ballot, u64) {
+        let chases = self.replica.counts().rows().find(|(row, _)| row.action == "count_and_chase");
+        (self.replica.role(), self.replica.promised(), chases.map_or(0, |(_, count)| count))
     }
 }
 
+/// How often each row was taken, in the order of the tables.
+fn counts(replica: &Replica) -> Taken {
+    replica.counts().rows().map(|(_, count)| count).collect()
+}
+
+pub(crate) fn add(taken: &mut Taken, more: &[u64]) {
+    taken.resize(taken.len().max(more.len()), 0);
+    taken.iter_mut().zip(more).for_each(|(taken, more)| *taken += more);
+}
+
 /// What a log says, as `Replay` in engine/node/src/start.rs reads it.
-fn recover(log: &[Record]) -> Recovered {
-    let mut recovered = Recovered::nothing();
+fn recover(log: &[Record], first: Configuration) -> Recovered {
+    let mut recovered = Recovered::nothing(first);
     for record in log {
         match record {
-            Record::HardState(state) => recovered.promised = recovered.promised.max(state.promised),
+            Record::HardState(state) => {
+                recovered.promised = recovered.promised.max(state.promised);
+                recovered.configurations = state.configurations.clone();
+            }
             Record::Accepted { slot, ballot, chosen, batch } => {
                 recovered.promised = recovered.promised.max(*ballot);
                 recover_upto(&mut recovered, *chosen);

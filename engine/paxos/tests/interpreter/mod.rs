@@ -3,10 +3,13 @@
 //! | command | what happens |
 //! |---|---|
 //! | `cell 3 horizon=8 window=4 backlog=1000` | a new cell; all but the number of replicas may be left out |
+//! | `cell 3 lease=1000ms heartbeat=200ms timeout=1000ms` | likewise, with leases: without, none is ever held or waited for |
+//! | `cell 3 learners=4,5 boost=8 boost_time=1000ms` | likewise, with learners; a higher ballot after so much |
 //! | `elect 1` | 1 campaigns, and everything is delivered; only what comes of it is told |
 //! | `write 1 a b c` | likewise for three batches submitted at once, and 1's next heartbeat |
 //! | `settle` | likewise for what is under way |
-//! | `campaign 1` | 1's election deadline is reached |
+//! | `campaign 1` | 1's election deadline is reached, and its probes are answered by whoever it reaches: untold, until it campaigns |
+//! | `probe 1` | 1's election deadline is reached, as often as it takes for its probes to leave |
 //! | `tick 1` | time moves to 1's next deadline, and 1 is told; `tick 1 100ms` moves so far |
 //! | `pass 500ms` | time moves, nobody is told |
 //! | `submit 1 a b` | two batches are submitted, one after the other; `a+b` is one batch of two commands |
@@ -15,19 +18,29 @@
 //! | `drop`, `copy`, `hold`, `release` `SELECTION` | lose, duplicate, delay, stop delaying |
 //! | `reverse` | the last message sent comes first |
 //! | `isolate 2`, `reconnect 2` | what is sent to 2 or by 2 is lost |
+//! | `cut 1 3`, `join 1 3` | what 1 and 3 send each other is lost |
+//! | `clock 2 +5%` | 2's clock runs faster than the others' from now on |
 //! | `disk 2 slow`, `disk 2 fast` | 2's records are volatile until `flush 2`; or durable at once, as in the beginning |
+//! | `flush 2 records=1` | only the next record becomes durable: a frame ended there |
 //! | `crash 2`, `restart 2` | what is volatile is lost; the replica is rebuilt from the rest |
+//! | `start 4` | a new machine, whose replica knows the cell's first configuration |
+//! | `transfer 1 to=2` | an operator asks 1 to hand over to 2 |
+//! | `add 4 at ADDRESS`, `remove 3`, `remove 3 force` | an operator asks whoever leads to change the members; `by=1`: asks 1 |
+//! | `read 1`, `lease` | whether 1 may answer reads; who holds a lease |
+//! | `tolerance`, `members` | how many more failures each believes are survived; who keeps the cell, as each knows |
 //! | `full 2` | 2's log is at its bound |
 //! | `show`, `log 2`, `network` | where everybody stands; 2's records; what is in flight |
 //!
-//! A selection is any of `accept`, `promise` and so on, `from=1`, `to=2,3`, `slot=7`, `ballot=1.1`; all must fit.
+//! A selection is any of `accept`, `promise`, `answer` (to a probe), `takeover` and so on, `from=1`, `to=2,3`, `slot=7`, `ballot=1.1`; all must fit.
 
 mod cell;
 mod words;
 
 use std::time::Duration;
 
-use synod_paxos::{Configuration, Event, Message, ReplicaId, Role, Slot};
+use synod_paxos::{Change, Configuration, Event, Message, ReplicaId, Role, Slot};
+
+pub(crate) use cell::{Taken, add};
 
 use cell::{Cell, InFlight, Line, Shape};
 
@@ -37,11 +50,21 @@ const DELIVERIES_MAX: usize = 10_000;
 /// Plays one script.
 pub(crate) struct Interpreter {
     cell: Option<Cell>,
+    taken: Taken,
 }
 
 impl Interpreter {
     pub(crate) fn new() -> Self {
-        Self { cell: None }
+        Self { cell: None, taken: Taken::new() }
+    }
+
+    /// How often the rows of the machines' tables were taken.
+    pub(crate) fn taken(&self) -> Taken {
+        let mut taken = self.taken.clone();
+        if let Some(cell) = &self.cell {
+            add(&mut taken, &cell.taken());
+        }
+        taken
     }
 
     /// Runs the commands of one block, and tells what came of them.
@@ -52,7 +75,8 @@ impl Interpreter {
             let verb = words.next().ok_or("an empty command")?;
             let words: Vec<_> = words.collect();
             if verb == "cell" {
-                self.cell = Some(Cell::new(&shape(&words)?)?);
+                self.taken = self.taken();
+                self.cell = Some(Cell::new(shape(&words)?)?);
                 continue;
             }
             let cell = self.cell.as_mut().ok_or("there is no cell yet")?;
@@ -95,6 +119,7 @@ fn carry_out(cell: &mut Cell, verb: &str, words: &[&str]) -> Result<bool, String
             return Ok(true);
         }
         "campaign" => campaign(cell, one_replica(words)?)?,
+        "probe" => probe(cell, one_replica(words)?)?,
         "tick" => match words {
             [who] => cell.tick_when_due(replica(who)?)?,
             [who, time] => {
@@ -140,6 +165,49 @@ fn carry_out(cell: &mut Cell, verb: &str, words: &[&str]) -> Result<bool, String
             [who, "fast"] => cell.run_disk(replica(who)?, true)?,
             _ => return Err("whose, slow or fast?".to_owned()),
         },
+        "cut" | "join" => match replicas(words)?[..] {
+            [one, other] if verb == "cut" => cell.cut(one, other),
+            [one, other] => cell.join(one, other),
+            _ => return Err("which two?".to_owned()),
+        },
+        "clock" => match words {
+            [who, percent] => cell.run_clock(replica(who)?, percentage(percent)?)?,
+            _ => return Err("whose, and how much faster?".to_owned()),
+        },
+        "transfer" => match words {
+            [who, to] => {
+                let to = to.strip_prefix("to=").ok_or("to whom?")?;
+                cell.transfer(replica(who)?, replica(to)?)?;
+            }
+            _ => return Err("from whom, to whom?".to_owned()),
+        },
+        "add" => match words {
+            [who, "at", address] => {
+                cell.change(Change::Add { id: replica(who)?, address: (*address).to_owned() })?;
+            }
+            _ => return Err("whom, at which address?".to_owned()),
+        },
+        "remove" => {
+            let (who, rest) = words.split_first().ok_or("whom?")?;
+            let change = Change::Remove { id: replica(who)?, force: rest.contains(&"force") };
+            match rest.iter().find_map(|word| word.strip_prefix("by=")) {
+                Some(by) => cell.change_at(replica(by)?, change)?,
+                None => cell.change(change)?,
+            }
+        }
+        "start" => cell.start(one_replica(words)?)?,
+        "read" => {
+            for who in replicas(words)? {
+                cell.tell_read(who)?;
+            }
+        }
+        "lease" => cell.tell_lease(),
+        "tolerance" => cell.tell_tolerance(),
+        "members" => cell.tell_members(),
+        "flush" if words.len() == 2 && words[1].starts_with("records=") => {
+            let records = number(&words[1]["records=".len()..])?;
+            cell.flush_some(replica(words[0])?, usize::try_from(records).expect("a few"))?;
+        }
         "flush" => {
             for who in replicas(words)? {
                 cell.flush(who)?;
@@ -170,11 +238,44 @@ fn carry_out(cell: &mut Cell, verb: &str, words: &[&str]) -> Result<bool, String
     Ok(false)
 }
 
-fn campaign(cell: &mut Cell, who: ReplicaId) -> Result<(), String> {
+/// More rounds of probing than any script needs.
+const PROBES_MAX: usize = 50;
+
+/// Moves time on until `who` asks the others whether it should campaign, or campaigns without.
+fn probe(cell: &mut Cell, who: ReplicaId) -> Result<(), String> {
     if cell.replica(who)?.role() == Role::Coordinating {
         return Err("it leads already".to_owned());
     }
-    cell.tick_when_due(who)
+    for _ in 0..PROBES_MAX {
+        let before = cell.lines.len();
+        cell.tick_when_due(who)?;
+        let role = cell.replica(who)?.role();
+        let is_probe =
+            |line: &Line| matches!(line, Line::Send { from, what, .. } if *from == who && what.starts_with("probe"));
+        if cell.lines[before..].iter().any(is_probe) || role == Role::Campaigning || role == Role::Coordinating {
+            return Ok(());
+        }
+    }
+    Err("it never probes".to_owned())
+}
+
+/// Lets `who` probe, and everyone it reaches answer, until it campaigns. None of that is told.
+fn campaign(cell: &mut Cell, who: ReplicaId) -> Result<(), String> {
+    let before = cell.lines.len();
+    for _ in 0..PROBES_MAX {
+        probe(cell, who)?;
+        deliver_all(cell, &|one| words::kind(&one.message) == "probe" && one.from == who)?;
+        deliver_all(cell, &|one| words::kind(&one.message) == "answer" && one.to == who)?;
+        if cell.replica(who)?.role() != Role::Following(None) {
+            // Whoever probed beside it comes too late.
+            cell.network.retain(|one| !matches!(words::kind(&one.message), "probe" | "answer"));
+            let mut kept = cell.lines.split_off(before);
+            kept.retain(|line| !matches!(line, Line::Send { what, .. } if what.starts_with("probe,") || what.starts_with("answer ")));
+            cell.lines.append(&mut kept);
+            return Ok(());
+        }
+    }
+    Err("nobody lets it campaign".to_owned())
 }
 
 /// Delivers until nothing is left in flight.
@@ -188,8 +289,12 @@ fn deliver(cell: &mut Cell, words: &[&str]) -> Result<(), String> {
         return taken.into_iter().try_for_each(|one| cell.deliver(one));
     }
     let selection = Selection::parse(words)?;
+    deliver_all(cell, &|one| selection.fits(one))
+}
+
+fn deliver_all(cell: &mut Cell, fits: &dyn Fn(&InFlight) -> bool) -> Result<(), String> {
     for _ in 0..DELIVERIES_MAX {
-        let Some(at) = cell.network.iter().position(|one| selection.fits(one)) else { return Ok(()) };
+        let Some(at) = cell.network.iter().position(fits) else { return Ok(()) };
         let next = cell.network.remove(at).expect("it was just found there");
         cell.deliver(next)?;
     }
@@ -214,8 +319,20 @@ struct Selection<'a> {
 
 impl<'a> Selection<'a> {
     fn parse(words: &[&'a str]) -> Result<Self, String> {
-        const KINDS: [&str; 8] =
-            ["propose", "promise", "accept", "acknowledge", "reject", "commit", "fetch", "entries"];
+        const KINDS: [&str; 12] = [
+            "probe",
+            "answer",
+            "propose",
+            "promise",
+            "accept",
+            "acknowledge",
+            "reject",
+            "commit",
+            "release",
+            "takeover",
+            "fetch",
+            "entries",
+        ];
         let mut selection = Self::default();
         for word in words {
             match word.split_once('=') {
@@ -235,10 +352,16 @@ impl<'a> Selection<'a> {
             Message::Accept { ballot, slot, .. } | Message::Acknowledge { ballot, slot } => {
                 (Some(*slot), Some(*ballot))
             }
-            Message::Propose { ballot } | Message::Promise { ballot, .. } | Message::Commit { ballot, .. } => {
-                (None, Some(*ballot))
-            }
-            Message::Reject { .. } | Message::Fetch { .. } | Message::Entries { .. } => (None, None),
+            Message::Propose { ballot, .. }
+            | Message::Promise { ballot, .. }
+            | Message::Commit { ballot, .. }
+            | Message::Release { ballot }
+            | Message::TakeOver { ballot } => (None, Some(*ballot)),
+            Message::Probe { .. }
+            | Message::ProbeAnswer { .. }
+            | Message::Reject { .. }
+            | Message::Fetch { .. }
+            | Message::Entries { .. } => (None, None),
         };
         self.kind.is_none_or(|kind| kind == words::kind(&one.message))
             && self.from.as_ref().is_none_or(|from| from.contains(&one.from))
@@ -284,14 +407,31 @@ fn story(lines: &[Line]) -> String {
 }
 
 fn shape(words: &[&str]) -> Result<Shape, String> {
-    let (replicas, rest) = words.split_first().ok_or("of how many?")?;
-    let replicas = u16::try_from(number(replicas)?).map_err(|_| "too many replicas")?;
-    let mut shape = Shape { replicas, horizon: Configuration::HORIZON_DEFAULT, window: 4, backlog_bytes_max: 64 << 20 };
+    let (count, rest) = words.split_first().ok_or("of how many?")?;
+    let count = u16::try_from(number(count)?).map_err(|_| "too many replicas")?;
+    let mut shape = Shape {
+        replicas: count,
+        learners: Vec::new(),
+        horizon: Configuration::HORIZON_DEFAULT,
+        window: 4,
+        backlog_bytes_max: 64 << 20,
+        lease: Duration::ZERO,
+        heartbeat: None,
+        election_timeout: None,
+        boost_slots_min: None,
+        boost_time_min: None,
+    };
     for word in rest {
         match word.split_once('=') {
             Some(("horizon", value)) => shape.horizon = number(value)?,
             Some(("window", value)) => shape.window = number(value)?,
             Some(("backlog", value)) => shape.backlog_bytes_max = number(value)?,
+            Some(("learners", value)) => shape.learners = replicas(&[value])?,
+            Some(("lease", value)) => shape.lease = duration(value)?,
+            Some(("heartbeat", value)) => shape.heartbeat = Some(duration(value)?),
+            Some(("timeout", value)) => shape.election_timeout = Some(duration(value)?),
+            Some(("boost", value)) => shape.boost_slots_min = Some(number(value)?),
+            Some(("boost_time", value)) => shape.boost_time_min = Some(duration(value)?),
             _ => return Err(format!("what is {word}?")),
         }
     }
@@ -305,6 +445,16 @@ fn number(word: &str) -> Result<u64, String> {
 fn duration(word: &str) -> Result<Duration, String> {
     let millis = word.strip_suffix("ms").ok_or("durations are in ms")?;
     Ok(Duration::from_millis(number(millis)?))
+}
+
+/// "+5%" of a clock that shows 105 ms after 100.
+fn percentage(word: &str) -> Result<u64, String> {
+    let (sign, percent) = word.strip_suffix('%').and_then(|word| word.split_at_checked(1)).ok_or("as in +5%")?;
+    match sign {
+        "+" => Ok(100 + number(percent)?),
+        "-" => Ok(100 - number(percent)?),
+        _ => Err("as in +5%".to_owned()),
+    }
 }
 
 fn replica(word: &str) -> Result<ReplicaId, String> {

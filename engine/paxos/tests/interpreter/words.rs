@@ -1,11 +1,16 @@
 //! Messages, records and values in the paper's words.
 
-use synod_paxos::{Batch, Message, Record, Recovered, ReplicaId};
+use synod_paxos::{Ballot, Batch, Configurations, Message, Record, Recovered, ReplicaId, Slot, VotingStatus};
 
 /// A message, as in "1 -> 2: accept 1.1 slot 7 a, chosen 6".
 pub(crate) fn message(message: &Message) -> String {
     match message {
-        Message::Propose { ballot } => format!("propose {ballot}"),
+        Message::Probe { chosen } => format!("probe, chosen {chosen}"),
+        Message::ProbeAnswer { would, round, chosen } => {
+            format!("answer {}, round {round}, chosen {chosen}", if *would { "yes" } else { "no" })
+        }
+        Message::Propose { ballot, released: Ballot::NONE } => format!("propose {ballot}"),
+        Message::Propose { ballot, released } => format!("propose {ballot}, {released} released"),
         Message::Promise { ballot, cut: _, chosen, accepted } => {
             let mut words = format!("promise {ballot}, chosen {chosen}");
             for one in accepted {
@@ -18,7 +23,9 @@ pub(crate) fn message(message: &Message) -> String {
         }
         Message::Acknowledge { ballot, slot } => format!("acknowledge {ballot} slot {slot}"),
         Message::Reject { promised } => format!("reject, promised {promised}"),
-        Message::Commit { ballot, chosen } => format!("commit {ballot}, chosen {chosen}"),
+        Message::Commit { ballot, chosen, tolerance: _ } => format!("commit {ballot}, chosen {chosen}"),
+        Message::Release { ballot } => format!("release {ballot}"),
+        Message::TakeOver { ballot } => format!("take over from {ballot}"),
         Message::Fetch { from } => format!("fetch from slot {from}"),
         Message::Entries { first, batches, chosen } => {
             let batches: Vec<_> =
@@ -31,12 +38,16 @@ pub(crate) fn message(message: &Message) -> String {
 /// What kind of message it is, as scripts select it.
 pub(crate) fn kind(message: &Message) -> &'static str {
     match message {
+        Message::Probe { .. } => "probe",
+        Message::ProbeAnswer { .. } => "answer",
         Message::Propose { .. } => "propose",
         Message::Promise { .. } => "promise",
         Message::Accept { .. } => "accept",
         Message::Acknowledge { .. } => "acknowledge",
         Message::Reject { .. } => "reject",
         Message::Commit { .. } => "commit",
+        Message::Release { .. } => "release",
+        Message::TakeOver { .. } => "takeover",
         Message::Fetch { .. } => "fetch",
         Message::Entries { .. } => "entries",
     }
@@ -45,9 +56,35 @@ pub(crate) fn kind(message: &Message) -> &'static str {
 /// A record, as in "accepted 7 at 1.1 a".
 pub(crate) fn record(record: &Record) -> String {
     match record {
-        Record::HardState(state) => format!("promise {}", state.promised),
+        Record::HardState(state) if is_first(&state.configurations) => format!("promise {}", state.promised),
+        Record::HardState(state) => format!("promise {}, {}", state.promised, configurations(&state.configurations)),
         Record::Accepted { slot, ballot, chosen: _, batch } => format!("accepted {slot} at {ballot} {batch:?}"),
         Record::Chosen { slot, batch } => format!("chosen {slot} {batch:?}"),
+    }
+}
+
+/// Whether nothing has changed since the cell began.
+fn is_first(configurations: &Configurations) -> bool {
+    configurations.since == Slot::NONE.next() && configurations.pending.is_none()
+}
+
+/// Who keeps the cell, as in "members 1,2,3 from slot 1, members 1,2,3,4? from slot 9": 4 does not vote.
+pub(crate) fn configurations(configurations: &Configurations) -> String {
+    let Configurations { current, since, pending } = configurations;
+    let mut words = format!("{current} from slot {since}");
+    if let Some((from, pending)) = pending {
+        words += &format!(", {pending} from slot {from}");
+    }
+    words
+}
+
+/// Whether a replica votes.
+pub(crate) fn status(status: VotingStatus) -> &'static str {
+    match status {
+        VotingStatus::Waiting => "waits for leases to run out",
+        VotingStatus::Voting => "votes",
+        VotingStatus::Learning => "learns",
+        VotingStatus::Outside => "is no member",
     }
 }
 
@@ -62,6 +99,9 @@ pub(crate) fn records(records: &[Record]) -> String {
 /// What a replica starts from.
 pub(crate) fn recovered(recovered: &Recovered) -> String {
     let mut words = format!("promised {}, chosen {}", recovered.promised, recovered.chosen);
+    if !is_first(&recovered.configurations) {
+        words += &format!(", {}", configurations(&recovered.configurations));
+    }
     for (slot, (ballot, batch)) in &recovered.accepted {
         words += &format!(", accepted {slot} at {ballot} {batch:?}");
     }

@@ -1,0 +1,82 @@
+//! Bugs put in on purpose, to prove that the simulator sees them. Each breaks one rule, whose number begins its name.
+//!
+//! They exist under the feature `planted` alone, which only the simulator's crate turns on, and only when asked to;
+//! without it the macro below is the constant `false`, and nothing here is compiled.
+
+/// Whether this planted bug is to bite, here, now.
+#[cfg(feature = "planted")]
+#[macro_export]
+macro_rules! planted {
+    ($bug:ident) => {
+        $crate::planted::is_planted($crate::planted::Bug::$bug)
+    };
+}
+
+/// Never: this build has no planted bugs.
+#[cfg(not(feature = "planted"))]
+#[macro_export]
+macro_rules! planted {
+    ($bug:ident) => {
+        false
+    };
+}
+
+/// Declares the bugs: a name each, and what is wrong.
+#[cfg(feature = "planted")]
+macro_rules! bugs {
+    ($($name:ident: $what:literal,)*) => {
+        /// A planted bug.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub enum Bug {
+            $(#[doc = $what] $name,)*
+        }
+
+        /// All of them, with their names and what is wrong.
+        pub const ALL: &[(Bug, &str, &str)] = &[$((Bug::$name, stringify!($name), $what)),*];
+    };
+}
+
+#[cfg(feature = "planted")]
+bugs! {
+    P1PromisesToOlder: "a ballot below the promised one gets a promise",
+    P1AcceptsFromOlder: "a ballot below the promised one gets an acknowledgement",
+    P1ReusesBallot: "a restarted replica campaigns under its ballot from before the restart",
+    P1ProposesBeforeOwnPromise: "the propose leaves before the candidate's own promise is durable",
+    P2ForgetsPromise: "a promise is told and never persisted",
+    P3LeadsBehind: "a candidate leads without what its quorum knows to be chosen",
+    P3AdoptsNothing: "a candidate ignores what the promises report",
+    P3AdoptsLatestReport: "a candidate adopts the last report instead of the highest ballot's",
+    P4CommitsOtherBallots: "a commit slot is believed for what was accepted under another ballot",
+    P5AppliesOutOfOrder: "a slot is applied before one below it",
+    P6GovernsAtOnce: "a change of the members governs from the next slot on, not a horizon later",
+    P6MinorityDecides: "half of the voters choose a slot",
+    P6CountsLearners: "a learner's acknowledgement is counted",
+    P6OldMajorityLeads: "the old members' promises are enough for the new members' slots",
+    P7NeverGivesUp: "a master that reaches no majority, or whose disk is silent, stays",
+    P8NoWaitAfterStart: "a replica promises right after its start, whatever it granted before",
+    P8PromisesAgainstGrant: "a replica promises although it granted a lease to another",
+    P8HolderLongerThanGranters: "the holder counts on the lease for longer than it was granted",
+    P8CountsFromAcknowledgement: "the holder counts from the acknowledgement, not from before the accept",
+    P8ReadsBeforeOwnSlot: "a new master reads before it has applied what was acknowledged before it",
+    P9IgnoresEpoch: "a batch stamped by an earlier master is applied as if it were this one's",
+    P10ForgetsResults: "a retried command is applied again",
+    P15TellsBeforeDurable: "what waits for a record leaves before the record is durable",
+    P16ReadsWithoutLease: "any replica answers reads from what it has applied",
+}
+
+#[cfg(feature = "planted")]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Plants a bug in every replica that this thread runs, or takes it out again.
+#[cfg(feature = "planted")]
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.set(bug);
+}
+
+/// Whether this bug is planted in what this thread runs.
+#[cfg(feature = "planted")]
+pub fn is_planted(bug: Bug) -> bool {
+    PLANTED.get() == Some(bug)
+}

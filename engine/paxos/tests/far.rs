@@ -1,0 +1,84 @@
+//! Numbers that no sound replica sends: a slot, a round or a chosen slot far beyond anything. They are dropped or waited
+//! for, nothing is lost, and nothing stops. (Issue B, bad input; rule P5)
+
+use synod_paxos::{
+    AcceptedSlot, Ballot, Batch, Configuration, Effect, Effects, Event, Incarnation, Instant, Message, Recovered,
+    Replica, ReplicaId, Role, Settings, Slot,
+};
+
+const FAR: Slot = Slot(u64::MAX);
+
+fn replica(me: u16) -> Replica {
+    let configuration =
+        Configuration::of_voters([1, 2, 3].map(ReplicaId), 4, std::time::Duration::ZERO).expect("three voters");
+    let settings = Settings::new(ReplicaId(me), Incarnation(1), 1);
+    let mut replica = Replica::new(settings, &Recovered::nothing(configuration), Instant(0));
+    replica.step(Instant(0), Event::Ticked, &mut Effects::new());
+    replica
+}
+
+fn told(replica: &mut Replica, from: u16, message: Message) -> Effects {
+    let mut effects = Effects::new();
+    let now = replica.deadline().min(Instant(1));
+    replica.step(now, Event::Received { from: ReplicaId(from), message }, &mut effects);
+    effects
+}
+
+fn ballot(round: u64, replica: u16) -> Ballot {
+    Ballot { round, replica: ReplicaId(replica), incarnation: Incarnation(1) }
+}
+
+/// A replica that leads, promised by 2.
+fn leader() -> Replica {
+    let mut replica = replica(1);
+    let mut effects = Effects::new();
+    let now = replica.deadline();
+    replica.step(now, Event::Ticked, &mut effects);
+    told(&mut replica, 2, Message::ProbeAnswer { would: true, round: 0, chosen: Slot::NONE });
+    let ballot = replica.promised();
+    for from in [1, 2] {
+        let promise = Message::Promise { ballot, cut: Slot::NONE, chosen: Slot::NONE, accepted: Vec::new() };
+        told(&mut replica, from, promise);
+    }
+    assert_eq!(replica.role(), Role::Coordinating);
+    replica
+}
+
+#[test]
+fn a_value_for_a_slot_far_beyond_the_horizon_is_not_accepted() {
+    let mut replica = replica(2);
+    let accept = Message::Accept { ballot: ballot(1, 1), slot: FAR, batch: Batch::NO_OP, chosen: Slot::NONE };
+    assert_eq!(told(&mut replica, 1, accept), []);
+    assert!(replica.acceptor().accepted_at(FAR).is_none());
+    // The next one is.
+    let accept = Message::Accept { ballot: ballot(1, 1), slot: Slot(1), batch: Batch::NO_OP, chosen: Slot::NONE };
+    assert!(told(&mut replica, 1, accept).iter().any(|effect| matches!(effect, Effect::SendOnceDurable { .. })));
+}
+
+#[test]
+fn entries_far_beyond_what_is_known_change_nothing() {
+    for mut replica in [replica(2), leader()] {
+        let batches = vec![Batch::NO_OP; 2];
+        let effects = told(&mut replica, 3, Message::Entries { first: FAR, batches, chosen: FAR });
+        assert!(!effects.iter().any(|effect| matches!(effect, Effect::Persist { .. } | Effect::Apply { .. })));
+        assert_eq!(replica.chosen(), Slot::NONE);
+    }
+}
+
+#[test]
+fn a_promise_that_reports_what_no_acceptor_can_hold_does_not_count() {
+    let mut replica = replica(1);
+    let now = replica.deadline();
+    replica.step(now, Event::Ticked, &mut Effects::new());
+    told(&mut replica, 2, Message::ProbeAnswer { would: true, round: 0, chosen: Slot::NONE });
+    assert_eq!(replica.role(), Role::Campaigning);
+    let ballot = replica.promised();
+    let accepted = vec![AcceptedSlot { slot: FAR, ballot: Ballot::NONE, batch: Batch::NO_OP }];
+    told(&mut replica, 1, Message::Promise { ballot, cut: Slot::NONE, chosen: Slot::NONE, accepted: Vec::new() });
+    told(&mut replica, 2, Message::Promise { ballot, cut: Slot::NONE, chosen: Slot::NONE, accepted });
+    assert_eq!(replica.role(), Role::Campaigning);
+    // One that knows everything to be chosen is chased, in vain.
+    told(&mut replica, 2, Message::Promise { ballot, cut: Slot::NONE, chosen: FAR, accepted: Vec::new() });
+    assert_eq!(replica.role(), Role::Campaigning);
+    assert!(replica.is_fetching());
+}

@@ -1,0 +1,160 @@
+//! What each acceptor's disk holds, and what it has told others.
+//!
+//! A disk is known from the bytes that were flushed to it, so what it holds here is what a crash in this moment would
+//! leave, at the least.
+//!
+//! | checker | what it says |
+//! |---|---|
+//! | promises | what a replica has promised, on its disk or to others, it never falls back behind, restarts included; a promise tells all that was accepted |
+//! | durable before told | a promise, an acknowledgement, a propose leaves only when a crash would no longer forget it |
+//! | recovery | what was durable is found again after a crash |
+
+use std::collections::BTreeMap;
+
+use synod_paxos::{AcceptedSlot, Ballot, Record, Recovered, ReplicaId, Slot};
+
+use super::verdict::{Checker, Verdict, violation};
+
+/// One acceptor.
+#[derive(Default)]
+struct Disk {
+    promised: Option<Ballot>,
+    /// The highest ballot accepted, a slot. Slots that are chosen stay: it must not vanish there either.
+    accepted: BTreeMap<Slot, Ballot>,
+    told: Option<Ballot>,
+}
+
+impl Disk {
+    /// The next record of the log: it never goes back behind the promise of an earlier one.
+    fn take(&mut self, replica: ReplicaId, record: &Record) -> Verdict {
+        let (ballot, what) = match record {
+            Record::HardState(state) => (state.promised, "repeats a promise of"),
+            Record::Accepted { ballot, .. } => (*ballot, "accepts"),
+            Record::Chosen { .. } => return Ok(()),
+        };
+        if Some(ballot) < self.promised {
+            let what = format!("the log of replica {replica} {what} {ballot} behind a promise of {:?}", self.promised);
+            return violation(Checker::Promises, what);
+        }
+        self.promised = Some(ballot);
+        if let Record::Accepted { slot, .. } = record {
+            self.accepted.insert(*slot, ballot);
+        }
+        Ok(())
+    }
+}
+
+/// See the module.
+pub(crate) struct Acceptors(Vec<Disk>);
+
+impl Acceptors {
+    pub(crate) fn new(replicas: u16) -> Acceptors {
+        Acceptors((0..replicas).map(|_| Disk::default()).collect())
+    }
+
+    fn disk(&mut self, replica: ReplicaId) -> &mut Disk {
+        &mut self.0[usize::from(replica.0) - 1]
+    }
+
+    /// A record has become durable.
+    pub(crate) fn durable(&mut self, replica: ReplicaId, record: &Record) -> Verdict {
+        self.disk(replica).take(replica, record)
+    }
+
+    /// What a replica found on its disk after a crash, from the first record on: all that was durable, and perhaps what
+    /// was written last and not known to be.
+    pub(crate) fn recovered(&mut self, replica: ReplicaId, records: &[Record]) -> Verdict {
+        let mut found = Disk::default();
+        records.iter().try_for_each(|record| found.take(replica, record))?;
+        let disk = self.disk(replica);
+        if found.promised < disk.promised {
+            let what = format!(
+                "replica {replica} finds the promise {:?} on its disk, where {:?} was durable",
+                found.promised, disk.promised
+            );
+            return violation(Checker::Recovery, what);
+        }
+        let missing = disk.accepted.iter().find(|(slot, ballot)| found.accepted.get(slot) < Some(*ballot));
+        if let Some((slot, ballot)) = missing {
+            let what = format!("replica {replica} misses slot {slot}, accepted under {ballot}, which was durable");
+            return violation(Checker::Recovery, what);
+        }
+        (disk.promised, disk.accepted) = (found.promised, found.accepted);
+        Ok(())
+    }
+
+    /// What a replica starts from: all that it has told others, and all that it has accepted and must tell.
+    pub(crate) fn holds(&self, replica: ReplicaId, recovered: &Recovered) -> Verdict {
+        let disk = &self.0[usize::from(replica.0) - 1];
+        if disk.told > Some(recovered.promised) {
+            let promised = recovered.promised;
+            let what = format!("replica {replica} has promised {promised}, and has told others of {:?}", disk.told);
+            return violation(Checker::Promises, what);
+        }
+        for (slot, ballot) in disk.accepted.range(recovered.chosen.next()..) {
+            let held = recovered.accepted.get(slot).map(|(ballot, _)| *ballot);
+            if held < Some(*ballot) {
+                let what = format!("replica {replica} starts with {held:?} at slot {slot}, and had accepted {ballot}");
+                return violation(Checker::Promises, what);
+            }
+        }
+        Ok(())
+    }
+
+    /// A propose leaves.
+    pub(crate) fn proposes(&mut self, from: ReplicaId, ballot: Ballot) -> Verdict {
+        let promised = self.disk(from).promised;
+        if promised < Some(ballot) {
+            let what = format!("replica {from} proposes ballot {ballot}, its disk has promised {promised:?} only (P1)");
+            return violation(Checker::DurableBeforeTold, what);
+        }
+        Ok(())
+    }
+
+    /// An acknowledgement leaves.
+    pub(crate) fn acknowledges(&mut self, from: ReplicaId, ballot: Ballot, slot: Slot) -> Verdict {
+        let disk = self.disk(from);
+        if disk.accepted.get(&slot) < Some(&ballot) {
+            let what =
+                format!("replica {from} acknowledges slot {slot} under ballot {ballot}, which its disk does not have");
+            return violation(Checker::DurableBeforeTold, what);
+        }
+        self.tells(from, ballot, "acknowledges")
+    }
+
+    /// A promise leaves.
+    pub(crate) fn promises(
+        &mut self,
+        from: ReplicaId,
+        ballot: Ballot,
+        chosen: Slot,
+        reported: &[AcceptedSlot],
+    ) -> Verdict {
+        let disk = self.disk(from);
+        if disk.promised < Some(ballot) {
+            let what = format!("replica {from} promises ballot {ballot}, its disk has promised {:?}", disk.promised);
+            return violation(Checker::DurableBeforeTold, what);
+        }
+        for (slot, accepted) in disk.accepted.range(chosen.next()..).filter(|(_, accepted)| **accepted < ballot) {
+            let told = reported.iter().find(|reported| reported.slot == *slot).map(|reported| reported.ballot);
+            if told < Some(*accepted) {
+                let what = format!(
+                    "replica {from} has accepted slot {slot} under ballot {accepted}, and promises ballot {ballot} \
+                     telling of {told:?} there"
+                );
+                return violation(Checker::Promises, what);
+            }
+        }
+        self.tells(from, ballot, "promises")
+    }
+
+    fn tells(&mut self, from: ReplicaId, ballot: Ballot, what: &str) -> Verdict {
+        let disk = self.disk(from);
+        if disk.told > Some(ballot) {
+            let what = format!("replica {from} {what} ballot {ballot}, having told others of {:?}", disk.told);
+            return violation(Checker::Promises, what);
+        }
+        disk.told = Some(ballot);
+        Ok(())
+    }
+}

@@ -1,0 +1,252 @@
+//! Faults as they happen: who is hit, what stops, what ends with them, and how a replica starts again.
+
+use std::cell::Cell;
+
+use fastrand::Rng;
+use synod_wal::Tail;
+
+use super::coverage::Machines;
+use super::faults::{Fault, Kind, What};
+use super::network::delay;
+use super::node::{Crash, Started};
+use super::swarm::{MILLISECOND, SECOND, Tearing};
+use super::verdict::Verdict;
+use super::world::{Event, World};
+
+thread_local! {
+    static LAST_FAULT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The number of the last fault that came, in the run on this thread: later ones had no part in how it ended.
+pub fn last_fault_on_this_thread() -> usize {
+    LAST_FAULT.get()
+}
+
+impl World {
+    /// The fault with this number is the next to come, if faults go on so long.
+    pub(crate) fn schedule_fault(&mut self, number: usize) {
+        if let Some(fault) = self.faults.get(number) {
+            self.schedule(fault.at, Event::Fault { number });
+        }
+    }
+
+    pub(crate) fn fault(&mut self, number: usize) {
+        if self.must_end.is_some() {
+            return;
+        }
+        self.schedule_fault(number + 1);
+        LAST_FAULT.set(number);
+        if !self.options.faults.lets(number) {
+            return;
+        }
+        let fault = self.faults[number].clone();
+        if !self.inject(number, &fault) {
+            return;
+        }
+        self.injected.count(fault.kind.name());
+        self.trace.turn(self.now, || {
+            let lasts = fault.length as f64 / SECOND as f64;
+            format!("FAULT {number}, {}: {:?}, {lasts:.3} s", fault.kind.name(), fault.what)
+        });
+    }
+
+    /// Says whether it could be done: what is down cannot be hit.
+    fn inject(&mut self, number: usize, fault: &Fault) -> bool {
+        let until = self.now + fault.length;
+        match fault.what {
+            What::Loss { .. }
+            | What::Duplication { .. }
+            | What::Delay { .. }
+            | What::Reordering { .. }
+            | What::Reset { .. }
+            | What::Cut(_) => {
+                self.network.begin(number, &fault.what, fault.seed);
+                self.lasts(number, until);
+            }
+            What::Flapping { period, .. } => {
+                self.network.begin(number, &fault.what, fault.seed);
+                self.schedule_in(period / 2, Event::Flap { number });
+                self.lasts(number, until);
+            }
+            What::SlowDisk { replica, factor } => {
+                self.nodes[replica].slow.insert(number, factor);
+                self.lasts(number, until);
+            }
+            What::Stall { replica } => {
+                let node = &mut self.nodes[replica];
+                node.stalled_until = node.stalled_until.max(until);
+            }
+            // The bound was there from the beginning, and counts once it is reached.
+            What::FullDisk { .. } => return false,
+            What::Crash { replicas, power, tearing } => return self.crash_some(replicas, power, tearing, fault),
+            What::Pause { replica, within } => {
+                let node = &mut self.nodes[replica];
+                if node.engine.is_none() {
+                    return false;
+                }
+                if within {
+                    node.pause_in_turn = Some(fault.length);
+                    self.due(replica);
+                } else {
+                    node.paused_until = node.paused_until.max(until);
+                }
+            }
+            What::Suspension { replica } => {
+                let node = &mut self.nodes[replica];
+                node.paused_until = node.paused_until.max(until);
+                node.stalled_until = node.stalled_until.max(until);
+                node.suspended_until = node.suspended_until.max(until);
+            }
+            What::Drift { replica, ppm } => {
+                self.nodes[replica].clock.set_rate(self.now, ppm);
+                // What it waits for comes sooner now, or later.
+                self.due(replica);
+            }
+            What::Operation(operation) => {
+                if !self.operate(operation, fault.seed) {
+                    return false;
+                }
+                self.lasts(number, until);
+            }
+        }
+        true
+    }
+
+    fn lasts(&mut self, number: usize, until: u64) {
+        self.lasting.insert(number);
+        self.schedule(until, Event::FaultEnds { number });
+    }
+
+    pub(crate) fn flap(&mut self, number: usize) {
+        if let Some(stays) = self.network.flap(number) {
+            self.schedule_in(stays, Event::Flap { number });
+        }
+    }
+
+    pub(crate) fn fault_ends(&mut self, number: usize) {
+        if !self.lasting.remove(&number) {
+            return;
+        }
+        let Fault { kind, what, .. } = self.faults[number].clone();
+        if kind != Kind::Wiped {
+            self.trace.turn(self.now, || format!("fault {number}, {}, is over", kind.name()));
+        }
+        match what {
+            What::SlowDisk { replica, .. } => drop(self.nodes[replica].slow.remove(&number)),
+            What::Operation(operation) => self.end_operation(operation),
+            _ => self.network.end(number),
+        }
+    }
+
+    // Processes.
+
+    fn crash_some(&mut self, replicas: u64, power: bool, tearing: Tearing, fault: &Fault) -> bool {
+        let mut any = false;
+        for index in (0..self.nodes.len()).filter(|index| (replicas >> index) & 1 == 1) {
+            if self.nodes[index].engine.is_none() {
+                continue;
+            }
+            any = true;
+            let mut random = Rng::with_seed(fault.seed ^ index as u64);
+            let down = MILLISECOND + random.u64(..=fault.length);
+            // Half of them wait for the worst moment.
+            let waits = random.bool();
+            let crash = Crash { power, tearing, down: Some(down), random };
+            if waits {
+                self.nodes[index].doomed = Some(crash);
+            } else {
+                self.crash(index, crash);
+            }
+        }
+        any
+    }
+
+    /// An operator ends a process, if it runs.
+    pub(crate) fn stop(&mut self, index: usize, seed: u64) {
+        if self.nodes[index].engine.is_some() {
+            let random = Rng::with_seed(seed);
+            self.crash(index, Crash { power: false, tearing: Tearing::Whole, down: None, random });
+        }
+    }
+
+    pub(crate) fn crash(&mut self, index: usize, crash: Crash) {
+        let Crash { power, tearing, down, mut random } = crash;
+        if let Some(down) = down {
+            self.schedule_in(down, Event::Start { node: index });
+        }
+        self.counts.crashes += 1;
+        let node = &mut self.nodes[index];
+        if let Some(engine) = node.engine.take() {
+            self.counts.take(&engine);
+            self.coverage.merge(engine.transitions());
+        }
+        node.inbox.clear();
+        node.asked.clear();
+        node.turn_due = false;
+        node.leads = false;
+        node.doomed = None;
+        node.mark_at = None;
+        node.pause_in_turn = None;
+        node.caught = None;
+        node.paused_until = node.suspended_until;
+        if power {
+            node.clock.reboot(self.now, random.u64(..10 * SECOND));
+        }
+        if let Some(segment) = node.preparing.take()
+            && random.bool()
+            && !node.disk.has_segment(segment)
+        {
+            // It has just got its name.
+            node.disk.make_segment(segment);
+        }
+        let torn = node.disk.crash(power, tearing, &mut random);
+        self.counts.torn_writes += u64::from(torn > 0);
+        self.trace.note(torn as u64);
+        let how = if power { "loses power" } else { "ends" };
+        self.trace.turn(self.now, || format!("replica {} {how}, {torn} bytes torn", index + 1));
+        for connection in 0..self.connections.len() {
+            let attempt = &mut self.connections[connection];
+            if attempt.replica == index && attempt.life.take().is_some() && attempt.open_at_client && !attempt.broken {
+                attempt.broken = true;
+                if random.u8(..4) > 0 {
+                    let delay = delay(&self.swarm, &mut self.random.network);
+                    self.schedule_in(delay, Event::Lost { connection });
+                }
+            }
+        }
+    }
+
+    pub(crate) fn start(&mut self, index: usize) -> Verdict {
+        let node = &mut self.nodes[index];
+        if node.engine.is_some() {
+            return Ok(());
+        }
+        if node.suspended_until > self.now {
+            let at = node.suspended_until;
+            self.schedule(at, Event::Start { node: index });
+            return Ok(());
+        }
+        let seeds = (self.random.replicas.u64(..), self.random.replicas.u64(..));
+        let started = node.start(self.now, &self.swarm, seeds, self.options.bug, &mut self.oracle)?;
+        self.history.catch_up(&self.oracle.changes)?;
+        let node = &self.nodes[index];
+        let (life, promised, applied) = (node.life, node.promised, node.applied);
+        match started {
+            Started::Up(tail) => {
+                self.counts.starts += 1;
+                self.counts.torn_tails += u64::from(tail != Tail::Clean);
+                self.trace.note(applied.0);
+                self.trace.turn(self.now, || {
+                    let index = index + 1;
+                    format!("replica {index} starts life {life}: promised {promised}, applied {applied}, tail {tail:?}")
+                });
+                self.due(index);
+            }
+            Started::Refused(why) => {
+                self.counts.starts_refused += 1;
+                self.trace.turn(self.now, || format!("replica {} is refused its start: {why}", index + 1));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,381 @@
+//! `synod-torture stale`: a master that was paused for longer than its mastership lasts, and is back, answers no stale
+//! read.
+//!
+//! The master is paused under load until the others have elected one of them and acknowledged newer values of every
+//! key that is watched. Connections to it that were there before, and that follow no redirect, then ask for these keys:
+//! first while it is still paused, so that the questions are the first thing that it finds, then again and again. What
+//! it answers itself may not be older than what had been acknowledged when it was asked.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::Args;
+use serde::Serialize;
+use synod_api::{Answer, Refusal};
+use synod_client::Client;
+
+use super::cell::{Place, TortureCell};
+use super::client::{LoadClient, Shared, under_load};
+use super::profile::Profile;
+use super::stop::Stop;
+use super::wire::{Reply, Wire};
+use super::{Report, print};
+
+const REPLICAS: u16 = 3;
+/// Clients with a load of their own, whose reads are checked too.
+const CLIENTS: u32 = 3;
+/// Keys that are written all the time, and asked for.
+const WATCHED: usize = 4;
+/// So many writes to these are acknowledged while the master is away: several to each.
+const NEWER_WRITES: u64 = 40;
+/// Load before a pause, in milliseconds.
+const LOAD_TIME: std::ops::RangeInclusive<u64> = 50..=250;
+/// The questions are in its socket before it wakes.
+const BEFORE_IT_WAKES: Duration = Duration::from_millis(10);
+/// It is asked for so long after it woke.
+const ASKED_FOR: Duration = Duration::from_millis(200);
+/// One answer takes no longer, or counts as none.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Pause the master until others have written, resume it, and ask it: no answer may be stale
+#[derive(Args, Clone, Debug)]
+pub struct StaleOptions {
+    /// How often
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+    pub pauses: u32,
+    /// The cell's and the clients' settings
+    #[arg(long, value_enum, default_value_t)]
+    pub profile: Profile,
+    /// Let the old master answer as it did before its pause; the command must see that this is stale
+    #[arg(long)]
+    pub plant: bool,
+    /// Where to make the replicas' directories, on a disk [default: the place for temporary files]
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// Leave the directories there when it fails
+    #[arg(long)]
+    pub keep: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What became of the questions to the old master.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Questions {
+    /// Asked.
+    pub asked: u64,
+    /// Answered by itself, and not stale.
+    pub answered: u64,
+    /// It named another.
+    pub redirected: u64,
+    /// It said that it cannot answer, and named nobody.
+    pub refused: u64,
+    /// It closed the connection.
+    pub closed: u64,
+    /// It said nothing for seconds.
+    pub silent: u64,
+}
+
+impl Questions {
+    fn add(&mut self, other: Questions) {
+        self.asked += other.asked;
+        self.answered += other.answered;
+        self.redirected += other.redirected;
+        self.refused += other.refused;
+        self.closed += other.closed;
+        self.silent += other.silent;
+    }
+
+    /// Judges a reply to a question that was asked when `floor` was acknowledged.
+    fn take(&mut self, key: usize, floor: u64, reply: &Reply) -> anyhow::Result<()> {
+        self.asked += 1;
+        match reply {
+            Reply::Answer(Answer::Value { modify_revision, .. }) => {
+                anyhow::ensure!(
+                    modify_revision.0 >= floor,
+                    "STALE: {} was read at revision {}, though {floor} was acknowledged before",
+                    watched(key),
+                    modify_revision.0
+                );
+                self.answered += 1;
+            }
+            Reply::Answer(Answer::Refused(Refusal::NotMaster { master: Some(_) })) => self.redirected += 1,
+            Reply::Answer(Answer::Refused(_)) => self.refused += 1,
+            Reply::Answer(other) => anyhow::bail!("STALE: {} was read as {other:?}", watched(key)),
+            Reply::Closed => self.closed += 1,
+            Reply::Silence => self.silent += 1,
+        }
+        Ok(())
+    }
+}
+
+/// What was done, and seen.
+#[derive(Clone, Debug, Serialize)]
+pub struct StaleReport {
+    /// The settings.
+    pub profile: Profile,
+    /// Pauses.
+    pub pauses: u32,
+    /// The shortest of them, in milliseconds.
+    pub pause_min_ms: u64,
+    /// The longest.
+    pub pause_max_ms: u64,
+    /// Those that it found when it woke.
+    pub first: Questions,
+    /// Those that came after.
+    pub later: Questions,
+    /// Writes acknowledged to the watched keys.
+    pub writes: u64,
+    /// Reads of the clients under load, each checked.
+    pub load_reads: u64,
+    /// Stale answers. Any number but 0 ends the command before there is a report.
+    pub stale: u64,
+}
+
+impl Report for StaleReport {
+    fn text(&self) -> String {
+        let line = |questions: &Questions| {
+            let Questions { asked, answered, redirected, refused, closed, silent } = questions;
+            format!(
+                "{asked} asked: {answered} answered by itself, {redirected} redirected, {refused} refused, {closed} closed, {silent} silent"
+            )
+        };
+        format!(
+            "pauses                {} of {} to {} ms\n\
+             asked as it woke      {}\n\
+             asked after           {}\n\
+             watched writes        {}\n\
+             reads under load      {}, each checked\n\
+             {} pauses, {} reads of the old master: {} stale",
+            self.pauses,
+            self.pause_min_ms,
+            self.pause_max_ms,
+            line(&self.first),
+            line(&self.later),
+            self.writes,
+            self.load_reads,
+            self.pauses,
+            self.first.asked + self.later.asked,
+            self.stale
+        )
+    }
+}
+
+/// Runs the command.
+pub fn main(options: &StaleOptions) -> anyhow::Result<()> {
+    let stop = Stop::on_signals()?;
+    let mut place = Place::new(options.dir.as_deref(), "stale")?;
+    let result = run(options, &place, &stop);
+    if result.is_err() && options.keep {
+        place.keep();
+    }
+    match (result, options.plant) {
+        (Ok(report), false) => print(&report, options.json),
+        (Ok(_), true) => anyhow::bail!("the planted stale read was not seen"),
+        (Err(error), true) if format!("{error:#}").contains("STALE") => {
+            println!("planted: caught: {error:#}");
+            Ok(())
+        }
+        (Err(error), _) => Err(error),
+    }
+}
+
+/// What the writer of the watched keys shares with those who ask.
+#[derive(Default)]
+struct Watch {
+    /// By key: the highest revision that was acknowledged.
+    floors: [AtomicU64; WATCHED],
+    writes: AtomicU64,
+    stopping: AtomicBool,
+}
+
+fn watched(key: usize) -> String {
+    format!("stale/{key}")
+}
+
+impl Watch {
+    /// Writes until it is told to stop.
+    fn write(&self, client: &mut Client) -> anyhow::Result<()> {
+        while !self.stopping.load(Ordering::SeqCst) {
+            let number = self.writes.load(Ordering::SeqCst);
+            let key = number as usize % WATCHED;
+            let revision = client.put(watched(key).as_bytes(), &number.to_le_bytes()).context("a watched write")?;
+            self.floors[key].fetch_max(revision.0, Ordering::SeqCst);
+            self.writes.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    /// Asks the replica at the other end of the wire, from before it wakes until a while after.
+    fn ask(&self, wire: &mut Wire, first_key: usize, woken: &AtomicBool) -> anyhow::Result<[Questions; 2]> {
+        let [mut first, mut later] = [Questions::default(); 2];
+        let mut until = None;
+        for number in 0.. {
+            let key = (first_key + number) % WATCHED;
+            let floor = self.floors[key].load(Ordering::SeqCst);
+            let reply = if wire.ask(watched(key).as_bytes()) { wire.reply(PATIENCE)? } else { Reply::Closed };
+            if number == 0 { &mut first } else { &mut later }.take(key, floor, &reply)?;
+            if woken.load(Ordering::SeqCst) && until.is_none() {
+                until = Some(Instant::now() + ASKED_FOR);
+            }
+            if reply == Reply::Closed || until.is_some_and(|until| Instant::now() >= until) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok([first, later])
+    }
+}
+
+fn run(options: &StaleOptions, place: &Place, stop: &Stop) -> anyhow::Result<StaleReport> {
+    let profile = options.profile;
+    let mut cell = TortureCell::start(REPLICAS, place.path().join("cell"), profile.serve_flags(), stop)?;
+    let endpoints = cell.endpoints();
+    let mut clients = (1..=CLIENTS)
+        .map(|id| LoadClient::connect(id, &endpoints, profile.options(), 0))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let names: Vec<&str> = endpoints.iter().map(String::as_str).collect();
+    let mut writer = Client::connect(&names, profile.options()).context("the writer cannot connect")?;
+    let (shared, watch) = (Shared::default(), Watch::default());
+    let mut rounds = Rounds { options, pauses: Vec::new(), first: Questions::default(), later: Questions::default() };
+    let (acted, ran) = under_load(&mut clients, &shared, || {
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| watch.write(&mut writer));
+            let acted = rounds.all(&mut cell, &watch, &shared);
+            watch.stopping.store(true, Ordering::SeqCst);
+            // Why it stopped says more than that it did.
+            writing.join().expect("the writer returns its error").and(acted)
+        })
+    });
+    ran?;
+    acted?;
+    for client in &mut clients {
+        client.read_back(&endpoints, 0)?;
+    }
+    cell.stop()?;
+    Ok(StaleReport {
+        profile,
+        pauses: options.pauses,
+        pause_min_ms: rounds.pauses.iter().min().copied().unwrap_or_default(),
+        pause_max_ms: rounds.pauses.iter().max().copied().unwrap_or_default(),
+        first: rounds.first,
+        later: rounds.later,
+        writes: watch.writes.load(Ordering::SeqCst),
+        load_reads: clients.iter().map(|client| client.tally().reads).sum(),
+        stale: 0,
+    })
+}
+
+struct Rounds<'a> {
+    options: &'a StaleOptions,
+    /// In milliseconds.
+    pauses: Vec<u64>,
+    first: Questions,
+    later: Questions,
+}
+
+impl Rounds<'_> {
+    fn all(&mut self, cell: &mut TortureCell, watch: &Watch, shared: &Shared) -> anyhow::Result<()> {
+        cell.wait_for("the watched keys are not written", &cell.ids(), |_| {
+            watch.floors.iter().all(|floor| floor.load(Ordering::SeqCst) > 0).then_some(())
+        })?;
+        for round in 1..=self.options.pauses {
+            if shared.is_stopping() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(fastrand::u64(LOAD_TIME)));
+            self.one(cell, watch).with_context(|| format!("pause {round}"))?;
+            if round.is_multiple_of(20) {
+                let (pauses, answered) = (self.options.pauses, self.first.answered + self.later.answered);
+                eprintln!("{round}/{pauses} pauses, {answered} answered by the old master itself, 0 stale");
+            }
+        }
+        Ok(())
+    }
+
+    fn one(&mut self, cell: &mut TortureCell, watch: &Watch) -> anyhow::Result<()> {
+        let master = cell.master()?;
+        let endpoint = cell.endpoint(master);
+        let wires = (0..WATCHED).map(|key| {
+            let mut wire = Wire::dial(&endpoint)?;
+            // It has answered on this connection before.
+            wire.ask(watched(key).as_bytes());
+            let reply = wire.reply(PATIENCE)?;
+            anyhow::Ok((wire, reply))
+        });
+        let wires: Vec<(Wire, Reply)> = wires.collect::<anyhow::Result<_>>()?;
+        let (mut wires, before): (Vec<Wire>, Vec<Reply>) = wires.into_iter().unzip();
+        let others = cell.others(master);
+        cell.pause(master)?;
+        let paused = Instant::now();
+        let written =
+            cell.wait_for("the others elect nobody", &others, |cell| cell.master_among(&others)).and_then(|_| {
+                let before = watch.writes.load(Ordering::SeqCst);
+                cell.wait_for("the new master acknowledges nothing", &others, |_| {
+                    (watch.writes.load(Ordering::SeqCst) >= before + NEWER_WRITES).then_some(())
+                })
+            });
+        let woken = AtomicBool::new(false);
+        let asked = std::thread::scope(|scope| {
+            let woken = &woken;
+            let asking: Vec<_> = wires
+                .iter_mut()
+                .enumerate()
+                .map(|(key, wire)| scope.spawn(move || watch.ask(wire, key, woken)))
+                .collect();
+            std::thread::sleep(BEFORE_IT_WAKES);
+            let resumed = cell.resume(master);
+            self.pauses.push(super::pulse::milliseconds(paused.elapsed()));
+            woken.store(true, Ordering::SeqCst);
+            let asked: Vec<_> = asking.into_iter().map(|asking| asking.join().expect("it returns its error")).collect();
+            resumed.and_then(|()| asked.into_iter().collect::<anyhow::Result<Vec<_>>>())
+        });
+        written?;
+        if self.options.plant {
+            for (key, reply) in before.iter().enumerate() {
+                self.first.take(key, watch.floors[key].load(Ordering::SeqCst), reply)?;
+            }
+        }
+        for [first, later] in asked? {
+            self.first.add(first);
+            self.later.add(later);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use synod_api::{Revision, Version};
+
+    use super::*;
+
+    #[test]
+    fn an_older_answer_is_stale_and_a_refusal_is_not() {
+        let value = |revision| {
+            Reply::Answer(Answer::Value {
+                value: Default::default(),
+                create_revision: Revision(1),
+                modify_revision: Revision(revision),
+                version: Version(1),
+            })
+        };
+        let mut questions = Questions::default();
+        questions.take(0, 7, &value(7)).unwrap();
+        questions.take(0, 7, &value(8)).unwrap();
+        questions.take(0, 7, &Reply::Answer(Answer::Refused(Refusal::Unknown))).unwrap();
+        let redirect = Refusal::NotMaster { master: Some("a".to_owned()) };
+        questions.take(0, 7, &Reply::Answer(Answer::Refused(redirect))).unwrap();
+        questions.take(0, 7, &Reply::Closed).unwrap();
+        questions.take(0, 7, &Reply::Silence).unwrap();
+        let right = Questions { asked: 6, answered: 2, redirected: 1, refused: 1, closed: 1, silent: 1 };
+        assert_eq!(questions, right);
+        for stale in [value(6), Reply::Answer(Answer::Absent)] {
+            let error = questions.take(0, 7, &stale).unwrap_err();
+            assert!(error.to_string().contains("STALE"), "{error}");
+        }
+    }
+}
