@@ -98,6 +98,8 @@ pub struct Scope {
     pub disk: Disk,
     /// Whether what a replica has durably answered arrives there again.
     pub duplication: bool,
+    /// Whether probes are messages like any other; otherwise whoever probes may campaign at once.
+    pub probes: bool,
 }
 
 const ALL: &[u16] = &[1, 2, 3];
@@ -113,6 +115,7 @@ impl Scope {
         crashers: &[],
         disk: Disk::AtOnce,
         duplication: true,
+        probes: false,
     };
     /// One slot, two ballots of anybody's, every disk as slow as can be.
     pub const ONE_SLOT: Scope = Scope { name: "one-slot", campaigners: ALL, disk: Disk::AnyTime, ..Scope::SMALL };
@@ -136,14 +139,15 @@ impl Scope {
 
     /// Its bounds in words.
     pub fn words(&self) -> String {
-        let Scope { slots, candidacies, campaigners, crashes, crashers, disk, duplication, .. } = self;
+        let Scope { slots, candidacies, campaigners, crashes, crashers, disk, duplication, probes, .. } = self;
         let crash =
             if *crashes == 0 { "no crash".to_owned() } else { format!("{crashes} crash of one of {crashers:?}") };
         let disk = if *disk == Disk::AtOnce { "at once" } else { "at any time" };
+        let probes = if *probes { "like any message" } else { "answered by the past" };
         let again = if *duplication { "any number of times" } else { "until durably answered" };
         format!(
             "3 replicas, {slots} slot(s), {candidacies} ballot(s) of {campaigners:?}, {crash}; durable {disk}; messages \
-             arrive in any order, never or {again}"
+             arrive in any order, never or {again}; probes {probes}"
         )
     }
 }
