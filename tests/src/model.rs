@@ -100,6 +100,8 @@ pub struct Scope {
     pub duplication: bool,
     /// Whether probes are messages like any other; otherwise whoever probes may campaign at once.
     pub probes: bool,
+    /// How many steps a path has at most. None: it ends where nothing new can happen.
+    pub steps: Option<usize>,
 }
 
 const ALL: &[u16] = &[1, 2, 3];
@@ -116,6 +118,7 @@ impl Scope {
         disk: Disk::AtOnce,
         duplication: true,
         probes: false,
+        steps: None,
     };
     /// One slot, two ballots of anybody's, every disk as slow as can be.
     pub const ONE_SLOT: Scope = Scope { name: "one-slot", campaigners: ALL, disk: Disk::AnyTime, ..Scope::SMALL };
@@ -139,15 +142,17 @@ impl Scope {
 
     /// Its bounds in words.
     pub fn words(&self) -> String {
-        let Scope { slots, candidacies, campaigners, crashes, crashers, disk, duplication, probes, .. } = self;
+        let Scope { slots, candidacies, campaigners, crashes, crashers, disk, duplication, probes, steps, .. } = self;
         let crash =
             if *crashes == 0 { "no crash".to_owned() } else { format!("{crashes} crash of one of {crashers:?}") };
         let disk = if *disk == Disk::AtOnce { "at once" } else { "at any time" };
         let probes = if *probes { "like any message" } else { "answered by the past" };
+        let steps =
+            steps.map_or_else(String::new, |steps| format!("; every path of up to {steps} steps, and none beyond"));
         let again = if *duplication { "any number of times" } else { "until durably answered" };
         format!(
             "3 replicas, {slots} slot(s), {candidacies} ballot(s) of {campaigners:?}, {crash}; durable {disk}; messages \
-             arrive in any order, never or {again}; probes {probes}"
+             arrive in any order, never or {again}; probes {probes}{steps}"
         )
     }
 }
@@ -224,10 +229,15 @@ impl Outcome {
 
 /// Checks a scope to its end, or to the first thing that must not be.
 pub fn check(scope: Scope, threads: usize, progress: impl FnMut(usize, usize)) -> Outcome {
-    let atlas = Arc::new(Atlas::new(scope, None));
-    run(System::new(atlas, true), threads, progress, |builder| {
-        builder.finish_when(HasDiscoveries::AnyFailures).spawn_dfs()
-    })
+    let steps = scope.steps;
+    let system = System::new(Arc::new(Atlas::new(scope, None)), true);
+    let failures = HasDiscoveries::AnyFailures;
+    match steps {
+        None => run(system, threads, progress, |builder| builder.finish_when(failures).spawn_dfs()),
+        // Breadth first, and on one thread: so each state is first reached by a shortest path, and none that can be reached
+        // within the bound is left out. (Stateright's own bound leaves the last states unchecked.)
+        Some(_) => run(system, 1, progress, |builder| builder.finish_when(failures).spawn_bfs()),
+    }
 }
 
 /// Plants a bug, and looks for the shortest way to two values at one slot. (That something was told too early, or a

@@ -17,6 +17,9 @@ struct Arguments {
     /// Plant each of the bugs instead, and show how it leads to two values at one slot.
     #[arg(long, conflicts_with = "scope")]
     planted: bool,
+    /// Look no further than so many steps from the start, in each scope.
+    #[arg(long, conflicts_with = "planted")]
+    steps: Option<usize>,
     /// How many threads search.
     #[arg(long, default_value_t = 2)]
     threads: usize,
@@ -52,13 +55,14 @@ fn main() -> ExitCode {
 fn all_scopes(arguments: &Arguments) -> bool {
     let scopes = if arguments.scope.is_empty() { Scope::EXHAUSTIVE.into() } else { arguments.scope.clone() };
     let mut sound = true;
-    for scope in scopes {
+    for mut scope in scopes {
+        scope.steps = arguments.steps.or(scope.steps);
         if !arguments.json {
             println!("{}: {}", scope.name, scope.words());
         }
         let outcome = model::check(scope.clone(), arguments.threads, watch(arguments));
         sound &= outcome.is_sound();
-        print(scope.name, &scope.words(), &outcome, arguments);
+        print(&scope, &outcome, arguments);
     }
     sound
 }
@@ -107,7 +111,8 @@ fn watch(arguments: &Arguments) -> impl FnMut(usize, usize) + use<> {
     }
 }
 
-fn print(name: &str, bounds: &str, outcome: &Outcome, arguments: &Arguments) {
+fn print(scope: &Scope, outcome: &Outcome, arguments: &Arguments) {
+    let (name, bounds) = (scope.name, scope.words());
     let Outcome { generated, unique, depth, parts: (nodes, messages), time, findings } = outcome;
     let (seconds, memory) = (time.as_secs_f64(), peak_memory_mb());
     if arguments.json {
@@ -118,8 +123,9 @@ fn print(name: &str, bounds: &str, outcome: &Outcome, arguments: &Arguments) {
         );
         return;
     }
+    let end = if scope.steps.is_some() { "to the bound" } else { "to the end" };
     println!(
-        "  to the end: {unique} states ({generated} with repeats), depth {depth}, {nodes} different replicas, {messages} \
+        "  {end}: {unique} states ({generated} with repeats), depth {depth}, {nodes} different replicas, {messages} \
          messages; {seconds:.1} s, peak memory so far {memory} MiB"
     );
     for finding in findings {

@@ -23,6 +23,8 @@ pub(crate) struct State {
     pub(crate) network: [Inbox; REPLICAS],
     candidacies: u8,
     crashes: u8,
+    /// From the start: no part of what the state is, see [`super::check`].
+    steps: usize,
 }
 
 impl State {
@@ -111,6 +113,7 @@ impl Model for System {
             network: [Inbox::default(); REPLICAS],
             candidacies: 0,
             crashes: 0,
+            steps: 0,
         };
         if scope.crashes == 0 {
             return vec![start(&|_| scope.disk)];
@@ -151,6 +154,9 @@ impl Model for System {
         let Action { at, kind } = action;
         let known = last.nodes[at];
         let scope = &self.atlas.scope;
+        if scope.steps.is_some_and(|most| last.steps >= most) {
+            return None;
+        }
         NOW_TRYING.set(Some((*last, action)));
         let step = self.atlas.step(at, known, kind)?;
         let mut next = *last;
@@ -165,6 +171,7 @@ impl Model for System {
         }
         next.candidacies += u8::from(step.candidacy);
         next.crashes += u8::from(kind == Kind::Crash);
+        next.steps += 1;
         let within =
             next.candidacies <= scope.candidacies && (!step.candidacy || scope.campaigners.contains(&(at as u16 + 1)));
         (within && next != *last).then_some(next)
