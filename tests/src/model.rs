@@ -77,7 +77,7 @@ use stateright::{Checker, CheckerBuilder, Expectation, HasDiscoveries, Model};
 pub use node::Disk;
 
 use atlas::Atlas;
-use system::{AGREEMENT, ONE_VALUE, Reached, System};
+use system::{AGREEMENT, ASSERTION, ONE_VALUE, Reached, System};
 
 /// How far a check goes: always with three replicas.
 #[derive(Clone, Debug)]
@@ -157,7 +157,8 @@ impl Scope {
     }
 }
 
-/// A bug built into the world on purpose, named after the rule that it breaks.
+/// A bug put in on purpose, named after the rule that it breaks: in what the model puts around a replica or, under the
+/// feature `planted`, in the machines themselves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Planted {
     /// Promises and acknowledgements leave before they are durable.
@@ -168,16 +169,65 @@ pub enum Planted {
     P3ChosenNotTold,
     /// A replica that lost its log votes as if it were new.
     P11LostLogVotes,
+    /// One of the machines'.
+    #[cfg(feature = "planted")]
+    Core(synod_paxos::planted::Bug),
 }
 
 impl Planted {
-    /// All of them.
-    pub const ALL: [Planted; 4] = [
+    const AROUND: [Planted; 4] = [
         Planted::P15ToldBeforeDurable,
         Planted::P2ForgottenPromise,
         Planted::P3ChosenNotTold,
         Planted::P11LostLogVotes,
     ];
+
+    /// All that this build has. Of the machines', those that show within the scopes: with two ballots, no lease and no
+    /// change of the members.
+    #[cfg(feature = "planted")]
+    pub fn all() -> Vec<Planted> {
+        use synod_paxos::planted::Bug;
+        let core = [
+            Bug::P1PromisesToOlder,
+            Bug::P1AcceptsFromOlder,
+            Bug::P1ReusesBallot,
+            Bug::P1ProposesBeforeOwnPromise,
+            Bug::P2ForgetsPromise,
+            Bug::P3LeadsBehind,
+            Bug::P3AdoptsNothing,
+            Bug::P4CommitsOtherBallots,
+            Bug::P5AppliesOutOfOrder,
+        ];
+        Self::AROUND.into_iter().chain(core.map(Planted::Core)).collect()
+    }
+
+    /// All that this build has.
+    #[cfg(not(feature = "planted"))]
+    pub fn all() -> Vec<Planted> {
+        Self::AROUND.into()
+    }
+
+    /// Where it is looked for.
+    fn scope(self) -> Scope {
+        match self {
+            #[cfg(feature = "planted")]
+            Planted::Core(synod_paxos::planted::Bug::P5AppliesOutOfOrder) => Scope::TWO_SLOTS_ONE_BALLOT,
+            _ => Scope::ONE_SLOT_CRASH,
+        }
+    }
+
+    /// Puts it into the machines that this thread runs, or takes out what was there.
+    #[cfg(feature = "planted")]
+    fn plant(planted: Option<Planted>) {
+        let core = match planted {
+            Some(Planted::Core(bug)) => Some(bug),
+            _ => None,
+        };
+        synod_paxos::planted::plant(core);
+    }
+
+    #[cfg(not(feature = "planted"))]
+    fn plant(_: Option<Planted>) {}
 
     /// The rule it breaks, and how.
     pub fn name(self) -> &'static str {
@@ -186,6 +236,11 @@ impl Planted {
             Planted::P2ForgottenPromise => "P2_forgotten_promise",
             Planted::P3ChosenNotTold => "P3_chosen_not_told",
             Planted::P11LostLogVotes => "P11_lost_log_votes",
+            #[cfg(feature = "planted")]
+            Planted::Core(bug) => {
+                let all = synod_paxos::planted::ALL.iter();
+                all.filter(|(known, ..)| *known == bug).map(|(_, name, _)| *name).next().expect("they are all there")
+            }
         }
     }
 }
@@ -240,11 +295,14 @@ pub fn check(scope: Scope, threads: usize, progress: impl FnMut(usize, usize)) -
     }
 }
 
+/// What a planted bug must come to.
+pub const DISASTERS: [&str; 3] = [ONE_VALUE, AGREEMENT, ASSERTION];
+
 /// Plants a bug, and looks for the shortest way to two values at one slot. (That something was told too early, or a
-/// promise broken, is seen long before: here the point is what comes of it.)
+/// promise broken, is seen long before: here the point is what comes of it. A failing assertion will do, too.)
 pub fn catch(planted: Planted, progress: impl FnMut(usize, usize)) -> Outcome {
-    let atlas = Arc::new(Atlas::new(Scope::ONE_SLOT_CRASH, Some(planted)));
-    let disagreement = HasDiscoveries::AnyOf(BTreeSet::from([ONE_VALUE, AGREEMENT]));
+    let atlas = Arc::new(Atlas::new(planted.scope(), Some(planted)));
+    let disagreement = HasDiscoveries::AnyOf(BTreeSet::from(DISASTERS));
     // What is dead follows from the rules that are broken here.
     run(System::new(atlas, false), 1, progress, |builder| builder.finish_when(disagreement).spawn_bfs())
 }

@@ -1,7 +1,8 @@
 //! `synod-model`: every state of small cells, or the bugs planted in them.
 
 use std::io::Write;
-use std::process::ExitCode;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -17,6 +18,9 @@ struct Arguments {
     /// Plant each of the bugs instead, and show how it leads to two values at one slot.
     #[arg(long, conflicts_with = "scope")]
     planted: bool,
+    /// Plant this one.
+    #[arg(long, conflicts_with_all = ["scope", "planted"], value_parser = planted)]
+    plant: Option<Planted>,
     /// Look no further than so many steps from the start, in each scope.
     #[arg(long, conflicts_with = "planted")]
     steps: Option<usize>,
@@ -45,10 +49,21 @@ fn scope(name: &str) -> Result<Scope, String> {
     known.into_iter().find(|scope| scope.name == name).ok_or_else(|| format!("it is one of: {names}"))
 }
 
+fn planted(name: &str) -> Result<Planted, String> {
+    let all = Planted::all();
+    let names: Vec<_> = all.iter().map(|planted| planted.name()).collect();
+    let names = names.join(", ");
+    all.into_iter().find(|planted| planted.name() == name).ok_or_else(|| format!("this build has: {names}"))
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     model::tell_on_panic();
-    let sound = if arguments.planted { all_planted(&arguments) } else { all_scopes(&arguments) };
+    let sound = match arguments.plant {
+        Some(planted) => one_planted(planted, &arguments),
+        None if arguments.planted => all_planted(&arguments),
+        None => all_scopes(&arguments),
+    };
     ExitCode::from(u8::from(!sound))
 }
 
@@ -67,29 +82,45 @@ fn all_scopes(arguments: &Arguments) -> bool {
     sound
 }
 
+/// Each in a process of its own: a broken assertion ends it.
 fn all_planted(arguments: &Arguments) -> bool {
     let mut all = true;
-    for planted in Planted::ALL {
-        let name = planted.name();
-        let outcome = model::catch(planted, watch(arguments));
-        let caught =
-            outcome.findings.iter().find(|finding| finding.always && !finding.held && finding.name.contains("two"));
-        all &= caught.is_some();
-        let (unique, seconds) = (outcome.unique, outcome.time.as_secs_f64());
-        match (caught, arguments.json) {
-            (_, true) => println!(
-                r#"{{"planted":"{name}","caught":{},"states":{unique},"seconds":{seconds:.1},"steps":{}}}"#,
-                caught.is_some(),
-                caught.map_or(0, |finding| finding.path.len())
-            ),
-            (Some(finding), false) => {
-                println!("{name}: caught after {unique} states, {seconds:.1} s; against \"{}\":", finding.name);
-                finding.path.iter().for_each(|line| println!("{line}"));
-            }
-            (None, false) => println!("{name}: MISSED in {unique} states"),
+    for planted in Planted::all() {
+        let mut command = Command::new(std::env::current_exe().expect("this process was started from somewhere"));
+        command.arg("--plant").arg(planted.name());
+        command.arg("--seconds-max").arg(arguments.seconds_max.to_string());
+        command.arg("--memory-mb-max").arg(arguments.memory_mb_max.to_string());
+        command.args(arguments.json.then_some("--json"));
+        let status = command.status().expect("this program can be run again");
+        let asserts = status.signal().is_some();
+        if asserts && arguments.json {
+            println!(r#"{{"planted":"{}","caught":true,"by":"an assertion"}}"#, planted.name());
+        } else if asserts {
+            println!("{}: caught by the assertion above", planted.name());
         }
+        all &= status.success() || asserts;
     }
     all
+}
+
+fn one_planted(planted: Planted, arguments: &Arguments) -> bool {
+    let name = planted.name();
+    let outcome = model::catch(planted, watch(arguments));
+    let caught = outcome.findings.iter().find(|finding| model::DISASTERS.contains(&finding.name) && !finding.held);
+    let (unique, seconds) = (outcome.unique, outcome.time.as_secs_f64());
+    match (caught, arguments.json) {
+        (_, true) => println!(
+            r#"{{"planted":"{name}","caught":{},"states":{unique},"seconds":{seconds:.1},"steps":{}}}"#,
+            caught.is_some(),
+            caught.map_or(0, |finding| finding.path.len())
+        ),
+        (Some(finding), false) => {
+            println!("{name}: caught after {unique} states, {seconds:.1} s; against \"{}\":", finding.name);
+            finding.path.iter().for_each(|line| println!("{line}"));
+        }
+        (None, false) => println!("{name}: MISSED in {unique} states"),
+    }
+    caught.is_some()
 }
 
 /// Says how far it is, and ends the process when it takes too much.

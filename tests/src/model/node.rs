@@ -214,6 +214,7 @@ impl Node {
     pub(crate) fn take(&self, input: Input<'_>, scope: &Scope, planted: Option<Planted>) -> Option<Outcome> {
         let mut turn =
             Turn { node: self.clone(), sends: Vec::new(), inbox: VecDeque::new(), beyond: false, scope, planted };
+        Planted::plant(planted);
         let promised = self.replica.promised();
         let sound = catch_unwind(AssertUnwindSafe(|| turn.take(input)));
         if sound.is_err() {

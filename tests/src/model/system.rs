@@ -85,6 +85,7 @@ pub(crate) struct System {
 pub(crate) type Reached = HashSet<[u64; REPLICAS]>;
 
 pub(crate) const AGREEMENT: &str = "no two replicas apply different values at a slot";
+pub(crate) const ASSERTION: &str = "no assertion fails";
 pub(crate) const ONE_VALUE: &str = "no two values are chosen at a slot";
 const EXAMPLES: usize = 7;
 
@@ -216,7 +217,7 @@ impl Model for System {
             Property::always("the log has what is applied", |_, state: &State| !state.has(Breach::LogWithoutChosen)),
             Property::always("what is taken ends once", |_, state: &State| !state.has(Breach::TicketEndedTwice)),
             Property::always("a replica starts from its log", |_, state: &State| !state.has(Breach::NoRecovery)),
-            Property::always("no assertion fails", |_, state: &State| !state.has(Breach::Assertion)),
+            Property::always(ASSERTION, |_, state: &State| !state.has(Breach::Assertion)),
             Property::sometimes("every slot is applied everywhere", |model: &System, state: &State| {
                 let slots = model.atlas.scope.slots as usize;
                 model.first(0, || state.nodes.iter().all(|known| known.node.facts.applied.len() == slots))
