@@ -1,4 +1,5 @@
 //! The simulator, the torture commands, and the tests of whole cells.
 
+pub mod model;
 pub mod sim;
 pub mod torture;

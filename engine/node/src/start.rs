@@ -317,7 +317,8 @@ impl Replay {
         self.error = decoded.map_err(StartError::from).and_then(|record| self.take(record)).err();
     }
 
-    fn take(&mut self, record: Record) -> Result<(), StartError> {
+    /// Takes the next record.
+    pub fn take(&mut self, record: Record) -> Result<(), StartError> {
         match record {
             Record::HardState(state) => {
                 self.promised = self.promised.max(state.promised);

@@ -298,6 +298,17 @@ impl State {
         }
     }
 
+    /// For [`crate::Replica::essence`].
+    pub(crate) fn forget_the_others(&mut self) {
+        match self {
+            State::Idle(idle) => idle.coordinator = None,
+            State::Leading(leadership) | State::Boosting(leadership) | State::HandingOver(leadership) => {
+                leadership.forget_acknowledged();
+            }
+            State::Probing(_) | State::Proposing(_) | State::CatchingUp(_) => {}
+        }
+    }
+
     pub(crate) fn deadline(&self, core: &Core) -> Instant {
         match self {
             State::Idle(idle) => idle.deadline,

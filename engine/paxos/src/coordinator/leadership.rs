@@ -129,6 +129,10 @@ impl Leadership {
         self.open.values().any(|open| open.batch.as_change().is_some())
     }
 
+    pub(super) fn forget_acknowledged(&mut self) {
+        self.acknowledged.clear();
+    }
+
     /// When time alone will bring something.
     pub(super) fn deadline(&self, core: &Core) -> Instant {
         if self.can_boost(core) {
