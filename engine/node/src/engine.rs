@@ -182,8 +182,8 @@ pub struct Engine {
     reading_for: BTreeSet<ReplicaId>,
     answer: Vec<u8>,
     was_coordinating: bool,
-    /// The log is so nearly full that a master takes no more writes (rule L7), or not even a read, which takes a slot
-    /// too until there are leases. As of the last turn's end.
+    /// The log is so nearly full that a master takes no more writes (rule L7), or not even a read that needs a slot, as without
+    /// a lease it does. As of the last turn's end.
     refuses_writes: bool,
     refuses_reads: bool,
     counters: Counters,
