@@ -16,6 +16,7 @@ use synod_net::frame::append_frame;
 use synod_net::hello::{HELLO_VERSION, KIND_HELLO_ANSWER};
 use synod_net::{Frame, FrameId, FrameLimits, Hello, HelloAnswer, Inbound, InboundSizes};
 use synod_node::introduction::{KIND_ASK, KIND_REFUSE};
+use synod_paxos::{Configuration, ReplicaId};
 
 const REQUEST: u8 = FrameKind::Request as u8;
 const ERROR: u8 = FrameKind::Error as u8;
@@ -340,10 +341,20 @@ fn strangers_are_not_let_in() {
     wire.send(&frame(10, b"a message, without a greeting"));
     wire.expect_refusal("no greeting", "expected a hello, got a frame of kind 0a");
     // Who would join a cell that it has joined, or is no member of.
-    for (asking, text) in [(2_u16, "has joined this cell before"), (9, "not another member"), (1, "not another member")]
-    {
+    let mut ours = Vec::new();
+    let (members, lease) = ([1, 2, 3].map(ReplicaId), Configuration::LEASE_DEFAULT);
+    Configuration::of_voters(members, Configuration::HORIZON_DEFAULT, lease).unwrap().encode(&mut ours);
+    let mut theirs = Vec::new();
+    Configuration::of_voters(members, Configuration::HORIZON_DEFAULT, 9 * lease).unwrap().encode(&mut theirs);
+    for (asking, configuration, text) in [
+        (2_u16, &ours, "has joined this cell before"),
+        (2, &theirs, "members and --lease-ms have to be the same"),
+        (2, &Vec::new(), "no configuration"),
+        (9, &ours, "not another member"),
+        (1, &ours, "not another member"),
+    ] {
         let mut wire = Wire::dial(address);
-        wire.send(&frame(KIND_ASK, &asking.to_le_bytes()));
+        wire.send(&frame(KIND_ASK, &[&asking.to_le_bytes(), &configuration[..]].concat()));
         let frame = wire.receive().unwrap();
         let told = String::from_utf8_lossy(&frame.payload).into_owned();
         assert_eq!(frame.kind, KIND_REFUSE, "{told}");

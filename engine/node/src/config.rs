@@ -226,13 +226,6 @@ impl Config {
         Configuration::of_voters(ids, Configuration::HORIZON_DEFAULT, Duration::from_millis(self.lease_ms))
     }
 
-    /// What a replica that joins a running cell begins with: a configuration of the others, until the log tells it better.
-    pub fn configuration_of_others(&self) -> Result<Configuration, ConfigurationError> {
-        let mut others = self.clone();
-        others.members.retain(|member| member.id != self.id);
-        others.configuration()
-    }
-
     /// The member this replica is.
     pub fn me(&self) -> &Member {
         self.members.iter().find(|member| member.id == self.id).expect("validate found this replica among the members")

@@ -412,6 +412,7 @@ impl Engine {
             return;
         }
         self.reign = None;
+        self.gather.waiting = None;
         let Some(mastership) = mastership.filter(|_| self.replica.can_submit()) else { return };
         let mut builder = BatchBuilder::default();
         builder.push(&Mastership::Begins.encode());
@@ -430,7 +431,8 @@ impl Engine {
 
     /// Whether the next batch is the pending one and may leave now, but for the gather.
     fn gather_may_hold(&self) -> bool {
-        self.sealed.is_empty() && self.replica.can_submit()
+        let has_begun = self.reign.as_ref().is_some_and(|reign| reign.epoch.is_some());
+        has_begun && self.sealed.is_empty() && self.replica.can_submit()
     }
 
     /// The answers of this turn are with the kernel.
@@ -717,7 +719,7 @@ impl Engine {
         }
     }
 
-    /// The epoch of this replica's mastership, if it is the master.
+    /// The epoch of the database: of the master that began last, as far as this replica has applied.
     pub fn epoch(&self) -> Epoch {
         self.cell.epoch()
     }

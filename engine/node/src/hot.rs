@@ -24,7 +24,7 @@ use std::time::Duration;
 use synod_api::FrameKind;
 use synod_net::hello::{HELLO_VERSION, KIND_HELLO, Local};
 use synod_net::{FrameError, FrameId, FrameRef, Hello, HelloAnswer};
-use synod_paxos::{Instant, Member, ReplicaId, Role, VotingStatus};
+use synod_paxos::{Configuration, Configurations, Instant, Member, ReplicaId, Role, Slot, VotingStatus};
 use synod_ring::{Completion, FlushError, Handle, Options, Outcome, Ring, SetupError, Waker};
 
 use crate::config::{self, Config};
@@ -132,7 +132,7 @@ impl HotCore {
             cell: identity.cell,
             from: config.id,
             to: config.id,
-            configuration: start.recovered.configurations.since.0,
+            configuration: outlet::fingerprint(&start.recovered.configurations),
         };
         let configurations = start.recovered.configurations.clone();
         let mut world = World::new(ring, directory.path().to_owned(), doors, hello, start.settings.seed);
@@ -432,57 +432,88 @@ impl HotCore {
     /// A member of this new cell asks for the cell's id. Each is told once, and the note is durable first: the one
     /// place where the hot core waits for a file, a few times in the life of a cell.
     fn introduce(&mut self, id: ConnectionId, question: &[u8], joins: bool) {
-        let Ok(asking) = <[u8; 2]>::try_from(question).map(u16::from_le_bytes) else {
+        let Some((asking, words)) = question.split_first_chunk() else {
             return self.bad_input(id, "the question is not a replica's id");
         };
-        let member = self.engine.replica().configurations().members().find(|member| member.id.0 == asking);
-        let (kind, words) = match member.map(|member| member.voter) {
-            None if joins => (introduction::KIND_LATER, Err(format!("replica {asking} is no member of this cell yet"))),
-            Some(true) if joins => (
-                introduction::KIND_REFUSE,
-                Err(format!(
-                    "replica {asking} is a voting member of this cell already, so its state is lost: it may have \
-                     forgotten what it promised. Remove it, and add a new member under an id never used before"
-                )),
-            ),
-            _ => (introduction::KIND_REFUSE, self.note_introduction(asking, joins)),
-        };
-        match words {
+        let asking = u16::from_le_bytes(*asking);
+        let outcome = if joins { self.may_join(asking) } else { self.may_begin(asking, words) };
+        match outcome.and_then(|()| self.note_introduction(asking, joins)) {
             Ok(()) => {
-                let cell = self.identity.cell.to_le_bytes();
-                self.world.append(id, introduction::KIND_TELL, FrameId(0), &cell);
+                let mut told = self.identity.cell.to_le_bytes().to_vec();
+                self.engine.replica().configurations().current.encode(&mut told);
+                self.world.append(id, introduction::KIND_TELL, FrameId(0), &told);
             }
-            Err(reason) => {
-                if kind == introduction::KIND_REFUSE {
-                    eprintln!("synod: refused to introduce a replica: {reason}");
-                }
-                self.world.append(id, kind, FrameId(0), reason.as_bytes());
+            Err(NotIntroduced::Yet(reason)) => {
+                self.world.append(id, introduction::KIND_LATER, FrameId(0), reason.as_bytes());
+            }
+            Err(NotIntroduced::Ever(reason)) => {
+                eprintln!("synod: refused to introduce a replica: {reason}");
+                self.world.append(id, introduction::KIND_REFUSE, FrameId(0), reason.as_bytes());
             }
         }
         self.world.connections.close_when_sent(id);
     }
 
-    fn note_introduction(&mut self, asking: u16, joins: bool) -> Result<(), String> {
+    /// Whether this replica may be told the id as a new member of a cell that runs: it is a learner, which has promised
+    /// nothing yet.
+    fn may_join(&self, asking: u16) -> Result<(), NotIntroduced> {
+        match self.engine.replica().configurations().members().find(|member| member.id.0 == asking) {
+            Some(member) if !member.voter => Ok(()),
+            Some(_) => Err(NotIntroduced::Ever(format!(
+                "replica {asking} is a voting member of this cell already, so its state is lost: it may have forgotten \
+                 what it promised. Remove it, and add a new member under an id never used before"
+            ))),
+            None => Err(NotIntroduced::Yet(format!("replica {asking} is no member of this cell yet"))),
+        }
+    }
+
+    /// Whether this replica may be told the id as a member of the first start: we made the id, the members are still those,
+    /// and its flags make the same configuration as ours.
+    fn may_begin(&self, asking: u16, configuration: &[u8]) -> Result<(), NotIntroduced> {
+        let Configurations { current, since, pending } = self.engine.replica().configurations();
+        let makes_the_id = current.members().iter().all(|member| member.id.0 >= self.identity.replica);
+        let never = |reason| Err(NotIntroduced::Ever(reason));
+        if *since > Slot(1) || pending.is_some() || !makes_the_id {
+            return never(format!(
+                "this cell has begun long ago: replica {asking} cannot be bootstrapped into it. If it has run before, its \
+                 state is lost; add a new member under an id never used before, and start that with --join"
+            ));
+        }
+        match Configuration::decode(configuration) {
+            Ok(theirs) if theirs == *current => Ok(()),
+            Ok(theirs) => never(format!(
+                "this cell begins with {}, replica {asking} was told of {}: members and --lease-ms have to be the same on \
+                 every member's first start",
+                current.in_full(),
+                theirs.in_full()
+            )),
+            Err(error) => never(format!("replica {asking} asks with what is no configuration: {error}")),
+        }
+    }
+
+    fn note_introduction(&mut self, asking: u16, joins: bool) -> Result<(), NotIntroduced> {
+        let never = |reason| Err(NotIntroduced::Ever(reason));
         let (members, _) = self.world.members();
         if asking == self.identity.replica || !members.contains(&asking) {
-            return Err(format!("replica {asking} is not another member of this cell"));
+            return never(format!("replica {asking} is not another member of this cell"));
         }
         if self.identity.introduced.contains(&asking) {
-            if joins {
-                return Err(format!(
+            return never(if joins {
+                format!(
                     "replica {asking} has begun to join this cell before, so its state may be lost, and with it what it \
                      promised. Remove it, and add a new member under an id never used before"
-                ));
-            }
-            return Err(format!(
-                "replica {asking} has joined this cell before, so its state is lost: it may have forgotten what it \
-                 promised, and must not be bootstrapped again. (If this cell has never served anything, empty all \
-                 members' directories and bootstrap anew)"
-            ));
+                )
+            } else {
+                format!(
+                    "replica {asking} has joined this cell before, so its state is lost: it may have forgotten what it \
+                     promised, and must not be bootstrapped again. (If this cell has never served anything, empty all \
+                     members' directories and bootstrap anew)"
+                )
+            });
         }
         let mut identity = self.identity.clone();
         identity.introduced.push(asking);
-        self.directory.write_identity(&identity).map_err(|error| error.to_string())?;
+        self.directory.write_identity(&identity).map_err(|error| NotIntroduced::Ever(error.to_string()))?;
         self.identity = identity;
         Ok(())
     }
@@ -582,6 +613,14 @@ impl HotCore {
             stages: self.engine.stages().figures(),
         }
     }
+}
+
+/// Why a replica is not told the cell's id.
+enum NotIntroduced {
+    /// It may be a moment later.
+    Yet(String),
+    /// It must not be.
+    Ever(String),
 }
 
 /// As many open files as we may have: a connection each. What is refused here shows when a connection is.

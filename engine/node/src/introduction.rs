@@ -12,15 +12,18 @@ use synod_net::connection::InboundSizes;
 use synod_net::frame::append_frame;
 use synod_net::{FrameId, FrameLimits, Inbound};
 
+use synod_paxos::Configuration;
+
 use crate::config::Config;
 
-/// Asks for the cell's id: the asking member's id, u16.
+/// Asks for the new cell's id: the asking member's id, u16, and the configuration that its flags make. The lease and the
+/// quorums are only as good as everybody's agreement on them (rule P8): who was told of another one is refused.
 pub const KIND_ASK: u8 = 1;
 /// Asks for it on behalf of a new member of a running cell: the asking member's id, u16.
 pub const KIND_JOIN: u8 = 4;
 /// Answers that the asking member is not known yet, as text: it may be a moment later.
 pub const KIND_LATER: u8 = 5;
-/// Answers with it: u128.
+/// Answers with it: u128, and the configuration in force, as `Configuration::encode` has it.
 pub const KIND_TELL: u8 = 2;
 /// Answers with the reason why not, as text.
 pub const KIND_REFUSE: u8 = 3;
@@ -68,19 +71,20 @@ pub enum IntroductionError {
 
 /// Asks the members of a running cell for its id. A majority of those named must tell, and nobody may say no: each of them
 /// tells a new member once, so whoever has been told before, and lost its directory, meets one that remembers (P11, P12).
-pub fn join(config: &Config) -> Result<u128, IntroductionError> {
+pub fn join(config: &Config) -> Result<(u128, Configuration), IntroductionError> {
     let others: Vec<_> = config.members.iter().filter(|member| member.id != config.id).collect();
+    let question = config.id.to_le_bytes();
     let give_up = Instant::now() + PATIENCE;
-    let mut told: Vec<(u16, u128)> = Vec::new();
+    let mut told: Vec<(u16, u128, Configuration)> = Vec::new();
     let mut noticed = false;
     loop {
         let mut last = None;
         for member in &others {
-            if told.iter().any(|(id, _)| *id == member.id) {
+            if told.iter().any(|(id, ..)| *id == member.id) {
                 continue;
             }
-            match ask_once(KIND_JOIN, member.peer, config.id) {
-                Ok(Reply::Told(cell)) => told.push((member.id, cell)),
+            match ask_once(KIND_JOIN, member.peer, &question) {
+                Ok(Reply::Told(cell, configuration)) => told.push((member.id, cell, configuration)),
                 Ok(Reply::Refused(reason)) => {
                     return Err(IntroductionError::Refused { first: member.id, address: member.peer, reason });
                 }
@@ -92,7 +96,8 @@ pub fn join(config: &Config) -> Result<u128, IntroductionError> {
             return Err(IntroductionError::TwoCells { one: pair[0].0, other: pair[1].0 });
         }
         if told.len() > others.len() / 2 {
-            return Ok(told[0].1);
+            let (_, cell, configuration) = told.swap_remove(0);
+            return Ok((cell, configuration));
         }
         let Some((member, last)) = last else {
             return Err(IntroductionError::Alone);
@@ -116,11 +121,13 @@ pub fn makes_the_id(config: &Config) -> bool {
 pub fn ask(config: &Config) -> Result<u128, IntroductionError> {
     let first = config.members.iter().min_by_key(|member| member.id).expect("the configuration was validated");
     let (first, address) = (first.id, first.peer);
+    let mut question = config.id.to_le_bytes().to_vec();
+    config.configuration().expect("the configuration was validated").encode(&mut question);
     let give_up = Instant::now() + PATIENCE;
     let mut told = false;
     loop {
-        let last = match ask_once(KIND_ASK, address, config.id) {
-            Ok(Reply::Told(cell)) => return Ok(cell),
+        let last = match ask_once(KIND_ASK, address, &question) {
+            Ok(Reply::Told(cell, _)) => return Ok(cell),
             Ok(Reply::Refused(reason) | Reply::Later(reason)) => {
                 return Err(IntroductionError::Refused { first, address, reason });
             }
@@ -141,16 +148,16 @@ pub fn ask(config: &Config) -> Result<u128, IntroductionError> {
 
 /// What a member says to who asks.
 enum Reply {
-    Told(u128),
+    Told(u128, Configuration),
     Refused(String),
     Later(String),
 }
 
-fn ask_once(question_kind: u8, address: SocketAddr, me: u16) -> io::Result<Reply> {
+fn ask_once(question_kind: u8, address: SocketAddr, words: &[u8]) -> io::Result<Reply> {
     let mut stream = TcpStream::connect_timeout(&address, ANSWER_TIME_MAX)?;
     stream.set_read_timeout(Some(ANSWER_TIME_MAX))?;
     let mut question = Vec::new();
-    append_frame(&mut question, question_kind, FrameId(0), &[&me.to_le_bytes()]);
+    append_frame(&mut question, question_kind, FrameId(0), &[words]);
     stream.write_all(&question)?;
     let limits = FrameLimits { payload_bytes_max: 4096 };
     let mut inbound = Inbound::new(InboundSizes { start_bytes: 4096, keep_bytes: 4096, limits });
@@ -163,8 +170,11 @@ fn ask_once(question_kind: u8, address: SocketAddr, me: u16) -> io::Result<Reply
         inbound.feed(&bytes[..received]);
         let frame = inbound.next_frame().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         let Some(frame) = frame else { continue };
-        return match (frame.kind, <[u8; 16]>::try_from(&frame.payload[..])) {
-            (KIND_TELL, Ok(cell)) => Ok(Reply::Told(u128::from_le_bytes(cell))),
+        let told = frame.payload.split_first_chunk().and_then(|(cell, configuration)| {
+            Some(Reply::Told(u128::from_le_bytes(*cell), Configuration::decode(configuration).ok()?))
+        });
+        return match (frame.kind, told) {
+            (KIND_TELL, Some(told)) => Ok(told),
             (KIND_REFUSE, _) => Ok(Reply::Refused(String::from_utf8_lossy(&frame.payload).into_owned())),
             (KIND_LATER, _) => Ok(Reply::Later(String::from_utf8_lossy(&frame.payload).into_owned())),
             (kind, _) => {

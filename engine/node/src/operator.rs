@@ -94,7 +94,10 @@ impl OperatorAnswer {
         match outcome {
             Ok(()) => OperatorAnswer::Accepted,
             Err(TransferError::NotMaster) => OperatorAnswer::NotMaster { master: master.map(str::to_owned) },
-            Err(error) => OperatorAnswer::Refused { reason: error.to_string(), retry: false },
+            Err(error) => {
+                let retry = matches!(error, TransferError::Beginning);
+                OperatorAnswer::Refused { reason: error.to_string(), retry }
+            }
         }
     }
 

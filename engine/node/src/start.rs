@@ -229,7 +229,11 @@ fn notice_other_members(config: &Config, configurations: &Configurations) {
 /// identity always stands for a log that has begun.
 fn begin(config: &Config, directory: &Directory, first_start: FirstStart) -> Result<Identity, StartError> {
     let (cell, configuration) = match first_start {
-        FirstStart::Join => (introduction::join(config)?, config.configuration_of_others()),
+        // Until the log tells it better, a replica that joins knows the members without itself.
+        FirstStart::Join => {
+            let (cell, configuration) = introduction::join(config)?;
+            (cell, configuration.without(ReplicaId(config.id)))
+        }
         _ if introduction::makes_the_id(config) => (random_u128()?, config.configuration()),
         _ => (introduction::ask(config)?, config.configuration()),
     };

@@ -141,6 +141,11 @@ impl Configuration {
             .expect("sound ids")
     }
 
+    /// All of it, for people: what two who disagree have to compare.
+    pub fn in_full(&self) -> String {
+        format!("{self}, a lease of {} ms, a horizon of {} slots", self.lease.as_millis(), self.horizon)
+    }
+
     /// The members, in ascending order, learners included.
     pub fn members(&self) -> &[Member] {
         &self.members

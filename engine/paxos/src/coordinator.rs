@@ -219,7 +219,7 @@ synod_spec::machine! {
                                  when bare holds_lease do want_boost stay;
                                  do yield_way goto Idle;
         in Boosting: when is_old refuse "of an older ballot";
-                     do yield_way goto Idle;
+                     do step_down_outbid goto Idle;
     }
 
     on Acknowledge {
@@ -246,7 +246,9 @@ synod_spec::machine! {
     }
 
     on Progressed {
-        in Idle, Probing, Proposing: refuse "nothing waits for it";
+        in Idle, Probing: refuse "nothing waits for it";
+        in Proposing: when bare is_no_voter do give_up goto Idle;
+                      stay;
         in CatchingUp: when is_still_behind stay;
                        when bare is_no_voter do give_up goto Idle;
                        when lacks_promises do ask_more goto Proposing;
@@ -255,7 +257,8 @@ synod_spec::machine! {
                     when can_boost do begin_boost goto Boosting;
                     do go_on stay;
         in Boosting: refuse "nothing waits for it";
-        in HandingOver: when has_drained do hand_over goto Idle;
+        in HandingOver: when bare is_no_voter do retire goto Idle;
+                        when has_drained do hand_over goto Idle;
                         do go_on stay;
     }
 

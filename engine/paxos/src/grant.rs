@@ -4,7 +4,7 @@
 //! began to count, on a clock that counts suspension too. A grant is not persisted: after a start a replica promises
 //! nothing for the longest lease ([`crate::standing`]).
 //!
-//! Only promises are held back, never acceptances: an accept under a higher ballot proves that a majority has promised
+//! Only promises are held back, never acceptances (decision 0005 says what this leans on while the members change): an accept under a higher ballot proves that a majority has promised
 //! to it, one of every majority that granted to the older among them, and that one's grant was over by then.
 
 use crate::machine::Row;

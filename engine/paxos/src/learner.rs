@@ -238,6 +238,11 @@ impl Learner {
         }
     }
 
+    /// Whether a change of the members is chosen and waits for a slot below it.
+    pub(crate) fn has_early_change(&self) -> bool {
+        self.early.values().any(|(batch, _)| batch.as_change().is_some())
+    }
+
     fn next_in_order(&mut self) -> Option<(Slot, Batch, Option<Ticket>)> {
         if crate::planted!(P5AppliesOutOfOrder) {
             return self.early.pop_first().map(|(slot, (batch, ticket))| (slot, batch, ticket));

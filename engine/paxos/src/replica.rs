@@ -43,6 +43,8 @@ pub enum TransferError {
     Itself,
     /// It is no voting member.
     NotAVoter(ReplicaId),
+    /// This mastership has only just begun, and still ends what others began.
+    Beginning,
     /// It has not acknowledged anything lately.
     NotThere(ReplicaId),
 }
@@ -53,6 +55,7 @@ impl std::fmt::Display for TransferError {
             Self::NotMaster => write!(f, "this replica is not the master, or is handing over already"),
             Self::Itself => write!(f, "this replica is the master already"),
             Self::NotAVoter(id) => write!(f, "replica {id} is not a voting member"),
+            Self::Beginning => write!(f, "this replica has only just become the master: try again"),
             Self::NotThere(id) => write!(f, "replica {id} has not acknowledged anything lately: is it running?"),
         }
     }
@@ -173,6 +176,9 @@ impl Replica {
         let coordinator::State::Leading(leadership) = &self.coordinator else { return Err(TransferError::NotMaster) };
         if to == self.core.settings.me {
             return Err(TransferError::Itself);
+        }
+        if leadership.is_adopting() {
+            return Err(TransferError::Beginning);
         }
         if !self.core.membership.governing(self.chosen().next()).voters().contains(to) {
             return Err(TransferError::NotAVoter(to));

@@ -58,7 +58,7 @@ fn so_many_rows() {
     }
     expect![[r#"
         acceptor: 18 rows, 8 of them refusals
-        coordinator: 156 rows, 74 of them refusals
+        coordinator: 158 rows, 73 of them refusals
         grant: 10 rows, 2 of them refusals
         learner: 14 rows, 1 of them refusals
         lease: 7 rows, 4 of them refusals

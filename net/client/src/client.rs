@@ -190,7 +190,8 @@ impl Client {
     }
 
     /// Submits a request under the options' deadline. It leaves with the next wait or [`Client::flush`], together with
-    /// all that were submitted before: one write for many. Up to `UNANSWERED_MAX` may be in flight or not waited for
+    /// all that were submitted before: one write for many. The master answers reads at once, so one may overtake writes
+    /// that were submitted before it and are not answered yet. Up to `UNANSWERED_MAX` may be in flight or not waited for
     /// yet.
     pub fn submit(&mut self, operation: Operation<'_>) -> Result<Ticket, Error> {
         let name = operation.name();

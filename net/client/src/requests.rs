@@ -483,12 +483,13 @@ impl Requests {
         request.phase = Phase::Ready;
         request.doubtful |= !refusal.certain();
         match refusal {
-            Refusal::NotMaster { .. } | Refusal::LogFailed | Refusal::MasterChanged | Refusal::Unknown => {
+            Refusal::NotMaster { .. } | Refusal::LogFailed | Refusal::Unknown => {
                 signals.not_master = Some(refusal.clone());
                 request.last_refusal = Some(refusal);
                 self.queue_again(id);
             }
-            Refusal::Busy | Refusal::UnansweredLimit => {
+            // Whoever says that the master changed has applied so much, and is the master again or names the new one next time.
+            Refusal::Busy | Refusal::UnansweredLimit | Refusal::MasterChanged => {
                 signals.busy = true;
                 request.last_refusal = Some(refusal);
                 self.queue_again(id);

@@ -211,7 +211,7 @@ impl World {
 
     // Links.
 
-    /// Whom we know, and from which slot on that has been so.
+    /// Whom we know, and the checksum of the configurations that say so.
     pub(crate) fn members(&self) -> (&[u16], u64) {
         (&self.members, self.hello.configuration)
     }
@@ -327,6 +327,16 @@ impl World {
     }
 }
 
+/// Explains a refused hello, and decides nothing: whether two replicas know the same members.
+pub(crate) fn fingerprint(configurations: &Configurations) -> u64 {
+    let mut bytes = Vec::new();
+    configurations.current.encode(&mut bytes);
+    if let Some((_, pending)) = &configurations.pending {
+        pending.encode(&mut bytes);
+    }
+    u64::from(crc32c::crc32c(&bytes))
+}
+
 impl Outlet for World {
     fn now(&mut self) -> Instant {
         self.clock.now()
@@ -348,7 +358,7 @@ impl Outlet for World {
     }
 
     fn reconfigure(&mut self, configurations: &Configurations) {
-        self.hello.configuration = configurations.since.0;
+        self.hello.configuration = fingerprint(configurations);
         self.members = configurations.members().map(|member| member.id.0).collect();
         for member in configurations.members() {
             let address = member_addresses(&member.address).and_then(|(peer, _)| peer.parse().ok());
@@ -364,7 +374,7 @@ impl Outlet for World {
             peer.start(now, &mut self.ring);
         }
         for peer in &mut self.peers {
-            peer.reconfigure(configurations.since.0, self.members.contains(&peer.id.0));
+            peer.reconfigure(self.hello.configuration, self.members.contains(&peer.id.0));
         }
         // Who is no member any more is not listened to; dialing again, it is told so.
         self.connections.close_peers_but(&self.members);

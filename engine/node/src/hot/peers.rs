@@ -49,9 +49,9 @@ impl Peer {
         self.carry_out(now, action, ring);
     }
 
-    /// The members have changed: this is the first slot of their configuration, and whether this one is still among them.
-    pub(crate) fn reconfigure(&mut self, since: u64, is_member: bool) {
-        self.link.set_configuration(since);
+    /// The members have changed: the checksum of their configurations, and whether this one is still among them.
+    pub(crate) fn reconfigure(&mut self, checksum: u64, is_member: bool) {
+        self.link.set_configuration(checksum);
         self.is_retired = !is_member;
     }
 

@@ -14,6 +14,8 @@ use crate::{ClientArgs, endpoints};
 
 /// How often the cell is asked whether it is done.
 const POLL: Duration = Duration::from_millis(50);
+/// A replica that runs answers at once.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(1);
 /// A new member may have to fetch the whole log: it is waited for as long as it makes progress within this.
 const CATCH_UP_SILENCE_MAX: Duration = Duration::from_secs(120);
 
@@ -190,6 +192,11 @@ fn deadline(args: &ClientArgs) -> Duration {
     Duration::from_millis(args.deadline_ms)
 }
 
+/// How long one replica may take to answer. One that stands still must not keep us from asking the others.
+fn patience(args: &ClientArgs) -> Duration {
+    (deadline(args) / 4).min(ANSWER_TIME_MAX)
+}
+
 /// Waits until the master's status shows it.
 fn until(args: &ClientArgs, what: &str, shows: impl Fn(&Status) -> bool) -> anyhow::Result<Status> {
     let give_up = Instant::now() + deadline(args);
@@ -206,7 +213,7 @@ fn until(args: &ClientArgs, what: &str, shows: impl Fn(&Status) -> bool) -> anyh
 fn master(args: &ClientArgs) -> anyhow::Result<Status> {
     let mut last = None;
     for endpoint in endpoints(args)? {
-        match synod_client::fetch_status(endpoint, deadline(args)) {
+        match synod_client::fetch_status(endpoint, patience(args)) {
             Ok(text) => {
                 let status: Status =
                     serde_json::from_str(&text).with_context(|| format!("{endpoint} said what is no status"))?;
@@ -233,7 +240,7 @@ fn ask(args: &ClientArgs, request: &OperatorRequest) -> anyhow::Result<()> {
     loop {
         let endpoint = next.take().unwrap_or_else(|| known[asked % known.len()].to_string());
         asked += 1;
-        let last = match synod_client::operate(&endpoint, &request, deadline(args)) {
+        let last = match synod_client::operate(&endpoint, &request, patience(args)) {
             Ok(text) => match serde_json::from_str(&text).with_context(|| format!("{endpoint} said {text}"))? {
                 OperatorAnswer::Accepted => return Ok(()),
                 OperatorAnswer::NotMaster { master } => {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::election::{Candidacy, Idle, ask_the_others, campaign, completes, follow, is_unsound, make_way};
+use super::election::{Candidacy, Idle, ask_the_others, campaign, completes, follow, is_unsound, make_way, note_round};
 use super::{Acknowledge, Promise, Submitted, Told};
 use crate::batch::Batch;
 use crate::effect::Effect;
@@ -87,6 +87,11 @@ impl Leadership {
         self.open.len()
     }
 
+    /// Whether values that others may have got chosen are still to be proposed again.
+    pub(crate) fn is_adopting(&self) -> bool {
+        self.next <= self.adopt_upto
+    }
+
     /// The ballot that this mastership began with.
     pub(crate) fn mastership(&self) -> Ballot {
         self.began_as
@@ -118,7 +123,7 @@ impl Leadership {
     /// Whether a change of the members may be proposed now (P6).
     pub(crate) fn check_change(&self, change: &Change, core: &Core, now: Instant) -> Result<(), ChangeError> {
         core.membership.change(change, self.alive(core, now))?;
-        if self.is_changing() || !may_change(core) {
+        if self.is_changing() || core.learner.has_early_change() || !may_change(core) {
             return Err(ChangeError::UnderWay);
         }
         if self.has_room(core) { Ok(()) } else { Err(ChangeError::Busy) }
@@ -135,7 +140,7 @@ impl Leadership {
 
     /// When time alone will bring something.
     pub(super) fn deadline(&self, core: &Core) -> Instant {
-        if self.can_boost(core) {
+        if self.can_boost(core) && self.successor.is_none() {
             return Instant(0);
         }
         let resend = core.settings.resend();
@@ -163,13 +168,15 @@ impl Leadership {
         }
     }
 
-    /// When an idle master proposes a no-op, so that its lease is renewed through the log. A new one at once: it answers no
-    /// read before its first own slot is applied.
+    /// When an idle master proposes a no-op, so that its lease is renewed through the log. A new one soon, unless its
+    /// application has something of its own to begin with: it answers no read before its first own slot is applied.
     fn renewal(&self, core: &Core) -> Option<Instant> {
         let lease = core.membership.lease();
         let is_due = !lease.is_zero() && self.open.is_empty() && self.has_room(core) && !core.acceptor.is_full();
         let is_new = self.next == self.own_from;
-        is_due.then(|| if is_new { self.began_at } else { self.last_proposed.after(lease / 3) })
+        is_due.then(|| {
+            if is_new { self.began_at.after(core.settings.heartbeat / 4) } else { self.last_proposed.after(lease / 3) }
+        })
     }
 
     /// Nothing is open, and nothing is left to adopt.
@@ -302,11 +309,12 @@ pub(super) fn count(leadership: &mut Leadership, acknowledge: Acknowledge, world
     open.votes.insert(from);
     if world.core.membership.is_majority_at(slot, open.votes) {
         let open = leadership.open.remove(&slot).expect("it was found above");
-        // Slots that were adopted may be governed by an older configuration: only the mastership's own carry its lease.
-        if slot >= leadership.own_from {
+        learner::decide(slot, open.batch, open.ticket, world);
+        // Slots that were adopted may be governed by an older configuration: only the mastership's own carry its lease. So may
+        // one that is chosen before a slot below it: it renews nothing before those who granted know what that one holds.
+        if slot >= leadership.own_from && world.chosen() >= slot {
             lease::tell(lease::Event::Confirmed(Confirmed { slot, proposed_at: open.proposed_at }), world);
         }
-        learner::decide(slot, open.batch, open.ticket, world);
     }
 }
 
@@ -466,6 +474,12 @@ pub(super) fn is_no_voter(world: &World<'_>) -> bool {
 /// Steps down, and tells first how far the log is chosen: those that stay cannot ask it later.
 pub(super) fn retire(leadership: &mut Leadership, world: &mut World<'_>) -> Idle {
     leadership.commit(world);
+    step_down(leadership, world)
+}
+
+/// Nobody needs to wait for a lease that is given up.
+pub(super) fn step_down_outbid(leadership: &mut Leadership, promised: Ballot, world: &mut World<'_>) -> Idle {
+    note_round(promised, world);
     step_down(leadership, world)
 }
 
