@@ -95,6 +95,9 @@ fn every_planted_bug_breaks_a_rule_by_its_number_and_is_in_the_docs() {
     for bug in Bug::all() {
         let (name, rule) = (bug.name(), bug.rule());
         assert!(name.starts_with(rule) || bug == Bug::RunReadsOutsideTime, "{name} has no rule");
-        assert!(docs.contains(&format!("| {rule} | `{name}` | {} |", bug.breaks())), "{name} is not in docs/planted.md");
+        assert!(
+            docs.contains(&format!("| {rule} | `{name}` | {} |", bug.breaks())),
+            "{name} is not in docs/planted.md"
+        );
     }
 }

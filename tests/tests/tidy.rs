@@ -153,7 +153,8 @@ fn what_serves_has_no_planted_bugs() {
     const { assert!(!synod_paxos::planted!(P1PromisesToOlder)) };
     let declared = fs::read_to_string(root().join("engine/paxos/src/planted.rs")).unwrap();
     let declared = declared.split("\nbugs! {\n").nth(1).unwrap().split("\n}").next().unwrap();
-    let names: Vec<&str> = declared.lines().filter_map(|line| line.trim().split_once(": ")).map(|(name, _)| name).collect();
+    let names: Vec<&str> =
+        declared.lines().filter_map(|line| line.trim().split_once(": ")).map(|(name, _)| name).collect();
     assert!(names.len() >= 24 && names.contains(&"P1PromisesToOlder"), "{names:?}");
     let torture = Path::new(env!("CARGO_BIN_EXE_synod-torture"));
     // Cargo puts the server beside it, if it was built.
