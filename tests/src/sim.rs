@@ -10,6 +10,9 @@
 //! a bounded time every open operation ends, every replica has the same log and the same database, but for those whose
 //! directory was wiped. Checkers look at every message and every flush ([`Checker`] lists them).
 //!
+//! That it sees what it should is shown by bugs put in on purpose: `docs/planted.md` of this crate has each with its rule,
+//! the checker that caught it, and the seeds it took; `synod-sim --planted` catches them again.
+//!
 //! | module | owns |
 //! |---|---|
 //! | `swarm` | what a seed's world is like |

@@ -100,7 +100,7 @@ kinds! {
     /// A clock runs fast or slow from now on.
     Drift "clock drift" 60 1_000..10_000,
     /// A directory is emptied.
-    Wiped "wiped directory" 8 5_000..30_000,
+    Wiped "wiped directory" 16 5_000..30_000,
     /// Two replicas are started on each other's directories.
     Swapped "wrong directory" 12 5_000..30_000,
     /// An operator makes another replica the master.

@@ -51,7 +51,8 @@ pub(crate) struct Swarm {
     pub(crate) also: &'static [Kind],
     /// So many times as often as elsewhere operators do something.
     pub(crate) haste: u64,
-    /// Of its own, unflushed, a replica bears so much (P7).
+    /// Of its own, unflushed, a replica bears so much (P7). Less than what a new master may have to propose again at once,
+    /// a horizon of batches, would let nobody stay master.
     pub(crate) backlog_bytes_max: u64,
     /// This replica's directory is never wiped.
     pub(crate) spared: usize,
@@ -135,7 +136,10 @@ impl Swarm {
             kinds: None,
             also: &[],
             haste: 1,
-            backlog_bytes_max: if random.u8(..4) == 0 { scale(random, 8 << 10, 512 << 10) } else { 64 << 20 },
+            backlog_bytes_max: match random.u8(..4) {
+                0 => horizon * frame_blocks * 4096 / 4 * scale(random, 1, 4),
+                _ => 64 << 20,
+            },
             spared: random.usize(..usize::from(replicas)),
             write_mean,
             sync_mean,
