@@ -23,7 +23,7 @@ use super::verdict::Verdict;
 use super::world::{Event, World};
 
 /// As in the node: after this long without a flush the log gets its mark (rule L4).
-const IDLE_BEAT: u64 = 100 * MILLISECOND;
+const IDLE_BEAT: u64 = 400 * MILLISECOND;
 
 /// What is said once in a mastership: of such a message few would ever come twice, or late.
 fn is_rare(message: &Message) -> bool {
