@@ -319,7 +319,9 @@ impl Turn<'_> {
                 self.node.wake(self.scope);
             }
             Input::Message(from, message) => {
-                if let Message::Release { ballot } | Message::Propose { released: ballot, .. } = message {
+                if let Message::Release { ballot } | Message::Propose { released: ballot, .. } = message
+                    && self.scope.moments > 1
+                {
                     self.node.facts.release(*ballot);
                 }
                 self.step(Event::Received { from, message: message.clone() });
@@ -421,9 +423,12 @@ impl Turn<'_> {
 
     /// Accepting grants; promising must wait until what was granted is over, or given back (P8).
     fn watch_grants(&mut self, effect: &Effect) {
+        if self.scope.moments == 1 {
+            return;
+        }
         let facts = &mut self.node.facts;
         match effect {
-            Effect::Persist { record: Record::Accepted { ballot, .. }, .. } if self.scope.moments > 1 => {
+            Effect::Persist { record: Record::Accepted { ballot, .. }, .. } => {
                 if *ballot > facts.released || ballot.replica != facts.released.replica {
                     facts.granted = Some((ballot.replica, facts.now.after(MOMENT)));
                 }
