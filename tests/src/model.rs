@@ -22,9 +22,20 @@
 //!
 //! # What is not
 //!
-//! Bounds, all of them in [`Scope`]: candidacies (each is a ballot), slots, crashes, and who may do either. A coordinator
-//! does not step down because it is stuck, and no log is full: both need a clock or a disk that the scopes do not have.
+//! Bounds, all of them in [`Scope`]: candidacies (each is a ballot), slots, crashes, and who may do either; steps, where a
+//! scope says so. No disk is backed up and no log full, the members never change, and nobody is asked to hand over.
 //! Where a scope says no duplication, what a replica durably answered does not arrive there again.
+//!
+//! *Probes* are answered by the past ([`Scope::probes`]): a replica that probes gets, in the same step, the answer that each
+//! of the others gives in the beginning, "I would, I have promised nothing and know nothing". It may really come at any
+//! time: all have probed once when the model begins. So whoever may campaign at all may do so whenever it likes, which is
+//! more than probes ever allow. Left out is what an answer tells beside that: how far others are, for catch-up and for
+//! standing back, and a higher round (rejects tell it, too).
+//!
+//! A master without a lease steps down whenever time passes and a slot is open: so it never sends an accept again.
+//!
+//! *Leases* are in the scopes that have more than one moment ([`Scope::moments`]). All clocks show the same, and a moment is
+//! as long as a lease: it holds within the moment in which its slot was proposed, and a grant is over in the next.
 //!
 //! # Why fewer states are enough
 //!
@@ -42,8 +53,9 @@
 //!    late, which 1 has. Left out is a replica's own vote that comes late. In scopes with a crash the one that may crash
 //!    has a slow disk until then, and which one it is is drawn in the initial state.
 //! 5. *A crash and its restart are one step*: a replica that is down is one to which nothing arrives.
-//! 6. *Equal replicas* leave out what they called their records, the random generator, and whom a follower believes to
-//!    coordinate: see [`synod_paxos::Replica`].
+//! 6. *Equal replicas* leave out what they called their records and the random generator, and where there is no lease whom a
+//!    follower obeys and what it granted: see [`synod_paxos::Replica::essence`], by which each step ends here. A commit's
+//!    tolerance, for operators alone, is taken for zero.
 //! 7. *Two of three campaign* in the scopes that say so: the third's number is compared with nobody's; it matters only for
 //!    whom to fetch from next.
 //!
@@ -51,17 +63,17 @@
 //!
 //! # When the core changes
 //!
-//! Only its public face is used: `Replica::{new, step, can_submit, role, chosen, promised}`, `Event`, `Effect`, `Record`,
-//! `Recovered`, `Settings`, and the fields of those messages whose claims are checked. Needed of it:
+//! Only its public face is used: `Replica::{new, step, essence, can_submit, role, voting_status, chosen, promised,
+//! is_fetching, holds_lease}`, `Event`, `Effect`, `Record`, `Recovered`, `Settings`, and the fields of those messages whose
+//! claims are checked. Needed of it:
 //!
 //! - `Clone`, `Eq` and `Hash` of `Replica` as in 6: if record numbers or the generator count, no scope ends. (The clones
 //!   of `DurableQueue` too; `Hash` of `Message` and `Record`.)
-//! - With every duration zero and a clock that stands, whatever waits may happen at the next tick; leases have length zero.
-//! - A candidacy shows as a new own ballot in `promised`, whatever input brings it about (a tick, or the last probe's
-//!   answer): that is where candidacies are counted. Rounds of probes before it are finite because equal messages are one.
+//! - With every timeout zero, whatever waits for one may happen at the next tick.
+//! - A candidacy, boosts included, shows as a new own ballot in `promised`: that is where candidacies are counted.
 //! - New claims in messages go into `Turn::leave`, new durations into `Node::start`, new ways to be dead into
-//!   `Node::is_dead` (or none: what is never dead costs states, not truth). If an own ballot may rise without a candidacy
-//!   ("boost"), it counts as one here, and the first two rules of `is_dead` have to be looked at again.
+//!   `Node::is_dead` (or none: what is never dead costs states, not truth). Boosts happen with a lease alone: so promises to a
+//!   coordinator are dead without one.
 
 mod atlas;
 mod node;
@@ -77,7 +89,7 @@ use stateright::{Checker, CheckerBuilder, Expectation, HasDiscoveries, Model};
 pub use node::Disk;
 
 use atlas::Atlas;
-use system::{AGREEMENT, ASSERTION, ONE_VALUE, Reached, System};
+use system::{AGREEMENT, ASSERTION, LEASE, ONE_VALUE, Reached, System};
 
 /// How far a check goes: always with three replicas.
 #[derive(Clone, Debug)]
@@ -102,6 +114,9 @@ pub struct Scope {
     pub probes: bool,
     /// How many steps a path has at most. None: it ends where nothing new can happen.
     pub steps: Option<usize>,
+    /// How many moments there are: one after another at any time, for all clocks alike. With more than one there are leases,
+    /// as long as a moment.
+    pub moments: u8,
 }
 
 const ALL: &[u16] = &[1, 2, 3];
@@ -119,6 +134,7 @@ impl Scope {
         duplication: true,
         probes: false,
         steps: None,
+        moments: 1,
     };
     /// One slot, two ballots of anybody's, every disk as slow as can be.
     pub const ONE_SLOT: Scope = Scope { name: "one-slot", campaigners: ALL, disk: Disk::AnyTime, ..Scope::SMALL };
@@ -133,26 +149,46 @@ impl Scope {
         duplication: false,
         ..Scope::ONE_SLOT_CRASH
     };
-    /// Two slots, two ballots, and a crash: not among the exhaustive ones, since nobody has seen its end yet (60 million
-    /// states and more).
-    pub const TWO_SLOTS: Scope =
-        Scope { name: "two-slots", slots: 2, crashes: 1, crashers: &[1], duplication: false, ..Scope::SMALL };
-    /// Those of the exhaustive check: each of them ends.
-    pub const EXHAUSTIVE: [Scope; 3] = [Scope::ONE_SLOT, Scope::ONE_SLOT_CRASH, Scope::TWO_SLOTS_ONE_BALLOT];
+    /// Two slots, two ballots, and a crash, as far as minutes and memory go: this one has bounded steps.
+    pub const TWO_SLOTS: Scope = Scope {
+        name: "two-slots",
+        slots: 2,
+        crashes: 1,
+        crashers: &[1],
+        duplication: false,
+        steps: Some(21),
+        ..Scope::SMALL
+    };
+    /// Leases: two ballots, and two moments.
+    pub const LEASES: Scope = Scope { name: "leases", moments: 2, duplication: false, ..Scope::SMALL };
+    /// Leases, and a crash.
+    pub const LEASES_CRASH: Scope = Scope { name: "leases-crash", crashes: 1, crashers: &[3], ..Scope::LEASES };
+    /// Those that are checked by default: each but the last ends where nothing new can happen.
+    pub const DEFAULT: [Scope; 6] = [
+        Scope::ONE_SLOT,
+        Scope::ONE_SLOT_CRASH,
+        Scope::TWO_SLOTS_ONE_BALLOT,
+        Scope::LEASES,
+        Scope::LEASES_CRASH,
+        Scope::TWO_SLOTS,
+    ];
 
     /// Its bounds in words.
     pub fn words(&self) -> String {
-        let Scope { slots, candidacies, campaigners, crashes, crashers, disk, duplication, probes, steps, .. } = self;
+        let Scope {
+            slots, candidacies, campaigners, crashes, crashers, disk, duplication, probes, steps, moments, ..
+        } = self;
         let crash =
             if *crashes == 0 { "no crash".to_owned() } else { format!("{crashes} crash of one of {crashers:?}") };
         let disk = if *disk == Disk::AtOnce { "at once" } else { "at any time" };
         let probes = if *probes { "like any message" } else { "answered by the past" };
+        let time = if *moments > 1 { format!("{moments} moments, leases of one") } else { "no lease".to_owned() };
         let steps =
             steps.map_or_else(String::new, |steps| format!("; every path of up to {steps} steps, and none beyond"));
         let again = if *duplication { "any number of times" } else { "until durably answered" };
         format!(
             "3 replicas, {slots} slot(s), {candidacies} ballot(s) of {campaigners:?}, {crash}; durable {disk}; messages \
-             arrive in any order, never or {again}; probes {probes}{steps}"
+             arrive in any order, never or {again}; probes {probes}; {time}{steps}"
         )
     }
 }
@@ -197,6 +233,10 @@ impl Planted {
             Bug::P3AdoptsNothing,
             Bug::P4CommitsOtherBallots,
             Bug::P5AppliesOutOfOrder,
+            Bug::P8PromisesAgainstGrant,
+            Bug::P8HolderLongerThanGranters,
+            Bug::P8CountsFromAcknowledgement,
+            Bug::P8NoWaitAfterStart,
         ];
         Self::AROUND.into_iter().chain(core.map(Planted::Core)).collect()
     }
@@ -212,6 +252,10 @@ impl Planted {
         match self {
             #[cfg(feature = "planted")]
             Planted::Core(synod_paxos::planted::Bug::P5AppliesOutOfOrder) => Scope::TWO_SLOTS_ONE_BALLOT,
+            #[cfg(feature = "planted")]
+            Planted::Core(synod_paxos::planted::Bug::P8NoWaitAfterStart) => Scope::LEASES_CRASH,
+            #[cfg(feature = "planted")]
+            Planted::Core(bug) if format!("{bug:?}").starts_with("P8") => Scope::LEASES,
             _ => Scope::ONE_SLOT_CRASH,
         }
     }
@@ -296,7 +340,7 @@ pub fn check(scope: Scope, threads: usize, progress: impl FnMut(usize, usize)) -
 }
 
 /// What a planted bug must come to.
-pub const DISASTERS: [&str; 3] = [ONE_VALUE, AGREEMENT, ASSERTION];
+pub const DISASTERS: [&str; 4] = [ONE_VALUE, AGREEMENT, LEASE, ASSERTION];
 
 /// Plants a bug, and looks for the shortest way to two values at one slot. (That something was told too early, or a
 /// promise broken, is seen long before: here the point is what comes of it. A failing assertion will do, too.)

@@ -302,13 +302,19 @@ impl State {
     }
 
     /// For [`crate::Replica::essence`].
-    pub(crate) fn forget_the_others(&mut self) {
+    pub(crate) fn forget_obeyed(&mut self) {
+        if let State::Idle(idle) = self {
+            idle.coordinator = None;
+        }
+    }
+
+    /// For [`crate::Replica::essence`].
+    pub(crate) fn forget_acknowledged(&mut self) {
         match self {
-            State::Idle(idle) => idle.coordinator = None,
             State::Leading(leadership) | State::Boosting(leadership) | State::HandingOver(leadership) => {
                 leadership.forget_acknowledged();
             }
-            State::Probing(_) | State::Proposing(_) | State::CatchingUp(_) => {}
+            State::Idle(_) | State::Probing(_) | State::Proposing(_) | State::CatchingUp(_) => {}
         }
     }
 

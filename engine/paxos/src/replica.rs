@@ -268,20 +268,22 @@ impl Replica {
         self.core.learner.is_fetching()
     }
 
-    /// This replica without what has no effect where time stands still, all timeouts are zero and no lease is granted: for
-    /// a model check, which then sees one state where it would see dozens.
+    /// This replica without what has no effect where all timeouts are zero and nobody asks for a change or a transfer: for a
+    /// model check, which then sees one state where it would see dozens.
     ///
-    /// - Whom a follower obeys and who has acknowledged lately: asked with the time that has passed since, for changes and
-    ///   transfers, and to tell clients and operators.
-    /// - What was granted and released: a grant of no length binds nobody.
+    /// - Who has acknowledged lately: for changes, transfers and operators.
+    /// - Without a lease, whom a follower obeys: to tell clients, and to wait for a time that is none.
+    /// - Without a lease, what was granted and released: a grant of no length binds nobody.
     #[must_use]
     pub fn essence(mut self) -> Self {
-        let is_timeless = self.core.membership.lease().is_zero() && self.core.settings.election_timeout.is_zero();
-        assert!(is_timeless, "where time passes, all of it counts");
-        self.coordinator.forget_the_others();
-        self.core.grant = grant::State::Free;
-        self.core.released = Ballot::NONE;
+        assert!(self.core.settings.election_timeout.is_zero(), "where timeouts pass, all of it counts");
         self.tolerance_heard = None;
+        self.coordinator.forget_acknowledged();
+        if self.core.membership.lease().is_zero() {
+            self.coordinator.forget_obeyed();
+            self.core.grant = grant::State::Free;
+            self.core.released = Ballot::NONE;
+        }
         self
     }
 

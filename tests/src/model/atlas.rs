@@ -44,6 +44,8 @@ pub(crate) enum Kind {
     Flush,
     Submit,
     Crash,
+    /// Time, everywhere.
+    Pass,
     Message(u16),
 }
 
@@ -54,7 +56,8 @@ impl Kind {
             Kind::Flush => 1,
             Kind::Submit => 2,
             Kind::Crash => 3,
-            Kind::Message(place) => 4 + usize::from(place),
+            Kind::Pass => 4,
+            Kind::Message(place) => 5 + usize::from(place),
         }
     }
 }
@@ -103,6 +106,10 @@ struct Letters {
 }
 
 impl Known {
+    pub(crate) fn has_proposed(&self) -> bool {
+        self.node.facts.has_proposed()
+    }
+
     pub(crate) fn coordinates(&self) -> bool {
         self.node.replica.role() == Role::Coordinating
     }
@@ -217,6 +224,7 @@ impl Atlas {
             Kind::Flush => Input::Flush,
             Kind::Submit => Input::Submit,
             Kind::Crash => Input::Crash,
+            Kind::Pass => Input::Pass,
             Kind::Message(place) => {
                 let (from, message) = self.letter(to, place);
                 Input::Message(*from, message)

@@ -22,8 +22,10 @@ use synod_paxos::{
 use super::system::REPLICAS;
 use super::{Planted, Scope};
 
-/// Time stands still: with durations of zero whatever waits for its time may happen at any time.
-const NOW: Instant = Instant(0);
+/// From one moment to the next, where there is more than one; and so long is a lease then. Within a moment time stands
+/// still: with timeouts of zero whatever waits for its time may happen at any time. (Ten, because a holder counts on nine
+/// tenths.)
+const MOMENT: Duration = Duration::from_nanos(10);
 const INCARNATION: Incarnation = Incarnation(1);
 
 /// When a record becomes durable.
@@ -52,6 +54,8 @@ pub(crate) enum Breach {
     TicketEndedTwice,
     /// It does not start from its own log.
     NoRecovery,
+    /// It promised although it had granted a lease to another.
+    PromisedAgainstGrant,
     /// An assertion of the machines.
     Assertion,
 }
@@ -66,6 +70,8 @@ pub(crate) enum Input<'a> {
     Submit,
     /// It loses what is not durable, and starts again.
     Crash,
+    /// A moment later.
+    Pass,
     Message(ReplicaId, &'a Message),
 }
 
@@ -93,6 +99,12 @@ pub(crate) struct Node {
 pub(crate) struct Facts {
     pub(crate) me: ReplicaId,
     pub(crate) disk: Disk,
+    /// The time: all clocks are equal.
+    pub(crate) now: Instant,
+    /// To whom it granted a lease in this life or an earlier one, until when.
+    granted: Option<(ReplicaId, Instant)>,
+    /// The highest ballot that gave its lease back, as far as is known here: it holds none again.
+    released: Ballot,
     /// What is durable, each record once: see [`Turn::persist`].
     pub(crate) log: Vec<Record>,
     /// What is not, in order.
@@ -111,6 +123,18 @@ pub(crate) struct Facts {
     /// and the highest promise that left.
     promised: Ballot,
     pub(crate) breach: Option<Breach>,
+}
+
+impl Facts {
+    pub(crate) fn has_proposed(&self) -> bool {
+        !self.proposed.is_empty()
+    }
+
+    /// A ballot gives its lease back; it names whose it is.
+    fn release(&mut self, ballot: Ballot) {
+        self.granted = self.granted.filter(|(holder, _)| *holder != ballot.replica);
+        self.released = self.released.max(ballot);
+    }
 }
 
 impl PartialEq for Node {
@@ -140,6 +164,9 @@ impl Node {
         let facts = Facts {
             me,
             disk,
+            now: Instant(0),
+            granted: None,
+            released: Ballot::NONE,
             log,
             volatile: VecDeque::new(),
             held: Vec::new(),
@@ -151,7 +178,11 @@ impl Node {
             promised: Ballot::NONE,
             breach: None,
         };
-        Node::start(facts, None, scope).expect("a log that has begun can be read")
+        let mut node = Node::start(facts, None, scope).expect("a log that has begun can be read");
+        // It has waited as long as a start has to.
+        node.facts.now = node.facts.now.after(lease(scope));
+        node.wake(scope);
+        node
     }
 
     /// Starts from the records of `facts`.
@@ -171,16 +202,26 @@ impl Node {
         settings.election_timeout = Duration::ZERO;
         // Not even slots in their number are a reason for a higher ballot.
         settings.boost_slots_min = u64::MAX;
-        let mut replica = Replica::new(settings, &recovered, NOW);
-        if !scope.probes {
-            // The wait for old leases is over at once; the probe that comes with it has no answer yet: see `Turn::carry_out`.
-            (0..2).for_each(|_| replica.step(NOW, Event::Ticked, &mut Effects::new()));
-            assert_eq!((replica.voting_status(), replica.role()), (VotingStatus::Voting, Role::Following(None)));
-        }
-        let replica = replica.essence();
+        let replica = Replica::new(settings, &recovered, facts.now);
         let upto = VecDeque::new();
         let (appended, durable) = (PersistId(0), PersistId(0));
-        Some(Node { replica, facts, queue: DurableQueue::default(), appended, durable, upto })
+        let mut node = Node { replica, facts, queue: DurableQueue::default(), appended, durable, upto };
+        node.wake(scope);
+        Some(node)
+    }
+
+    /// A replica that has just started votes as soon as no lease can be left that it granted. The probe that comes with the
+    /// same tick is given up: see `Turn::carry_out`.
+    fn wake(&mut self, scope: &Scope) {
+        if !scope.probes && self.replica.voting_status() == VotingStatus::Waiting {
+            (0..2).for_each(|_| self.replica.step(self.facts.now, Event::Ticked, &mut Effects::new()));
+            assert!(matches!(self.replica.role(), Role::Following(_)), "nobody has answered");
+        }
+        self.replica = self.replica.clone().essence();
+    }
+
+    pub(crate) fn holds_lease(&self) -> bool {
+        self.replica.holds_lease(self.facts.now)
     }
 
     /// Whether a message can have no effect here any more, whatever happens; or what it asks was answered, and a scope
@@ -188,7 +229,11 @@ impl Node {
     pub(crate) fn is_dead(&self, message: &Message, scope: &Scope) -> bool {
         let promised = self.replica.promised();
         match message {
-            Message::Promise { ballot, .. } => promised != *ballot || self.replica.role() != Role::Campaigning,
+            Message::Promise { ballot, .. } => {
+                // A master with a lease may ask for promises, too.
+                let has_lead = scope.moments == 1 || self.replica.role() != Role::Coordinating;
+                promised != *ballot || self.replica.role() != Role::Campaigning && has_lead
+            }
             Message::Acknowledge { ballot, slot } => {
                 promised != *ballot || self.replica.role() != Role::Coordinating || *slot <= self.replica.chosen()
             }
@@ -204,8 +249,8 @@ impl Node {
                 let known = promised == *ballot && *chosen <= self.replica.chosen();
                 !scope.duplication && known && self.facts.disk == Disk::AtOnce
             }
-            // No lease, so nothing to give back.
-            Message::Release { .. } => true,
+            // Without a lease there is nothing to give back.
+            Message::Release { .. } => scope.moments == 1,
             _ => false,
         }
     }
@@ -237,9 +282,13 @@ fn recover(log: &[Record]) -> Option<(HardState, Recovered)> {
     Some((hard, recovered))
 }
 
+fn lease(scope: &Scope) -> Duration {
+    if scope.moments > 1 { MOMENT } else { Duration::ZERO }
+}
+
 fn configuration(scope: &Scope) -> Configuration {
     let members = (1..=REPLICAS as u16).map(ReplicaId);
-    Configuration::of_voters(members, scope.slots, Duration::ZERO).expect("a sound configuration")
+    Configuration::of_voters(members, scope.slots, lease(scope)).expect("a sound configuration")
 }
 
 /// A value that a client submits: named after the ballot under which it is proposed first, and which one it is of those.
@@ -265,7 +314,18 @@ impl Turn<'_> {
     fn take(&mut self, input: Input<'_>) {
         match input {
             Input::Tick => self.step(Event::Ticked),
-            Input::Message(from, message) => self.step(Event::Received { from, message: message.clone() }),
+            Input::Pass => {
+                self.node.facts.now = self.node.facts.now.after(MOMENT);
+                self.node.wake(self.scope);
+            }
+            Input::Message(from, message) => {
+                if let Message::Release { ballot } | Message::Propose { released: ballot, .. } = message
+                    && self.scope.moments > 1
+                {
+                    self.node.facts.release(*ballot);
+                }
+                self.step(Event::Received { from, message: message.clone() });
+            }
             Input::Flush if self.node.facts.volatile.is_empty() => self.beyond = true,
             Input::Flush => self.flush(),
             Input::Submit if !self.node.replica.can_submit() => self.beyond = true,
@@ -354,9 +414,32 @@ impl Turn<'_> {
 
     fn step_alone(&mut self, event: Event) {
         let mut effects = Effects::new();
-        self.node.replica.step(NOW, event, &mut effects);
+        self.node.replica.step(self.node.facts.now, event, &mut effects);
         for effect in effects {
+            self.watch_grants(&effect);
             self.carry_out(effect);
+        }
+    }
+
+    /// Accepting grants; promising must wait until what was granted is over, or given back (P8).
+    fn watch_grants(&mut self, effect: &Effect) {
+        if self.scope.moments == 1 {
+            return;
+        }
+        let facts = &mut self.node.facts;
+        match effect {
+            Effect::Persist { record: Record::Accepted { ballot, .. }, .. } => {
+                if *ballot > facts.released || ballot.replica != facts.released.replica {
+                    facts.granted = Some((ballot.replica, facts.now.after(MOMENT)));
+                }
+            }
+            Effect::Send { message: Message::Release { ballot }, .. } => facts.release(*ballot),
+            Effect::SendOnceDurable { to, message: Message::Promise { .. }, .. }
+                if facts.granted.is_some_and(|(holder, until)| holder != *to && facts.now < until) =>
+            {
+                self.breach(Breach::PromisedAgainstGrant);
+            }
+            _ => {}
         }
     }
 

@@ -21,6 +21,7 @@ pub(crate) fn step(atlas: &Atlas, state: &State, Action { at, kind }: Action) ->
         Kind::Flush => format!("{me}: durable: {}", record(&state.nodes[at].node.facts.volatile[0])),
         Kind::Submit => format!("{me}: a client submits"),
         Kind::Crash => format!("{me}: crashes and restarts"),
+        Kind::Pass => return "a moment passes, everywhere".to_owned(),
         Kind::Message(place) => {
             let (from, message) = atlas.letter(at, place);
             format!("{me} <- {from}: {}", brief(&format!("{message:?}")))

@@ -25,6 +25,8 @@ pub(crate) struct State {
     crashes: u8,
     /// From the start: no part of what the state is, see [`super::check`].
     steps: usize,
+    /// How many moments have begun.
+    moments: u8,
 }
 
 impl State {
@@ -52,13 +54,13 @@ impl PartialEq for State {
     fn eq(&self, other: &Self) -> bool {
         self.ids() == other.ids()
             && self.network == other.network
-            && (self.candidacies, self.crashes) == (other.candidacies, other.crashes)
+            && (self.candidacies, self.crashes, self.moments) == (other.candidacies, other.crashes, other.moments)
     }
 }
 
 impl Hash for State {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        (self.ids(), self.network, self.candidacies, self.crashes).hash(hasher);
+        (self.ids(), self.network, self.candidacies, self.crashes, self.moments).hash(hasher);
     }
 }
 
@@ -87,7 +89,8 @@ pub(crate) type Reached = HashSet<[u64; REPLICAS]>;
 pub(crate) const AGREEMENT: &str = "no two replicas apply different values at a slot";
 pub(crate) const ASSERTION: &str = "no assertion fails";
 pub(crate) const ONE_VALUE: &str = "no two values are chosen at a slot";
-const EXAMPLES: usize = 7;
+pub(crate) const LEASE: &str = "nobody leads above a lease that is held";
+const EXAMPLES: usize = 9;
 
 impl System {
     pub(crate) fn new(atlas: Arc<Atlas>, prunes: bool) -> System {
@@ -115,6 +118,7 @@ impl Model for System {
             candidacies: 0,
             crashes: 0,
             steps: 0,
+            moments: 1,
         };
         if scope.crashes == 0 {
             return vec![start(&|_| scope.disk)];
@@ -129,6 +133,9 @@ impl Model for System {
         let scope = &self.atlas.scope;
         if let Some(reached) = &self.reached {
             reached.lock().expect("no panic").insert(state.nodes.map(|known| known.seen));
+        }
+        if state.moments < scope.moments {
+            actions.push(Action { at: 0, kind: Kind::Pass });
         }
         for (at, known) in state.nodes.iter().enumerate() {
             let replica = &known.node.replica;
@@ -161,6 +168,14 @@ impl Model for System {
         NOW_TRYING.set(Some((*last, action)));
         let step = self.atlas.step(at, known, kind)?;
         let mut next = *last;
+        if kind == Kind::Pass {
+            for (at, known) in next.nodes.iter_mut().enumerate() {
+                *known = self.atlas.step(at, known, kind)?.node;
+            }
+            next.moments += 1;
+            next.steps += 1;
+            return Some(next);
+        }
         next.nodes[at] = step.node;
         for (to, place) in &step.sends {
             next.network[*to].add(*place);
@@ -253,6 +268,36 @@ impl Model for System {
             properties.push(Property::sometimes("a gap is filled with a no-op", |model: &System, state: &State| {
                 model.first(5, || state.nodes.iter().any(|known| known.has_filled))
             }));
+        }
+        if scope.moments > 1 {
+            properties.push(Property::always("no two replicas hold a lease at once", |_, state: &State| {
+                state.nodes.iter().filter(|known| known.node.holds_lease()).count() <= 1
+            }));
+            properties.push(Property::always(LEASE, |_, state: &State| {
+                state.nodes.iter().filter(|known| known.node.holds_lease()).all(|holder| {
+                    let is_above = |known: &&Known| known.node.replica.promised() > holder.node.replica.promised();
+                    !state.nodes.iter().any(|known| known.coordinates() && is_above(&known))
+                })
+            }));
+            properties.push(Property::always("no promise is made against a grant", |_, state: &State| {
+                !state.has(Breach::PromisedAgainstGrant)
+            }));
+            properties.push(Property::sometimes("a lease is held", |model: &System, state: &State| {
+                model.first(7, || state.nodes.iter().any(|known| known.node.holds_lease()))
+            }));
+            properties.push(Property::sometimes(
+                "a lease runs out, and another leads",
+                |model: &System, state: &State| {
+                    model.first(8, || {
+                        let has_held =
+                            |known: &&Known| !known.node.facts.ever_applied.is_empty() && known.has_proposed();
+                        let leads = |known: &&Known| known.coordinates() && !known.node.holds_lease();
+                        state.nodes.iter().any(|one| {
+                            has_held(&one) && state.nodes.iter().any(|other| other.id != one.id && leads(&other))
+                        })
+                    })
+                },
+            ));
         }
         if scope.crashes > 0 {
             properties.push(Property::sometimes(
