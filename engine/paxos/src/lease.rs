@@ -46,8 +46,7 @@ synod_spec::machine! {
         in Without: when is_over refuse "it took longer than the lease";
                     do take goto Held;
         in Held: when has_run_out refuse "it has run out, for good: the coordinator steps down";
-                 when is_later do extend stay;
-                 refuse "a later slot has renewed it already";
+                 do extend stay;
     }
 
     on GivenUp {
@@ -82,12 +81,9 @@ fn has_run_out(held: &Held, _: &Confirmed, world: &World<'_>) -> bool {
     world.now >= held.until
 }
 
-fn is_later(held: &Held, confirmed: &Confirmed, world: &World<'_>) -> bool {
-    until(confirmed, world) >= held.until
-}
-
 fn extend(held: &mut Held, confirmed: Confirmed, world: &mut World<'_>) {
-    *held = Held { until: until(&confirmed, world), slot: held.slot.max(confirmed.slot) };
+    // Slots come in order, and were proposed in order.
+    *held = Held { until: until(&confirmed, world).max(held.until), slot: held.slot.max(confirmed.slot) };
 }
 
 impl State {

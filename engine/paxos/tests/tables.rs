@@ -61,7 +61,7 @@ fn so_many_rows() {
         coordinator: 158 rows, 73 of them refusals
         grant: 10 rows, 2 of them refusals
         learner: 14 rows, 1 of them refusals
-        lease: 7 rows, 4 of them refusals
+        lease: 6 rows, 3 of them refusals
         membership: 6 rows, 2 of them refusals
         standing: 15 rows, 1 of them refusals
     "#]]

@@ -19,26 +19,6 @@ pub const REASONS: &[(&str, &str)] = &[
         "rare: a candidate's disk has just answered, and while it is far behind it takes no entries",
     ),
     (
-        "coordinator: Heard in Boosting (refuse: our own)",
-        "nobody else acts under our ballot, and the own acceptor is told without a message",
-    ),
-    (
-        "coordinator: Heard in CatchingUp (refuse: an older coordinator's, or our own)",
-        "nobody else acts under our ballot, and the own acceptor is told without a message",
-    ),
-    (
-        "coordinator: Heard in HandingOver (refuse: our own)",
-        "nobody else acts under our ballot, and the own acceptor is told without a message",
-    ),
-    (
-        "coordinator: Heard in Leading (refuse: our own)",
-        "nobody else acts under our ballot, and the own acceptor is told without a message",
-    ),
-    (
-        "coordinator: Heard in Proposing (refuse: an older coordinator's, or our own)",
-        "nobody else acts under our ballot, and the own acceptor is told without a message",
-    ),
-    (
         "coordinator: Progressed in Boosting (refuse: nothing waits for it)",
         "nothing is open while it boosts, and who is told of more steps down first",
     ),
@@ -47,53 +27,20 @@ pub const REASONS: &[(&str, &str)] = &[
         "rare: what a candidate catches up on holds its own removal, a horizon back",
     ),
     (
+        "coordinator: Progressed in HandingOver, is_no_voter -> Idle",
+        "rare: its own removal, begun by another, comes into force while it hands over",
+    ),
+    (
+        "coordinator: Progressed in Proposing, is_no_voter -> Idle",
+        "rare: its own removal, begun by another, comes by catch-up while it asks for promises",
+    ),
+    (
         "coordinator: Promise in Boosting, shows_more -> Idle",
         "rare: another has led, and its grants are over, before the propose of an older lease's holder arrives",
     ),
     (
-        "coordinator: Promised in Boosting (refuse: our own)",
-        "nobody else acts under our ballot, and the own acceptor is told without a message",
-    ),
-    (
-        "coordinator: Promised in CatchingUp (refuse: our own)",
-        "nobody else acts under our ballot, and the own acceptor is told without a message",
-    ),
-    (
-        "coordinator: Promised in HandingOver (refuse: our own)",
-        "nobody else acts under our ballot, and the own acceptor is told without a message",
-    ),
-    (
-        "coordinator: Promised in Leading (refuse: our own)",
-        "nobody else acts under our ballot, and the own acceptor is told without a message",
-    ),
-    (
-        "coordinator: Promised in Proposing (refuse: our own)",
-        "nobody else acts under our ballot, and the own acceptor is told without a message",
-    ),
-    (
         "coordinator: Rejected in Boosting -> Idle",
         "rare: who has promised more says so to the master's accepts and commits first, and the boost goes above it",
-    ),
-    (
-        "coordinator: Submitted in Boosting -> Boosting",
-        "the engine asks whether it may submit, and submits then and there",
-    ),
-    (
-        "coordinator: Submitted in CatchingUp -> CatchingUp",
-        "the engine asks whether it may submit, and submits then and there",
-    ),
-    (
-        "coordinator: Submitted in HandingOver -> HandingOver",
-        "the engine asks whether it may submit, and submits then and there",
-    ),
-    ("coordinator: Submitted in Idle -> Idle", "the engine asks whether it may submit, and submits then and there"),
-    (
-        "coordinator: Submitted in Probing -> Probing",
-        "the engine asks whether it may submit, and submits then and there",
-    ),
-    (
-        "coordinator: Submitted in Proposing -> Proposing",
-        "the engine asks whether it may submit, and submits then and there",
     ),
     (
         "coordinator: Told in Boosting, is_contradicted -> Idle",
