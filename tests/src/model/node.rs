@@ -428,10 +428,10 @@ impl Turn<'_> {
         }
         let facts = &mut self.node.facts;
         match effect {
-            Effect::Persist { record: Record::Accepted { ballot, .. }, .. } => {
-                if *ballot > facts.released || ballot.replica != facts.released.replica {
-                    facts.granted = Some((ballot.replica, facts.now.after(MOMENT)));
-                }
+            Effect::Persist { record: Record::Accepted { ballot, .. }, .. }
+                if (*ballot > facts.released || ballot.replica != facts.released.replica) =>
+            {
+                facts.granted = Some((ballot.replica, facts.now.after(MOMENT)));
             }
             Effect::Send { message: Message::Release { ballot }, .. } => facts.release(*ballot),
             Effect::SendOnceDurable { to, message: Message::Promise { .. }, .. }

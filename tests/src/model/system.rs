@@ -276,7 +276,7 @@ impl Model for System {
             properties.push(Property::always(LEASE, |_, state: &State| {
                 state.nodes.iter().filter(|known| known.node.holds_lease()).all(|holder| {
                     let is_above = |known: &&Known| known.node.replica.promised() > holder.node.replica.promised();
-                    !state.nodes.iter().any(|known| known.coordinates() && is_above(&known))
+                    !state.nodes.iter().any(|known| known.coordinates() && is_above(known))
                 })
             }));
             properties.push(Property::always("no promise is made against a grant", |_, state: &State| {
@@ -293,7 +293,7 @@ impl Model for System {
                             |known: &&Known| !known.node.facts.ever_applied.is_empty() && known.has_proposed();
                         let leads = |known: &&Known| known.coordinates() && !known.node.holds_lease();
                         state.nodes.iter().any(|one| {
-                            has_held(&one) && state.nodes.iter().any(|other| other.id != one.id && leads(&other))
+                            has_held(one) && state.nodes.iter().any(|other| other.id != one.id && leads(other))
                         })
                     })
                 },
