@@ -326,6 +326,7 @@ impl Replay {
         match record {
             Record::HardState(state) => {
                 self.promised = self.promised.max(state.promised);
+                self.apply_change(&state.configurations)?;
                 self.hard = Some(state);
                 Ok(())
             }
@@ -342,6 +343,22 @@ impl Replay {
                 self.apply_upto(slot)
             }
         }
+    }
+
+    /// A change of the members that the hard state knows of was chosen, and all below it. Without this a voter of before
+    /// could ask a new one for its promise that does not know yet that it votes, and neither could tell the other.
+    fn apply_change(&mut self, configurations: &Configurations) -> Result<(), StartError> {
+        let Some((slot, configuration)) = configurations.last_change() else { return Ok(()) };
+        if slot <= self.chosen {
+            return Ok(());
+        }
+        self.apply_upto(slot.before())?;
+        // Told by another replica, the change's own record comes behind the hard state: what is here may be another value.
+        let noted = self.undecided.get(&slot).and_then(|(_, batch)| batch.as_change());
+        if noted.is_some_and(|(_, noted)| noted == *configuration) {
+            self.apply_upto(slot)?;
+        }
+        Ok(())
     }
 
     /// The last record of a slot is the one that counts: ballots at a slot only rise, and a chosen value is final.
@@ -384,6 +401,7 @@ impl Replay {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use synod_paxos::Configuration;
 
     #[test]
     fn every_segment_size_that_the_configuration_allows_makes_a_log() {
@@ -397,5 +415,32 @@ mod tests {
             assert!(!log.is_full_within(settings.segment_bytes), "an empty log takes writes: {settings:?}");
             assert!(settings.payload_bytes_max() > synod_api::limits::BATCH_BYTES_MAX, "{settings:?}");
         }
+    }
+
+    /// Simulator seed 450 of the planted P8ReadsBeforeOwnSlot: the hard state knew of a change, and what was applied did not.
+    #[test]
+    fn a_change_that_the_hard_state_knows_of_is_applied() {
+        let first = Configurations::first(Configuration::of(&[1]));
+        let changed = Configuration::of(&[1, 2]);
+        let change = Batch::change(first.since, &changed);
+        let from = Slot(1).plus(Configuration::HORIZON_DEFAULT);
+        let pending = Configurations { pending: Some((from, changed)), ..first.clone() };
+        let (ballot, incarnation) =
+            (Ballot { round: 1, replica: ReplicaId(1), incarnation: Incarnation(1) }, Incarnation(1));
+        let hard_state = |configurations: &Configurations| {
+            let configurations = configurations.clone();
+            Record::HardState(HardState { promised: ballot, incarnation, configurations, cut: Slot::NONE })
+        };
+        let recovered = |batch: &Batch| {
+            let mut replay = Replay::new();
+            replay.take(hard_state(&first)).unwrap();
+            replay.take(Record::Accepted { slot: Slot(1), ballot, chosen: Slot::NONE, batch: batch.clone() }).unwrap();
+            replay.take(hard_state(&pending)).unwrap();
+            let (_, recovered, _) = replay.finish().unwrap().unwrap();
+            recovered
+        };
+        assert_eq!(recovered(&change).chosen, Slot(1));
+        // Told of the change, it had not kept it yet: what it has accepted there is not what was chosen.
+        assert_eq!(recovered(&Batch::NO_OP).chosen, Slot::NONE);
     }
 }

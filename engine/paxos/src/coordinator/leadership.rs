@@ -312,7 +312,8 @@ pub(super) fn count(leadership: &mut Leadership, acknowledge: Acknowledge, world
         learner::decide(slot, open.batch, open.ticket, world);
         // Slots that were adopted may be governed by an older configuration: only the mastership's own carry its lease. So may
         // one that is chosen before a slot below it: it renews nothing before those who granted know what that one holds.
-        if slot >= leadership.own_from && world.chosen() >= slot {
+        let is_own = slot >= leadership.own_from || crate::planted!(P8ReadsBeforeOwnSlot);
+        if is_own && world.chosen() >= slot {
             lease::tell(lease::Event::Confirmed(Confirmed { slot, proposed_at: open.proposed_at }), world);
         }
     }
