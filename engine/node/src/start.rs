@@ -345,18 +345,21 @@ impl Replay {
         }
     }
 
-    /// A change of the members that the hard state knows of was chosen, and all below it. Without this a voter of before
-    /// could ask a new one for its promise that does not know yet that it votes, and neither could tell the other.
+    /// A hard state tells of slots, too: where a change was decided all below is chosen, and where it came into force as well.
+    /// Without this a voter of before could ask a new one for its promise that does not know yet that it votes, and neither
+    /// could tell the other; and slots would be proposed anew with the promises of those who did not decide on them (P6).
     fn apply_change(&mut self, configurations: &Configurations) -> Result<(), StartError> {
-        let Some((slot, configuration)) = configurations.last_change() else { return Ok(()) };
-        if slot <= self.chosen {
+        let Configurations { current, since, pending } = configurations;
+        let Some((from, pending)) = pending else { return self.apply_upto(since.before()) };
+        let decided = Slot(from.0.saturating_sub(current.horizon()));
+        if decided <= self.chosen {
             return Ok(());
         }
-        self.apply_upto(slot.before())?;
+        self.apply_upto(decided.before())?;
         // Told by another replica, the change's own record comes behind the hard state: what is here may be another value.
-        let noted = self.undecided.get(&slot).and_then(|(_, batch)| batch.as_change());
-        if noted.is_some_and(|(_, noted)| noted == *configuration) {
-            self.apply_upto(slot)?;
+        let noted = self.undecided.get(&decided).and_then(|(_, batch)| batch.as_change());
+        if noted.is_some_and(|(_, noted)| noted == *pending) {
+            self.apply_upto(decided)?;
         }
         Ok(())
     }
@@ -442,5 +445,16 @@ mod tests {
         assert_eq!(recovered(&change).chosen, Slot(1));
         // Told of the change, it had not kept it yet: what it has accepted there is not what was chosen.
         assert_eq!(recovered(&Batch::NO_OP).chosen, Slot::NONE);
+
+        // In force (seeds 1051 and 4318): all the slots that the members of before decided on are chosen.
+        let mut replay = Replay::new();
+        replay.take(hard_state(&first)).unwrap();
+        for slot in (1..from.0).map(Slot) {
+            replay.take(Record::Accepted { slot, ballot, chosen: Slot::NONE, batch: Batch::NO_OP }).unwrap();
+        }
+        let (_, changed) = pending.pending.clone().unwrap();
+        replay.take(hard_state(&Configurations { current: changed, since: from, pending: None })).unwrap();
+        let (_, recovered, _) = replay.finish().unwrap().unwrap();
+        assert_eq!(recovered.chosen, from.before());
     }
 }

@@ -168,16 +168,6 @@ impl Configurations {
         Self { current: configuration, since: Slot::NONE.next(), pending: None }
     }
 
-    /// The last change that these know of: where it was decided, and what it made. It was chosen there, and all below it were.
-    pub fn last_change(&self) -> Option<(Slot, &Configuration)> {
-        let (from, configuration) = match &self.pending {
-            Some((from, pending)) => (*from, pending),
-            None if self.since > Slot::NONE.next() => (self.since, &self.current),
-            None => return None,
-        };
-        Some((Slot(from.0.saturating_sub(self.current.horizon())), configuration))
-    }
-
     /// The members of both; who is in both comes twice.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
         let pending = self.pending.iter().flat_map(|(_, configuration)| configuration.members());
