@@ -398,6 +398,9 @@ pub fn decode_record(
     }
 }
 
+/// What an accepted record's payload has before its batch: the chosen slot.
+pub(crate) const ACCEPTED_HEAD_BYTES: usize = 8;
+
 fn encode_hard_state(state: &HardState) -> BytesMut {
     let mut out = BytesMut::with_capacity(64);
     put_ballot(&mut out, state.promised);

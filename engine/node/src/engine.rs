@@ -304,7 +304,7 @@ impl Engine {
         if self.queued_bytes + command.len() > QUEUED_BYTES_MAX {
             return Err(Refusal::Busy);
         }
-        let is_full = self.pending.builder.bytes_with(command) > limits::BATCH_BYTES_MAX;
+        let is_full = self.pending.builder.bytes_with(command) > self.batch_bytes_max();
         if is_full || self.pending.mastership.is_some_and(|began| began != mastership) {
             self.sealed.push_back(std::mem::take(&mut self.pending));
         }
@@ -314,6 +314,11 @@ impl Engine {
             self.queued_bytes += self.pending.builder.len();
         }
         Ok(())
+    }
+
+    /// What one batch may carry: its record has to fit a frame of the log, which is never the tighter bound in production.
+    fn batch_bytes_max(&self) -> usize {
+        limits::BATCH_BYTES_MAX.min(self.log.settings().payload_bytes_max() - codec::ACCEPTED_HEAD_BYTES)
     }
 
     fn not_master(&self) -> Refusal {

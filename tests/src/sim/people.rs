@@ -210,29 +210,15 @@ impl World {
     pub(crate) fn arrived_at_replica(&mut self, connection: usize, bytes: Vec<u8>) {
         let Connection { replica, life, .. } = self.connections[connection];
         match life {
-            Some(life) if self.is_alive(replica, life) && self.has_room(replica, bytes.len()) => {
+            Some(life) if self.is_alive(replica, life) => {
                 self.input(replica, Input::Client { connection, bytes });
             }
-            // It has crashed meanwhile, and its machine knows nothing of this connection; or takes no more.
+            // It has crashed meanwhile, and its machine knows nothing of this connection.
             _ => {
                 let delay = delay(&self.swarm, &mut self.random.network);
                 self.schedule_in(delay, Event::Lost { connection });
             }
         }
-    }
-
-    /// Whether a replica's machine takes so many bytes of a client for it. While the process stands still clients try again
-    /// and again, and what then comes all at once becomes one batch: which must fit a frame, and frames are short here.
-    fn has_room(&self, replica: usize, bytes: usize) -> bool {
-        let node = &self.nodes[replica];
-        if node.paused_until <= self.now {
-            return true;
-        }
-        let waiting = node.inbox.iter().map(|input| match input {
-            Input::Client { bytes, .. } => bytes.len(),
-            _ => 0,
-        });
-        waiting.sum::<usize>() + bytes <= self.swarm.frame_bytes_max / 4
     }
 
     pub(crate) fn arrived_at_client(&mut self, connection: usize, bytes: &[u8]) -> Verdict {
