@@ -7,7 +7,8 @@ use std::os::unix::fs::FileExt;
 
 use synod_cell::Cell;
 use synod_paxos::{
-    Ballot, Batch, Configurations, HardState, Incarnation, Record, Recovered, ReplicaId, Settings, Slot, StateMachine,
+    Ballot, Configurations, HardState, Incarnation, Record, Recovered, Recovery, RecoveryError, ReplicaId, Settings,
+    Slot, StateMachine,
 };
 use synod_ring::BLOCK_BYTES;
 use synod_wal::directory::{DirectoryStorage, open_segment, prepare_segment};
@@ -51,14 +52,9 @@ pub enum StartError {
          promised nothing; rejoining after a loss is not built yet, so the cell has to go on without it"
     )]
     LogLost(std::path::PathBuf),
-    /// Chosen slots are missing in between.
-    #[error("the log says that all up to slot {chosen} is chosen, but holds nothing for slot {missing}")]
-    Gap {
-        /// What should be there.
-        chosen: Slot,
-        /// What is not.
-        missing: Slot,
-    },
+    /// Its records make no state of a replica.
+    #[error("the log cannot be recovered: {0}")]
+    Recovery(#[from] RecoveryError),
     /// An operation failed.
     #[error("{doing}: {source}")]
     Io {
@@ -128,14 +124,14 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
         bytes: recovered.bytes,
         torn_tail: recovered.tail != synod_wal::Tail::Clean,
     };
-    let Some((hard, protocol, cell)) = replay.finish()? else {
+    let Some((incarnation, protocol, cell)) = replay.finish()? else {
         return Err(StartError::LogLost(config.dir.clone()));
     };
 
-    notice_other_members(config, &hard.configurations);
+    notice_other_members(config, &protocol.configurations);
     let seed = random_u64()?;
-    let mut settings = Settings::new(ReplicaId(config.id), hard.incarnation, seed);
-    settings.window = config.window.min(hard.configurations.current.horizon());
+    let mut settings = Settings::new(ReplicaId(config.id), incarnation, seed);
+    settings.window = config.window.min(protocol.configurations.current.horizon());
     settings.heartbeat = config.heartbeat();
     settings.election_timeout = config.election_timeout();
     let client_addresses: BTreeMap<_, _> =
@@ -283,16 +279,9 @@ fn random_u128() -> Result<u128, StartError> {
 }
 
 /// Rebuilds protocol state and database from the log's records, in the order in which they were appended.
-///
-/// What is known to be chosen is in the records themselves: each acceptance says how far its writer knew then, and by
-/// then the log held every value up to there. So batches are applied as soon as a later record covers them, and what is
-/// left at the end is undecided.
 pub struct Replay {
+    recovery: Recovery,
     cell: Cell,
-    hard: Option<HardState>,
-    promised: Ballot,
-    chosen: Slot,
-    undecided: BTreeMap<Slot, (Ballot, Batch)>,
     answer: Vec<u8>,
     error: Option<StartError>,
 }
@@ -301,15 +290,7 @@ impl Replay {
     /// Nothing is known yet.
     #[allow(clippy::new_without_default, reason = "an empty replay is no default of anything")]
     pub fn new() -> Self {
-        Self {
-            cell: Cell::new(),
-            hard: None,
-            promised: Ballot::NONE,
-            chosen: Slot::NONE,
-            undecided: BTreeMap::new(),
-            answer: Vec::new(),
-            error: None,
-        }
+        Self { recovery: Recovery::new(), cell: Cell::new(), answer: Vec::new(), error: None }
     }
 
     /// Takes a record as the log hands it out; the first error is kept for [`Replay::finish`].
@@ -323,88 +304,28 @@ impl Replay {
 
     /// Takes the next record.
     pub fn take(&mut self, record: Record) -> Result<(), StartError> {
-        match record {
-            Record::HardState(state) => {
-                self.promised = self.promised.max(state.promised);
-                self.apply_change(&state.configurations)?;
-                self.hard = Some(state);
-                Ok(())
-            }
-            Record::Accepted { slot, ballot, chosen, batch } => {
-                self.promised = self.promised.max(ballot);
-                self.apply_upto(chosen)?;
-                self.note(slot, ballot, batch);
-                Ok(())
-            }
-            Record::Chosen { slot, batch } => {
-                // Told by another replica: whatever was accepted here before, this is the value. It is told in order, so
-                // all below was known to be chosen by then.
-                self.note(slot, Ballot::NONE, batch);
-                self.apply_upto(slot)
-            }
-        }
-    }
-
-    /// A hard state tells of slots, too: where a change was decided all below is chosen, and where it came into force as well.
-    /// Without this a voter of before could ask a new one for its promise that does not know yet that it votes, and neither
-    /// could tell the other; and slots would be proposed anew with the promises of those who did not decide on them (P6).
-    fn apply_change(&mut self, configurations: &Configurations) -> Result<(), StartError> {
-        let Configurations { current, since, pending } = configurations;
-        let Some((from, pending)) = pending else { return self.apply_upto(since.before()) };
-        let decided = Slot(from.0.saturating_sub(current.horizon()));
-        if decided <= self.chosen {
-            return Ok(());
-        }
-        self.apply_upto(decided.before())?;
-        // Told by another replica, the change's own record comes behind the hard state: what is here may be another value.
-        let noted = self.undecided.get(&decided).and_then(|(_, batch)| batch.as_change());
-        if noted.is_some_and(|(_, noted)| noted == *pending) {
-            self.apply_upto(decided)?;
-        }
-        Ok(())
-    }
-
-    /// The last record of a slot is the one that counts: ballots at a slot only rise, and a chosen value is final.
-    fn note(&mut self, slot: Slot, ballot: Ballot, batch: Batch) {
-        if slot > self.chosen {
-            self.undecided.insert(slot, (ballot, batch));
-        }
-    }
-
-    fn apply_upto(&mut self, chosen: Slot) -> Result<(), StartError> {
-        while self.chosen < chosen {
-            let slot = self.chosen.next();
-            let (_, batch) = self.undecided.remove(&slot).ok_or(StartError::Gap { chosen, missing: slot })?;
+        let Self { recovery, cell, answer, .. } = self;
+        recovery.take(record, |slot, batch| {
             for command in batch.commands() {
-                self.answer.clear();
-                self.cell.apply(slot, command, &mut self.answer);
+                answer.clear();
+                cell.apply(slot, command, answer);
             }
-            self.chosen = slot;
-        }
+        })?;
         Ok(())
     }
 
-    /// The hard state and the protocol's state (none: the log never began), and the database.
-    pub fn finish(self) -> Result<Option<(HardState, Recovered, Cell)>, StartError> {
-        if let Some(error) = self.error {
-            return Err(error);
+    /// Which life it is, the protocol's state, and the database; `None`: the log never began.
+    pub fn finish(self) -> Result<Option<(Incarnation, Recovered, Cell)>, StartError> {
+        match self.error {
+            Some(error) => Err(error),
+            None => Ok(self.recovery.finish().map(|(incarnation, recovered)| (incarnation, recovered, self.cell))),
         }
-        let Some(hard) = self.hard else { return Ok(None) };
-        let recovered = Recovered {
-            // A change of the members is made durable before anything that knows it to be chosen.
-            configurations: hard.configurations.clone(),
-            promised: self.promised,
-            chosen: self.chosen,
-            accepted: self.undecided,
-        };
-        Ok(Some((hard, recovered, self.cell)))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use synod_paxos::Configuration;
 
     #[test]
     fn every_segment_size_that_the_configuration_allows_makes_a_log() {
@@ -418,43 +339,5 @@ mod tests {
             assert!(!log.is_full_within(settings.segment_bytes), "an empty log takes writes: {settings:?}");
             assert!(settings.payload_bytes_max() > synod_api::limits::BATCH_BYTES_MAX, "{settings:?}");
         }
-    }
-
-    /// Simulator seed 450 of the planted P8ReadsBeforeOwnSlot: the hard state knew of a change, and what was applied did not.
-    #[test]
-    fn a_change_that_the_hard_state_knows_of_is_applied() {
-        let first = Configurations::first(Configuration::of(&[1]));
-        let changed = Configuration::of(&[1, 2]);
-        let change = Batch::change(first.since, &changed);
-        let from = Slot(1).plus(Configuration::HORIZON_DEFAULT);
-        let pending = Configurations { pending: Some((from, changed)), ..first.clone() };
-        let (ballot, incarnation) =
-            (Ballot { round: 1, replica: ReplicaId(1), incarnation: Incarnation(1) }, Incarnation(1));
-        let hard_state = |configurations: &Configurations| {
-            let configurations = configurations.clone();
-            Record::HardState(HardState { promised: ballot, incarnation, configurations, cut: Slot::NONE })
-        };
-        let recovered = |batch: &Batch| {
-            let mut replay = Replay::new();
-            replay.take(hard_state(&first)).unwrap();
-            replay.take(Record::Accepted { slot: Slot(1), ballot, chosen: Slot::NONE, batch: batch.clone() }).unwrap();
-            replay.take(hard_state(&pending)).unwrap();
-            let (_, recovered, _) = replay.finish().unwrap().unwrap();
-            recovered
-        };
-        assert_eq!(recovered(&change).chosen, Slot(1));
-        // Told of the change, it had not kept it yet: what it has accepted there is not what was chosen.
-        assert_eq!(recovered(&Batch::NO_OP).chosen, Slot::NONE);
-
-        // In force (seeds 1051 and 4318): all the slots that the members of before decided on are chosen.
-        let mut replay = Replay::new();
-        replay.take(hard_state(&first)).unwrap();
-        for slot in (1..from.0).map(Slot) {
-            replay.take(Record::Accepted { slot, ballot, chosen: Slot::NONE, batch: Batch::NO_OP }).unwrap();
-        }
-        let (_, changed) = pending.pending.clone().unwrap();
-        replay.take(hard_state(&Configurations { current: changed, since: from, pending: None })).unwrap();
-        let (_, recovered, _) = replay.finish().unwrap().unwrap();
-        assert_eq!(recovered.chosen, from.before());
     }
 }

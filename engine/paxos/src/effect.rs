@@ -168,6 +168,49 @@ impl Configurations {
         Self { current: configuration, since: Slot::NONE.next(), pending: None }
     }
 
+    /// A change that was made while the configuration governing from `base` on was the last one is decided at this slot: it
+    /// governs from a horizon later on. Made for another, it is void.
+    pub(crate) fn is_made_for(&self, base: Slot) -> bool {
+        self.pending.is_none() && base == self.since
+    }
+
+    pub(crate) fn decide(&mut self, slot: Slot, configuration: Configuration) {
+        let horizon = if crate::planted!(P6GovernsAtOnce) { 1 } else { self.current.horizon() };
+        self.pending = Some((slot.plus(horizon), configuration));
+    }
+
+    /// Whether the next slot is one that the pending configuration governs.
+    pub(crate) fn is_due(&self, next: Slot) -> bool {
+        self.pending.as_ref().is_some_and(|(from, _)| next >= *from)
+    }
+
+    /// The pending configuration comes into force; gives the one before.
+    pub(crate) fn enact(&mut self) -> Configuration {
+        let (from, configuration) = self.pending.take().expect("there is one while it is changing");
+        self.since = from;
+        std::mem::replace(&mut self.current, configuration)
+    }
+
+    /// One more slot is applied; recovery's way to do what the membership machine does step by step.
+    pub(crate) fn applied(&mut self, slot: Slot, batch: &Batch) {
+        if self.is_due(slot.next()) {
+            self.enact();
+        }
+        if let Some((base, configuration)) = batch.as_change()
+            && self.is_made_for(base)
+        {
+            self.decide(slot, configuration);
+        }
+    }
+
+    /// All up to here was chosen and applied when these were so.
+    pub(crate) fn known_chosen(&self) -> Slot {
+        match &self.pending {
+            Some((from, _)) => Slot(from.0.saturating_sub(self.current.horizon())),
+            None => self.since.before(),
+        }
+    }
+
     /// The members of both; who is in both comes twice.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
         let pending = self.pending.iter().flat_map(|(_, configuration)| configuration.members());
@@ -175,11 +218,10 @@ impl Configurations {
     }
 }
 
-/// What a replica starts from: the outcome of reading its log, or [`Recovered::nothing`].
+/// What a replica starts from: the outcome of reading its log, which [`crate::Recovery`] does, or [`Recovered::nothing`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Recovered {
-    /// Who votes, and who will: those of the last hard state. Its record comes before any that tells that a change is
-    /// chosen, so they may be further on than `chosen`, never behind.
+    /// Who votes, and who will, as of `chosen`.
     pub configurations: Configurations,
     /// The last durable promise, or a higher ballot under which something was accepted.
     pub promised: Ballot,
@@ -192,7 +234,11 @@ pub struct Recovered {
 impl Recovered {
     /// The start of a new replica of a cell that these keep.
     pub fn nothing(configuration: Configuration) -> Self {
-        let configurations = Configurations::first(configuration);
+        Self::of(Configurations::first(configuration))
+    }
+
+    /// Nothing but who the members are.
+    pub(crate) fn of(configurations: Configurations) -> Self {
         Self { configurations, promised: Ballot::NONE, chosen: Slot::NONE, accepted: BTreeMap::new() }
     }
 }

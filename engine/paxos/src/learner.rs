@@ -160,18 +160,9 @@ fn take(entries: Entries, world: &mut World<'_>) {
     let mut slot = entries.first;
     for batch in entries.batches {
         if slot > world.chosen() {
-            // A change of the members after what it makes of them: recovery takes the slot as applied, and would miss the
-            // change if a crash came between the two records.
-            let is_change = batch.as_change().is_some();
-            let record = Record::Chosen { slot, batch: batch.clone() };
-            if !is_change {
-                world.persist(record.clone());
-            }
+            world.persist(Record::Chosen { slot, batch: batch.clone() });
             note(slot, batch, None, world);
             advance(world);
-            if is_change {
-                world.persist(record);
-            }
         }
         slot = slot.next();
     }

@@ -41,6 +41,7 @@ pub mod machine;
 mod membership;
 mod message;
 pub mod planted;
+mod recovery;
 mod replica;
 mod settings;
 mod standing;
@@ -54,6 +55,7 @@ pub use effect::{Configurations, Effect, Effects, Event, HardState, Record, Reco
 pub use machine::{Counts, Row};
 pub use membership::{Change, ChangeError};
 pub use message::{AcceptedSlot, Message};
+pub use recovery::{Recovery, RecoveryError};
 pub use replica::{Replica, TransferError, VotingStatus};
 pub use settings::Settings;
 pub use types::{Ballot, Incarnation, Instant, PersistId, ReplicaId, ReplicaSet, Slot, Ticket};

@@ -132,28 +132,21 @@ synod_spec::machine! {
 crate::machine::counted!(membership);
 
 fn is_for_another(decided: &Decided, world: &World<'_>) -> bool {
-    decided.base != world.core.membership.configurations.since
+    !world.core.membership.configurations.is_made_for(decided.base)
 }
 
 fn expect(decided: Decided, world: &mut World<'_>) {
-    let membership = &mut world.core.membership;
-    let horizon = membership.configurations.current.horizon();
-    let from = decided.slot.plus(if crate::planted!(P6GovernsAtOnce) { 1 } else { horizon });
-    membership.configurations.pending = Some((from, decided.configuration));
+    world.core.membership.configurations.decide(decided.slot, decided.configuration);
     reconfigured(world);
 }
 
 /// Whether the slots of the configuration to come are not reached yet.
 fn is_ahead(world: &World<'_>) -> bool {
-    let pending = &world.core.membership.configurations.pending;
-    pending.as_ref().is_some_and(|(from, _)| world.chosen().next() < *from)
+    !world.core.membership.configurations.is_due(world.chosen().next())
 }
 
 fn enact(world: &mut World<'_>) {
-    let configurations = &mut world.core.membership.configurations;
-    let (from, configuration) = configurations.pending.take().expect("there is one while it is changing");
-    let previous = std::mem::replace(&mut configurations.current, configuration);
-    configurations.since = from;
+    let previous = world.core.membership.configurations.enact();
     world.core.membership.previous = Some(previous);
     reconfigured(world);
 }

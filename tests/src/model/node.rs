@@ -12,11 +12,11 @@ use std::hash::{Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use synod_node::start::Replay;
 use synod_paxos::durable::DurableQueue;
 use synod_paxos::{
     Ballot, Batch, BatchBuilder, Configuration, Configurations, Effect, Effects, Event, HardState, Incarnation,
-    Instant, Message, PersistId, Record, Recovered, Replica, ReplicaId, Role, Settings, Slot, Ticket, VotingStatus,
+    Instant, Message, PersistId, Record, Recovered, Recovery, Replica, ReplicaId, Role, Settings, Slot, Ticket,
+    VotingStatus,
 };
 
 use super::system::REPLICAS;
@@ -187,7 +187,7 @@ impl Node {
 
     /// Starts from the records of `facts`.
     fn start(facts: Facts, planted: Option<Planted>, scope: &Scope) -> Option<Node> {
-        let (hard, mut recovered) = recover(&facts.log)?;
+        let (incarnation, mut recovered) = recover(&facts.log)?;
         match planted {
             Some(Planted::P2ForgottenPromise) => {
                 let accepted = recovered.accepted.values().map(|(ballot, _)| *ballot).max();
@@ -196,7 +196,7 @@ impl Node {
             Some(Planted::P11LostLogVotes) => (_, recovered) = recover(&facts.log[..1])?,
             _ => {}
         }
-        let mut settings = Settings::new(facts.me, hard.incarnation, 0);
+        let mut settings = Settings::new(facts.me, incarnation, 0);
         settings.window = scope.slots;
         settings.heartbeat = Duration::ZERO;
         settings.election_timeout = Duration::ZERO;
@@ -274,12 +274,11 @@ impl Node {
     }
 }
 
-/// What a log says, by the node's own reading of it.
-fn recover(log: &[Record]) -> Option<(HardState, Recovered)> {
-    let mut replay = Replay::new();
-    log.iter().try_for_each(|record| replay.take(record.clone())).ok()?;
-    let (hard, recovered, _) = replay.finish().ok()??;
-    Some((hard, recovered))
+/// What a log says.
+fn recover(log: &[Record]) -> Option<(Incarnation, Recovered)> {
+    let mut recovery = Recovery::new();
+    log.iter().try_for_each(|record| recovery.take(record.clone(), |_, _| {})).ok()?;
+    recovery.finish()
 }
 
 fn lease(scope: &Scope) -> Duration {

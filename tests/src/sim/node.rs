@@ -251,10 +251,10 @@ impl Node {
             Ok(found) => found,
             Err(error) => return refused(error.to_string()),
         };
-        let (hard, mut protocol, mut cell) = match replay.finish() {
+        let (incarnation, mut protocol, mut cell) = match replay.finish() {
             Ok(Some(finished)) => finished,
             Ok(None) if bug == Some(Bug::P12WipedReplicaVotes) => {
-                (hard_state(swarm), Recovered::nothing(configuration(swarm)), Cell::new())
+                (INCARNATION, Recovered::nothing(configuration(swarm)), Cell::new())
             }
             // The node reads as much from the identity that is missing beside it.
             Ok(None) => return refused("its log has no hard state".to_owned()),
@@ -273,7 +273,7 @@ impl Node {
             oracle.recovered(self.id, found)?;
             self.check_recovered(&protocol, &cell, oracle)?;
         }
-        let mut settings = Settings::new(self.id, hard.incarnation, seed);
+        let mut settings = Settings::new(self.id, incarnation, seed);
         settings.window = swarm.window;
         settings.heartbeat = swarm.heartbeat;
         settings.election_timeout = swarm.election_timeout;

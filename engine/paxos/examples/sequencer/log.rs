@@ -8,8 +8,11 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use synod_paxos::{Ballot, Batch, Configuration, PersistId, Record, Recovered, Slot};
+use synod_paxos::{
+    Ballot, Batch, Configuration, Configurations, HardState, PersistId, Record, Recovered, Recovery, Slot,
+};
 
+use super::replica::INCARNATION;
 use super::wire::Wire;
 
 pub(crate) struct Log {
@@ -21,17 +24,25 @@ pub(crate) struct Log {
 impl Log {
     /// Opens the file, which is empty at the very first start. One that is not there is an error: a replica that has lost
     /// its promises must not vote as if it had made none.
-    pub(crate) fn open(path: &Path, first: Configuration) -> io::Result<(Self, Recovery)> {
+    ///
+    /// Beside the log: what the protocol starts from, and the batches chosen, from slot 1 on, for the application to apply
+    /// again and for replicas that lack them.
+    pub(crate) fn open(path: &Path, first: Configuration) -> io::Result<(Self, Recovered, Vec<Batch>)> {
         let mut file = File::options().read(true).write(true).open(path)?;
         // Two processes on one log would be two voters of one name.
         file.try_lock()?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
-        let mut recovery = Recovery { recovered: Recovered::nothing(first), chosen: Vec::new() };
+        let mut recovery = Recovery::new();
+        let mut chosen = Vec::new();
+        // The launcher made the file for the very first start: what a log begins with is the same everywhere.
+        let configurations = Configurations::first(first);
+        let begins = HardState { promised: Ballot::NONE, incarnation: INCARNATION, configurations, cut: Slot::NONE };
+        recovery.take(Record::HardState(begins), |_, _| {}).map_err(invalid)?;
         let mut rest = &bytes[..];
         while let Some((record, behind)) = split_record(rest) {
             let record = Record::from_bytes(record).ok_or_else(|| invalid("a record that is none"))?;
-            recovery.take(record)?;
+            recovery.take(record, |_, batch| chosen.push(batch.clone())).map_err(invalid)?;
             rest = behind;
         }
         let end = (bytes.len() - rest.len()) as u64;
@@ -39,7 +50,8 @@ impl Log {
         file.seek(SeekFrom::Start(end))?;
         // A process that was killed may have written this and not synced it. From here on we act as if it were durable.
         file.sync_all()?;
-        Ok((Self { file, unwritten: Vec::new(), last: PersistId(0) }, recovery))
+        let (_, recovered) = recovery.finish().expect("it began above");
+        Ok((Self { file, unwritten: Vec::new(), last: PersistId(0) }, recovered, chosen))
     }
 
     pub(crate) fn append(&mut self, id: PersistId, record: &Record) {
@@ -64,56 +76,6 @@ impl Log {
     }
 }
 
-/// What the log says.
-pub(crate) struct Recovery {
-    /// For the protocol.
-    pub(crate) recovered: Recovered,
-    /// The batches chosen, from slot 1 on: for the application to apply again, and for replicas that lack them.
-    pub(crate) chosen: Vec<Batch>,
-}
-
-impl Recovery {
-    fn take(&mut self, record: Record) -> io::Result<()> {
-        let recovered = &mut self.recovered;
-        match record {
-            Record::HardState(state) => {
-                recovered.promised = recovered.promised.max(state.promised);
-                recovered.configurations = state.configurations;
-                Ok(())
-            }
-            Record::Accepted { slot, ballot, chosen, batch } => {
-                recovered.promised = recovered.promised.max(ballot);
-                // First: `chosen` was known when this was written, so it speaks of the records before.
-                self.advance(chosen)?;
-                self.note(slot, ballot, batch);
-                Ok(())
-            }
-            Record::Chosen { slot, batch } => {
-                self.note(slot, Ballot::NONE, batch);
-                self.advance(slot)
-            }
-        }
-    }
-
-    /// The last record of a slot counts: ballots at a slot only rise, and what is chosen is final.
-    fn note(&mut self, slot: Slot, ballot: Ballot, batch: Batch) {
-        if slot > self.recovered.chosen {
-            self.recovered.accepted.insert(slot, (ballot, batch));
-        }
-    }
-
-    fn advance(&mut self, chosen: Slot) -> io::Result<()> {
-        while self.recovered.chosen < chosen {
-            let slot = self.recovered.chosen.next();
-            let accepted = self.recovered.accepted.remove(&slot);
-            let (_, batch) = accepted.ok_or_else(|| invalid("a chosen slot without its value"))?;
-            self.chosen.push(batch);
-            self.recovered.chosen = slot;
-        }
-        Ok(())
-    }
-}
-
 /// The first record, and what comes behind it.
 fn split_record(mut bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let length = usize::try_from(u32::take(&mut bytes)?).ok()?;
@@ -126,6 +88,6 @@ fn checksum(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-fn invalid(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("the log holds {what}"))
+fn invalid(what: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the log: {what}"))
 }

@@ -28,6 +28,8 @@ pub(crate) struct Place<'a> {
     pub(crate) launcher: u32,
 }
 
+/// A log that is lost is never begun again, so there is one life.
+pub(crate) const INCARNATION: Incarnation = Incarnation(1);
 /// Shorter than a new cell's, for a demonstration that does not take its time.
 const LEASE: Duration = Duration::from_millis(400);
 const HEARTBEAT: Duration = Duration::from_millis(50);
@@ -67,23 +69,23 @@ pub(crate) fn run(place: Place<'_>) -> io::Result<()> {
     let ids = place.addresses.keys().copied();
     let configuration =
         Configuration::of_voters(ids, Configuration::HORIZON_DEFAULT, LEASE).map_err(io::Error::other)?;
-    let (log, recovery) = Log::open(place.log, configuration)?;
+    let (log, recovered, chosen) = Log::open(place.log, configuration)?;
     let mut sequencer = Sequencer::default();
-    for (batch, slot) in recovery.chosen.iter().zip(1..) {
+    for (batch, slot) in chosen.iter().zip(1..) {
         batch.commands().for_each(|command| sequencer.apply(Slot(slot), command, &mut Vec::new()));
     }
-    println!("replica {}: starts with {} slots in its log: {sequencer}", place.me, recovery.recovered.chosen);
+    println!("replica {}: starts with {} slots in its log: {sequencer}", place.me, recovered.chosen);
     // The same life of the same durable state after each restart, for a log that is lost does not open.
-    let mut settings = Settings::new(place.me, Incarnation(1), fastrand::u64(..));
+    let mut settings = Settings::new(place.me, INCARNATION, fastrand::u64(..));
     settings.heartbeat = HEARTBEAT;
     settings.election_timeout = ELECTION_TIMEOUT;
     let mut node = Node {
         place,
         start: Clock::now(),
-        replica: Replica::new(settings, &recovery.recovered, Instant(0)),
+        replica: Replica::new(settings, &recovered, Instant(0)),
         log,
         sequencer,
-        chosen: recovery.chosen,
+        chosen,
         inbox: VecDeque::new(),
         waiting: DurableQueue::default(),
         pending: BatchBuilder::default(),

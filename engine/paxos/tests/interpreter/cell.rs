@@ -1,7 +1,7 @@
 //! A cell on one thread: replicas, their disks, and the network between them. Nothing moves unless it is told to.
 //!
-//! A record is volatile until its disk is flushed, and a crash loses it. What is flushed comes back as the node's own
-//! recovery brings it back (`Replay` in engine/node/src/start.rs). What must hold whatever happens is checked all
+//! A record is volatile until its disk is flushed, and a crash loses it. What is flushed comes back as a replica's own
+//! recovery brings it back. What must hold whatever happens is checked all
 //! along: a slot has one value everywhere, a ballot proposes one value at a slot, a ticket ends exactly once, no two
 //! replicas hold a lease at once, and whoever may answer reads has applied all that was acknowledged.
 
@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use synod_paxos::durable::DurableQueue;
 use synod_paxos::{
-    AcceptedSlot, Ballot, Batch, Change, Configuration, Effect, Effects, Event, Incarnation, Instant, Member, Message,
-    PersistId, Record, Recovered, Replica, ReplicaId, Role, Settings, Slot, Ticket, VotingStatus,
+    AcceptedSlot, Ballot, Batch, Change, Configuration, Configurations, Effect, Effects, Event, HardState, Incarnation,
+    Instant, Member, Message, PersistId, Record, Recovered, Recovery, Replica, ReplicaId, Role, Settings, Slot, Ticket,
+    VotingStatus,
 };
 
 use super::words;
@@ -765,37 +766,13 @@ pub(crate) fn add(taken: &mut Taken, more: &[u64]) {
     taken.iter_mut().zip(more).for_each(|(taken, more)| *taken += more);
 }
 
-/// What a log says, as `Replay` in engine/node/src/start.rs reads it.
+/// What a log says.
 fn recover(log: &[Record], first: Configuration) -> Recovered {
-    let mut recovered = Recovered::nothing(first);
-    for record in log {
-        match record {
-            Record::HardState(state) => {
-                recovered.promised = recovered.promised.max(state.promised);
-                recovered.configurations = state.configurations.clone();
-            }
-            Record::Accepted { slot, ballot, chosen, batch } => {
-                recovered.promised = recovered.promised.max(*ballot);
-                recover_upto(&mut recovered, *chosen);
-                if *slot > recovered.chosen {
-                    recovered.accepted.insert(*slot, (*ballot, batch.clone()));
-                }
-            }
-            Record::Chosen { slot, batch } => {
-                if *slot > recovered.chosen {
-                    recovered.accepted.insert(*slot, (Ballot::NONE, batch.clone()));
-                }
-                recover_upto(&mut recovered, *slot);
-            }
-        }
+    let mut recovery = Recovery::new();
+    let configurations = Configurations::first(first);
+    let begins = HardState { promised: Ballot::NONE, incarnation: Incarnation(1), configurations, cut: Slot::NONE };
+    for record in std::iter::once(Record::HardState(begins)).chain(log.iter().cloned()) {
+        recovery.take(record, |_, _| {}).expect("a replica's own log can be recovered");
     }
-    recovered
-}
-
-fn recover_upto(recovered: &mut Recovered, chosen: Slot) {
-    while recovered.chosen < chosen {
-        recovered.chosen = recovered.chosen.next();
-        let slot = recovered.chosen;
-        assert!(recovered.accepted.remove(&slot).is_some(), "the log lacks slot {slot}, chosen up to {chosen}");
-    }
+    recovery.finish().expect("it began").1
 }
