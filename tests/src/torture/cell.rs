@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use clap::Args;
 use rustix::process::{Pid, Signal, kill_process};
 use synod_node::local_cell::{LocalCell, LocalCellOptions};
 use synod_node::status::Status;
@@ -18,6 +19,32 @@ const LOOK: Duration = Duration::from_millis(10);
 /// So much of a replica's messages goes into an error.
 const TAIL_LINES: usize = 20;
 
+/// What every command takes.
+#[derive(Args, Clone, Debug)]
+pub struct Common {
+    /// Where to make the directories, on a disk [default: the place for temporary files]
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// Leave the directories there when it fails
+    #[arg(long)]
+    pub keep: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Common {
+    /// Runs it in a fresh directory, which is gone afterwards, unless it fails and is to be kept.
+    pub fn within<R>(&self, command: &str, run: impl FnOnce(&Place) -> anyhow::Result<R>) -> anyhow::Result<R> {
+        let mut place = Place::new(self.dir.as_deref(), command)?;
+        run(&place).inspect_err(|_| {
+            if self.keep {
+                place.keep();
+            }
+        })
+    }
+}
+
 /// Where a cell's directories are made.
 pub struct Place {
     dir: Option<TempDir>,
@@ -26,7 +53,7 @@ pub struct Place {
 
 impl Place {
     /// A fresh directory below this one, or below the default place for temporary files.
-    pub fn new(parent: Option<&Path>, command: &str) -> anyhow::Result<Self> {
+    fn new(parent: Option<&Path>, command: &str) -> anyhow::Result<Self> {
         let parent = parent.map_or_else(std::env::temp_dir, Path::to_owned);
         let dir = tempfile::Builder::new()
             .prefix(&format!("synod-{command}-"))
@@ -42,7 +69,7 @@ impl Place {
     }
 
     /// Leaves it where it is, for a look at what went wrong.
-    pub fn keep(&mut self) {
+    fn keep(&mut self) {
         if let Some(dir) = self.dir.take() {
             eprintln!("synod-torture: the replicas' directories stay: {}", dir.keep().display());
         }

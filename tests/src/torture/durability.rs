@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use synod_client::{Client, Options};
 use synod_ring::BLOCK_BYTES;
 use synod_wal::frame::MAGIC;
 
-use super::cell::{Place, TortureCell};
+use super::cell::{Common, Place, TortureCell};
 use super::device::{FinishedDevice, LoggedDevice, check_available};
 use super::device_log::{DeviceWrite, Told, WallClock, judge};
 use super::stop::Stop;
@@ -54,15 +54,9 @@ pub struct DurabilityOptions {
     /// How often, each time on new devices
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
-    /// Where to make the devices' backing files [default: the place for temporary files]
-    #[arg(long)]
-    pub dir: Option<PathBuf>,
-    /// Leave the devices' logs and backing files there when it fails
-    #[arg(long)]
-    pub keep: bool,
-    /// Print the report as JSON
-    #[arg(long)]
-    pub json: bool,
+    /// Where it runs, and what becomes of its report
+    #[command(flatten)]
+    pub common: Common,
 }
 
 /// What was proved.
@@ -134,9 +128,9 @@ pub fn main(options: &DurabilityOptions) -> anyhow::Result<ExitCode> {
 
 /// One round: fails if a write was answered too early.
 fn prove(options: &DurabilityOptions, stop: &Stop) -> anyhow::Result<()> {
-    let mut place = Place::new(options.dir.as_deref(), "durability")?;
-    let result = measure(options, &place, stop).and_then(|report| {
-        print(&report, options.json)?;
+    options.common.within("durability", |place| {
+        let report = measure(options, place, stop)?;
+        print(&report, options.common.json)?;
         for failure in &report.failures {
             eprintln!("synod-torture: {failure}");
         }
@@ -146,11 +140,7 @@ fn prove(options: &DurabilityOptions, stop: &Stop) -> anyhow::Result<()> {
             report.writes - report.on_a_majority
         );
         Ok(())
-    });
-    if result.is_err() && options.keep {
-        place.keep();
-    }
-    result
+    })
 }
 
 fn measure(options: &DurabilityOptions, place: &Place, stop: &Stop) -> anyhow::Result<DurabilityReport> {

@@ -5,7 +5,6 @@
 //! the others became master; and how much later than that the clients had found it. Callers must see a wait, not an
 //! error.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,7 @@ use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
-use super::cell::{Place, TortureCell};
+use super::cell::{Common, Place, TortureCell};
 use super::client::{LoadClient, Shared, Tally, under_load};
 use super::profile::Profile;
 use super::pulse::{Durations, milliseconds};
@@ -45,15 +44,9 @@ pub struct FailoverOptions {
     /// The cell's and the clients' settings
     #[arg(long, value_enum, default_value_t)]
     pub profile: Profile,
-    /// Where to make the replicas' directories, on a disk [default: the place for temporary files]
-    #[arg(long)]
-    pub dir: Option<PathBuf>,
-    /// Leave the directories there when it fails
-    #[arg(long)]
-    pub keep: bool,
-    /// Print the report as JSON
-    #[arg(long)]
-    pub json: bool,
+    /// Where it runs, and what becomes of its report
+    #[command(flatten)]
+    pub common: Common,
 }
 
 /// The times of one kind of fault.
@@ -178,13 +171,8 @@ impl Report for FailoverReport {
 pub fn main(options: &FailoverOptions) -> anyhow::Result<()> {
     anyhow::ensure!(options.kills + options.pauses > 0, "nothing is to be done");
     let stop = Stop::on_signals()?;
-    let mut place = Place::new(options.dir.as_deref(), "failover")?;
-    let (report, last_error) = measure(options, &place, &stop).inspect_err(|_| {
-        if options.keep {
-            place.keep();
-        }
-    })?;
-    print(&report, options.json)?;
+    let (report, last_error) = options.common.within("failover", |place| measure(options, place, &stop))?;
+    print(&report, options.common.json)?;
     let last_error = last_error.unwrap_or_default();
     anyhow::ensure!(report.errors == 0, "callers saw {} errors, the last: {last_error}", report.errors);
     for (name, told) in [("kills", &report.kills), ("pauses", &report.pauses)] {

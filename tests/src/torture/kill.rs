@@ -4,7 +4,6 @@
 //! them, their restart, and load until writes flow again. Then the load rests and everything of the round is read back.
 //! At the end the whole cell is killed once more, and all of it is read back. (`faults.md` 2.2.)
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use clap::Args;
 use serde::Serialize;
 use synod_client::Options;
 
-use super::cell::{Place, TortureCell};
+use super::cell::{Common, Place, TortureCell};
 use super::client::{LoadClient, Shared, Tally, read_back_counters, under_load};
 use super::history::Revisions;
 use super::pulse::{Durations, milliseconds};
@@ -54,15 +53,9 @@ pub struct KillOptions {
     /// What decides who is killed and when [default: random]
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Where to make the replicas' directories, on a disk [default: the place for temporary files]
-    #[arg(long)]
-    pub dir: Option<PathBuf>,
-    /// Leave the directories there when it fails
-    #[arg(long)]
-    pub keep: bool,
-    /// Print the report as JSON
-    #[arg(long)]
-    pub json: bool,
+    /// Where it runs, and what becomes of its report
+    #[command(flatten)]
+    pub common: Common,
 }
 
 /// What was done, and checked.
@@ -150,19 +143,11 @@ impl Report for KillReport {
 /// Runs the command.
 pub fn main(options: &KillOptions) -> anyhow::Result<()> {
     let stop = Stop::on_signals()?;
-    let mut place = Place::new(options.dir.as_deref(), "kill")?;
     let seed = options.seed.unwrap_or_else(|| fastrand::u64(..));
     eprintln!("synod-torture: seed {seed}");
-    let result = Torture::start(options, seed, &place, &stop).and_then(|mut torture| torture.all());
-    match result {
-        Ok(report) => print(&report, options.json),
-        Err(error) => {
-            if options.keep {
-                place.keep();
-            }
-            Err(error.context(format!("seed {seed}")))
-        }
-    }
+    let run = |place: &Place| Torture::start(options, seed, place, &stop)?.all();
+    let report = options.common.within("kill", run).with_context(|| format!("seed {seed}"))?;
+    print(&report, options.common.json)
 }
 
 struct Torture {

@@ -4,7 +4,6 @@
 //! are read before and after. Reads must have left the log as it was, but for the slots that renew the lease, three in
 //! the time that it lasts, and must be counted as lease reads one by one.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use serde::Serialize;
 use synod_client::Client;
 use synod_node::status::Status;
 
-use super::cell::{Place, TortureCell};
+use super::cell::{Common, Place, TortureCell};
 use super::profile::Profile;
 use super::stop::Stop;
 use super::{Report, print};
@@ -41,15 +40,9 @@ pub struct LeaseReadsOptions {
     /// The cell's and the clients' settings
     #[arg(long, value_enum, default_value_t)]
     pub profile: Profile,
-    /// Where to make the replicas' directories, on a disk [default: the place for temporary files]
-    #[arg(long)]
-    pub dir: Option<PathBuf>,
-    /// Leave the directories there when it fails
-    #[arg(long)]
-    pub keep: bool,
-    /// Print the report as JSON
-    #[arg(long)]
-    pub json: bool,
+    /// Where it runs, and what becomes of its report
+    #[command(flatten)]
+    pub common: Common,
 }
 
 /// What replicas have counted, in all or from one moment to another.
@@ -199,15 +192,10 @@ impl Report for LeaseReadsReport {
 /// Runs the command.
 pub fn main(options: &LeaseReadsOptions) -> anyhow::Result<()> {
     let stop = Stop::on_signals()?;
-    let mut place = Place::new(options.dir.as_deref(), "lease-reads")?;
-    let result = measure(options, &place, &stop).and_then(|report| {
-        print(&report, options.json)?;
+    options.common.within("lease-reads", |place| {
+        let report = measure(options, place, &stop)?;
+        print(&report, options.common.json)?;
         report.judge()
-    });
-    result.inspect_err(|_| {
-        if options.keep {
-            place.keep();
-        }
     })
 }
 

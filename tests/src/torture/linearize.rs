@@ -7,7 +7,6 @@
 //! operations or faults than asked for is void, not passed.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -17,7 +16,7 @@ use serde::Serialize;
 use synod_api::{Answer, Expected, Operation as Request};
 use synod_client::{Client, Error, Options, Outcome};
 
-use super::cell::{Place, TortureCell};
+use super::cell::{Common, Place, TortureCell};
 use super::history::WriteId;
 use super::linear::{self, Asked, Operation, Told, Verdict};
 use super::profile::Profile;
@@ -77,15 +76,9 @@ pub struct LinearizeOptions {
     /// What decides who is hit, when and how [default: random]
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Where to make the replicas' directories, on a disk [default: the place for temporary files]
-    #[arg(long)]
-    pub dir: Option<PathBuf>,
-    /// Leave the directories there when it fails
-    #[arg(long)]
-    pub keep: bool,
-    /// Print the report as JSON
-    #[arg(long)]
-    pub json: bool,
+    /// Where it runs, and what becomes of its report
+    #[command(flatten)]
+    pub common: Common,
 }
 
 /// What was done, and checked.
@@ -176,19 +169,14 @@ impl Report for LinearizeReport {
 /// Runs the command.
 pub fn main(options: &LinearizeOptions) -> anyhow::Result<()> {
     let stop = Stop::on_signals()?;
-    let mut place = Place::new(options.dir.as_deref(), "linearize")?;
     let seed = options.seed.unwrap_or_else(|| fastrand::u64(..));
     eprintln!("synod-torture: seed {seed}");
-    let result = run(options, seed, &place, &stop).and_then(|(report, failure)| {
-        print(&report, options.json)?;
+    let outcome = options.common.within("linearize", |place| {
+        let (report, failure) = run(options, seed, place, &stop)?;
+        print(&report, options.common.json)?;
         failure.map_or(Ok(()), |failure| Err(anyhow::anyhow!("{failure}")))
     });
-    result.map_err(|error| {
-        if options.keep {
-            place.keep();
-        }
-        error.context(format!("seed {seed}"))
-    })
+    outcome.with_context(|| format!("seed {seed}"))
 }
 
 fn run(

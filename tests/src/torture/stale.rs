@@ -7,7 +7,6 @@
 //! it answers itself may not be older than what had been acknowledged when it was asked. And it may answer itself only
 //! when it was elected again meanwhile: the lease from before its pause has run out.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -17,7 +16,7 @@ use serde::Serialize;
 use synod_api::{Answer, Refusal};
 use synod_client::Client;
 
-use super::cell::{Place, TortureCell};
+use super::cell::{Common, Place, TortureCell};
 use super::client::{LoadClient, Shared, under_load};
 use super::profile::Profile;
 use super::pulse::milliseconds;
@@ -55,15 +54,9 @@ pub struct StaleOptions {
     /// Let the old master answer as it did before its pause; the command must see that this is stale
     #[arg(long)]
     pub plant: bool,
-    /// Where to make the replicas' directories, on a disk [default: the place for temporary files]
-    #[arg(long)]
-    pub dir: Option<PathBuf>,
-    /// Leave the directories there when it fails
-    #[arg(long)]
-    pub keep: bool,
-    /// Print the report as JSON
-    #[arg(long)]
-    pub json: bool,
+    /// Where it runs, and what becomes of its report
+    #[command(flatten)]
+    pub common: Common,
 }
 
 /// What became of the questions to the old master.
@@ -184,13 +177,9 @@ impl Report for StaleReport {
 /// Runs the command.
 pub fn main(options: &StaleOptions) -> anyhow::Result<()> {
     let stop = Stop::on_signals()?;
-    let mut place = Place::new(options.dir.as_deref(), "stale")?;
-    let result = run(options, &place, &stop);
-    if result.is_err() && options.keep {
-        place.keep();
-    }
+    let result = options.common.within("stale", |place| run(options, place, &stop));
     match (result, options.plant) {
-        (Ok(report), false) => print(&report, options.json),
+        (Ok(report), false) => print(&report, options.common.json),
         (Ok(_), true) => anyhow::bail!("the planted stale read was not seen"),
         (Err(error), true) if format!("{error:#}").contains("STALE") => {
             println!("planted: caught: {error:#}");

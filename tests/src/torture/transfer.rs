@@ -4,7 +4,6 @@
 //! because the one before it was still waited for counts from when it was due. So a pause is seen by all the writes that
 //! fall into it, and not by one of each client alone. Callers must see a wait, not an error.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use serde::Serialize;
 use synod_client::Client;
 use synod_node::operator::{OperatorAnswer, OperatorRequest};
 
-use super::cell::{Place, TortureCell};
+use super::cell::{Common, Place, TortureCell};
 use super::profile::Profile;
 use super::pulse::Durations;
 use super::stop::Stop;
@@ -48,15 +47,9 @@ pub struct TransferOptions {
     /// The cell's and the clients' settings
     #[arg(long, value_enum, default_value_t)]
     pub profile: Profile,
-    /// Where to make the replicas' directories, on a disk [default: the place for temporary files]
-    #[arg(long)]
-    pub dir: Option<PathBuf>,
-    /// Leave the directories there when it fails
-    #[arg(long)]
-    pub keep: bool,
-    /// Print the report as JSON
-    #[arg(long)]
-    pub json: bool,
+    /// Where it runs, and what becomes of its report
+    #[command(flatten)]
+    pub common: Common,
 }
 
 /// The writes that were due in some seconds.
@@ -163,13 +156,8 @@ impl Report for TransferReport {
 /// Runs the command.
 pub fn main(options: &TransferOptions) -> anyhow::Result<()> {
     let stop = Stop::on_signals()?;
-    let mut place = Place::new(options.dir.as_deref(), "transfer")?;
-    let (report, last_error) = measure(options, &place, &stop).inspect_err(|_| {
-        if options.keep {
-            place.keep();
-        }
-    })?;
-    print(&report, options.json)?;
+    let (report, last_error) = options.common.within("transfer", |place| measure(options, place, &stop))?;
+    print(&report, options.common.json)?;
     let last_error = last_error.unwrap_or_default();
     anyhow::ensure!(report.errors == 0, "callers saw {} errors, the last: {last_error}", report.errors);
     let p99 = report.seconds.p99_ms;
