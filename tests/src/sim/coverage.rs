@@ -59,6 +59,10 @@ pub const REASONS: &[(&str, &str)] = &[
         "grant: Granted in Bound, is_released (refuse: that ballot gave its lease back, and never holds one again)",
         "rare: an accept that a release has overtaken, and the next master's accepts too",
     ),
+    (
+        "membership: Decided in Settled, is_for_another (refuse: made for a configuration that is gone: void)",
+        "whoever proposes a change has applied all but a horizon of slots (P5): the one that ended its configuration is pending still",
+    ),
 ];
 
 /// How the reason of a transition begins that can be taken.
