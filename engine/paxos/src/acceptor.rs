@@ -53,6 +53,8 @@ synod_spec::machine! {
         Asked(Asked),
         /// The log has no room for values any more.
         LogFull,
+        /// It has room again.
+        LogRoom,
     }
 
     on Proposed {
@@ -75,7 +77,12 @@ synod_spec::machine! {
 
     on LogFull {
         in Open: goto Full;
-        in Full: refuse "it is full already";
+        in Full: never "it is said once";
+    }
+
+    on LogRoom {
+        in Open: never "it is said once";
+        in Full: goto Open;
     }
 }
 
@@ -131,7 +138,7 @@ fn promise(proposed: Proposed, world: &mut World<'_>) {
     let accepted = world.core.acceptor.accepted.iter();
     let accepted =
         accepted.map(|(slot, (ballot, batch))| AcceptedSlot { slot: *slot, ballot: *ballot, batch: batch.clone() });
-    let message = Message::Promise { ballot, cut: Slot::NONE, chosen: world.chosen(), accepted: accepted.collect() };
+    let message = Message::Promise { ballot, cut: world.core.learner.cut(), chosen: world.chosen(), accepted: accepted.collect() };
     // Not a moment earlier: forgotten in a crash, it would let an older coordinator get a second value chosen.
     world.effects.push(Effect::SendOnceDurable { to: from, message, upto });
 }
@@ -204,6 +211,11 @@ impl Acceptor {
     /// The slot is chosen: its value is the learner's now.
     pub(crate) fn forget(&mut self, slot: Slot) {
         self.accepted.remove(&slot);
+    }
+
+    /// All up to here is chosen, and in a snapshot.
+    pub(crate) fn forget_upto(&mut self, slot: Slot) {
+        self.accepted = self.accepted.split_off(&slot.next());
     }
 
     /// An answer rather than silence: the older coordinator learns at once that it lost.

@@ -12,8 +12,7 @@ use crate::types::{Ballot, Incarnation, PersistId, ReplicaId, Slot, Ticket};
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A message came. From this replica itself too: its own vote takes the same road as everyone's. Whoever decodes it has
-    /// checked that [`Message::acting`] is the sender, that a promise's cut is [`Slot::NONE`], and that rounds and slots are
-    /// far from their types' ends.
+    /// checked that [`Message::acting`] is the sender, and that rounds and slots are far from their types' ends.
     Received {
         /// Who sent it.
         from: ReplicaId,
@@ -46,6 +45,20 @@ pub enum Event {
     Ticked,
     /// The log is at its bound (rule L7): nothing more is accepted here, promises aside.
     LogFull,
+    /// The log, which was at its bound, has room again.
+    LogRoom,
+    /// All up to here is in the older of the two snapshots that are kept, durable and verified: the log may be cut there, once
+    /// the hard state that says so is durable (rule P2).
+    Cut {
+        /// The last slot that the log need not hold.
+        upto: Slot,
+    },
+    /// The application's state is that of another replica's snapshot now, and durable here; [`crate::Replica::can_install`]
+    /// held when it was replaced, and holds.
+    Installed {
+        /// What ties it to the log.
+        handle: SnapshotHandle,
+    },
 }
 
 /// Everything a replica may ask for. The node carries it out; so does the simulator.
@@ -147,8 +160,19 @@ pub struct HardState {
     pub incarnation: Incarnation,
     /// Who votes, and who will.
     pub configurations: Configurations,
-    /// Below it the log is gone.
+    /// All up to here may be gone from the log: two snapshots have it.
     pub cut: Slot,
+}
+
+/// What ties a snapshot of the application's state to the log (PML §5.5).
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct SnapshotHandle {
+    /// All up to here is in it, and nothing else.
+    pub slot: Slot,
+    /// What its maker had promised then: whoever looks at a snapshot without a log learns from it which ballots are used up.
+    pub ballot: Ballot,
+    /// Who kept the cell after that slot, and who was to.
+    pub configurations: Configurations,
 }
 
 /// The configuration in force, and the one that has been decided to follow it.
@@ -229,6 +253,8 @@ pub struct Recovered {
     pub chosen: Slot,
     /// What was accepted above that, last ballot each.
     pub accepted: BTreeMap<Slot, (Ballot, Batch)>,
+    /// All up to here may be gone from the log.
+    pub cut: Slot,
 }
 
 impl Recovered {
@@ -239,6 +265,6 @@ impl Recovered {
 
     /// Nothing but who the members are.
     pub(crate) fn of(configurations: Configurations) -> Self {
-        Self { configurations, promised: Ballot::NONE, chosen: Slot::NONE, accepted: BTreeMap::new() }
+        Self { configurations, promised: Ballot::NONE, chosen: Slot::NONE, accepted: BTreeMap::new(), cut: Slot::NONE }
     }
 }

@@ -5,14 +5,14 @@
 //!
 //! Invariants:
 //!   - slots are applied in order, each once, none with a gap below it;
-//!   - for every slot up to `chosen` the own log holds, or is about to hold before anything later, a record with the
+//!   - for every slot above `cut` and up to `chosen` the own log holds, or is about to hold before anything later, a record with the
 //!     chosen value: recovery and catch-up read it there. So an entry from another replica is persisted first;
 //!   - a change of the members is persisted before any record that tells recovery that its slot is chosen (P6).
 
 use std::collections::BTreeMap;
 
 use crate::batch::Batch;
-use crate::effect::{Effect, Record};
+use crate::effect::{Effect, Record, SnapshotHandle};
 use crate::machine::Row;
 use crate::membership;
 use crate::message::Message;
@@ -64,6 +64,8 @@ synod_spec::machine! {
         Outrun(Outrun),
         /// Chosen batches came.
         Entries(Entries),
+        /// The application's state was replaced by another replica's snapshot.
+        Installed(SnapshotHandle),
         /// Time passed.
         Ticked,
     }
@@ -86,6 +88,11 @@ synod_spec::machine! {
         in Current: do take stay;
         in Fetching: when bare helps do bare take goto Current;
                      do bare take stay;
+    }
+
+    on Installed {
+        in Current: do install stay;
+        in Fetching: do bare install goto Current;
     }
 
     on Ticked {
@@ -168,6 +175,20 @@ fn take(entries: Entries, world: &mut World<'_>) {
     }
 }
 
+/// Goes on from the snapshot's slot. The hard state, which the members' part of it makes durable, tells recovery that the log
+/// holds nothing below; should it be lost, the snapshot tells it.
+fn install(handle: SnapshotHandle, world: &mut World<'_>) {
+    let SnapshotHandle { slot, ballot: _, configurations } = handle;
+    let learner = &mut world.core.learner;
+    assert!(slot > learner.chosen, "a snapshot is installed only where it brings something");
+    learner.chosen = slot;
+    learner.cut = slot;
+    learner.early = learner.early.split_off(&slot.next());
+    world.core.acceptor.forget_upto(slot);
+    membership::install(configurations, world);
+    advance(world);
+}
+
 /// The own coordinator counted a majority for this slot.
 pub(crate) fn decide(slot: Slot, batch: Batch, ticket: Option<Ticket>, world: &mut World<'_>) {
     if slot > world.chosen() {
@@ -200,6 +221,8 @@ fn advance(world: &mut World<'_>) {
 pub struct Learner {
     state: State,
     chosen: Slot,
+    /// All up to here may be gone from the own log.
+    cut: Slot,
     /// Chosen, with a gap below. Bounded by the coordinator's window.
     early: BTreeMap<Slot, (Batch, Option<Ticket>)>,
     /// The highest slot that anyone said is chosen.
@@ -207,13 +230,19 @@ pub struct Learner {
 }
 
 impl Learner {
-    pub(crate) fn new(chosen: Slot) -> Self {
-        Self { state: State::Current, chosen, early: BTreeMap::new(), heard_of: chosen }
+    pub(crate) fn new(chosen: Slot, cut: Slot) -> Self {
+        assert!(cut <= chosen, "nothing is cut from the log that is not applied");
+        Self { state: State::Current, chosen, cut, early: BTreeMap::new(), heard_of: chosen }
     }
 
     /// All up to here is chosen, and applied.
     pub fn chosen(&self) -> Slot {
         self.chosen
+    }
+
+    /// All up to here may be gone from the own log.
+    pub fn cut(&self) -> Slot {
+        self.cut
     }
 
     /// Whether a chosen slot is being fetched from another replica.
@@ -247,6 +276,16 @@ pub(crate) fn tell(event: Event, world: &mut World<'_>) {
     let mut state = world.core.learner.state;
     step(&mut state, event, world);
     world.core.learner.state = state;
+}
+
+/// All up to here is in two snapshots. The log is cut when the hard state that says so is durable (P2).
+pub(crate) fn cut(upto: Slot, world: &mut World<'_>) {
+    let learner = &mut world.core.learner;
+    assert!(upto <= learner.chosen, "a snapshot holds what is applied");
+    if upto > learner.cut {
+        learner.cut = upto;
+        world.persist_hard_state();
+    }
 }
 
 /// `from` knows all up to `upto` to be chosen: fetches what is missing here.

@@ -51,7 +51,7 @@ mod world;
 pub use batch::{Batch, BatchBuilder, MalformedBatch};
 pub use configuration::{Configuration, ConfigurationError, Member};
 pub use coordinator::Role;
-pub use effect::{Configurations, Effect, Effects, Event, HardState, Record, Recovered};
+pub use effect::{Configurations, Effect, Effects, Event, HardState, Record, Recovered, SnapshotHandle};
 pub use machine::{Counts, Row};
 pub use membership::{Change, ChangeError};
 pub use message::{AcceptedSlot, Message};

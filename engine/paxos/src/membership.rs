@@ -114,6 +114,8 @@ synod_spec::machine! {
         Decided(Decided),
         /// One more slot is chosen and applied.
         Applied,
+        /// A snapshot brought these: all that was decided until its slot.
+        Installed(Configurations),
     }
 
     on Decided {
@@ -126,6 +128,13 @@ synod_spec::machine! {
         in Settled: stay;
         in Changing: when is_ahead stay;
                      do enact goto Settled;
+    }
+
+    on Installed {
+        in Settled: when brings_a_change do adopt goto Changing;
+                    do adopt stay;
+        in Changing: when brings_a_change do adopt stay;
+                     do adopt goto Settled;
     }
 }
 
@@ -151,6 +160,17 @@ fn enact(world: &mut World<'_>) {
     reconfigured(world);
 }
 
+fn brings_a_change(installed: &Configurations, _: &World<'_>) -> bool {
+    installed.pending.is_some()
+}
+
+/// What was in force before is not known: whoever installs does not lead, and only a master asks for it.
+fn adopt(installed: Configurations, world: &mut World<'_>) {
+    world.core.membership.previous = None;
+    world.core.membership.configurations = installed;
+    reconfigured(world);
+}
+
 fn reconfigured(world: &mut World<'_>) {
     world.core.membership.refresh();
     world.persist_hard_state();
@@ -166,6 +186,13 @@ pub(crate) fn applied(slot: Slot, batch: &Batch, world: &mut World<'_>) {
     if let Some((base, configuration)) = batch.as_change() {
         step(&mut state, Event::Decided(Decided { slot, base, configuration }), world);
     }
+    world.core.membership.state = state;
+}
+
+/// The application's state is a snapshot's now, and so is who keeps the cell.
+pub(crate) fn install(configurations: Configurations, world: &mut World<'_>) {
+    let mut state = world.core.membership.state;
+    step(&mut state, Event::Installed(configurations), world);
     world.core.membership.state = state;
 }
 

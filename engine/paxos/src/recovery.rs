@@ -6,14 +6,19 @@
 //! later record covers them, and what is left at the end is undecided.
 //!
 //! The last record of a slot is the one that counts: ballots at a slot only rise, and a chosen value is final.
+//!
+//! A snapshot comes first, if there is one: what it holds is applied, and records of its slots are passed over. The log may end
+//! below it (rule L6), because what is chosen may run ahead of the own disk, or because the snapshot is another replica's and was
+//! installed. It may not begin above it: then something is missing that was acknowledged.
 
 use crate::batch::Batch;
-use crate::effect::{HardState, Record, Recovered};
+use crate::effect::{HardState, Record, Recovered, SnapshotHandle};
 use crate::types::{Ballot, Incarnation, Slot};
 
 /// Rebuilds a replica's state from its records, in the order in which they were appended.
 #[derive(Debug)]
 pub struct Recovery {
+    snapshot: Option<SnapshotHandle>,
     /// From the first hard state on.
     found: Option<(Incarnation, Recovered)>,
 }
@@ -30,6 +35,13 @@ pub enum RecoveryError {
         /// What is not.
         missing: Slot,
     },
+    /// The log was cut above what the snapshot holds.
+    Cut {
+        /// All up to here may be gone from the log.
+        cut: Slot,
+        /// All up to here is in the snapshot; [`Slot::NONE`] without one.
+        snapshot: Slot,
+    },
 }
 
 impl std::fmt::Display for RecoveryError {
@@ -39,6 +51,12 @@ impl std::fmt::Display for RecoveryError {
             Self::Gap { chosen, missing } => {
                 write!(f, "the log says that all up to slot {chosen} is chosen, but holds nothing for slot {missing}")
             }
+            Self::Cut { cut, snapshot: Slot::NONE } => {
+                write!(f, "the log was cut at slot {cut}, because a snapshot held what came before, and there is no snapshot")
+            }
+            Self::Cut { cut, snapshot } => {
+                write!(f, "the log was cut at slot {cut}, and the snapshot is older: it ends at slot {snapshot}")
+            }
         }
     }
 }
@@ -46,23 +64,31 @@ impl std::fmt::Display for RecoveryError {
 impl std::error::Error for RecoveryError {}
 
 impl Recovery {
-    /// Nothing is known yet.
-    #[allow(clippy::new_without_default, reason = "an empty recovery is no default of anything")]
-    pub fn new() -> Self {
-        Self { found: None }
+    /// Goes on from this snapshot, or from the empty state.
+    pub fn new(snapshot: Option<SnapshotHandle>) -> Self {
+        Self { snapshot, found: None }
     }
 
     /// Takes the next record. `apply` is given the batches that are chosen for certain, in order, each once.
     pub fn take(&mut self, record: Record, mut apply: impl FnMut(Slot, &Batch)) -> Result<(), RecoveryError> {
         let Some((incarnation, recovered)) = &mut self.found else {
             let Record::HardState(first) = record else { return Err(RecoveryError::NoHardState) };
-            let HardState { promised, incarnation, configurations, cut: _ } = first;
-            self.found = Some((incarnation, Recovered { promised, ..Recovered::of(configurations) }));
+            let HardState { promised, incarnation, configurations, cut } = first;
+            let mut recovered = match self.snapshot.take() {
+                None => Recovered::of(configurations),
+                Some(SnapshotHandle { slot, ballot: _, configurations }) => {
+                    Recovered { chosen: slot, ..Recovered::of(configurations) }
+                }
+            };
+            recovered.promised = promised;
+            recovered.cut_at(cut)?;
+            self.found = Some((incarnation, recovered));
             return Ok(());
         };
         match record {
             Record::HardState(state) => {
                 recovered.promised = recovered.promised.max(state.promised);
+                recovered.cut_at(state.cut)?;
                 advance(recovered, state.configurations.known_chosen(), &mut apply)?;
                 *incarnation = state.incarnation;
             }
@@ -83,6 +109,14 @@ impl Recovery {
     /// Which life of the durable state it is, and what a replica starts from. `None`: the log never began.
     pub fn finish(self) -> Option<(Incarnation, Recovered)> {
         self.found
+    }
+}
+
+impl Recovered {
+    /// A snapshot has all up to here, says the log. Ours has, or what came before is lost.
+    fn cut_at(&mut self, cut: Slot) -> Result<(), RecoveryError> {
+        self.cut = self.cut.max(cut);
+        if cut > self.chosen { Err(RecoveryError::Cut { cut, snapshot: self.chosen }) } else { Ok(()) }
     }
 }
 
@@ -122,7 +156,7 @@ mod tests {
     }
 
     fn recovered(records: Vec<Record>) -> Recovered {
-        let mut recovery = Recovery::new();
+        let mut recovery = Recovery::new(None);
         for record in records {
             recovery.take(record, |_, _| {}).unwrap();
         }
@@ -173,7 +207,7 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         let (first, _, batch) = change();
-        let mut recovery = Recovery::new();
+        let mut recovery = Recovery::new(None);
         assert_eq!(recovery.take(accepted(Slot(1), &batch), |_, _| {}), Err(RecoveryError::NoHardState));
         recovery.take(hard_state(&first), |_, _| {}).unwrap();
         let error = recovery.take(Record::Chosen { slot: Slot(3), batch }, |_, _| {});

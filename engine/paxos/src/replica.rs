@@ -2,7 +2,7 @@
 
 use crate::acceptor::{self, Acceptor};
 use crate::coordinator::{self, Idle, Leadership, Role};
-use crate::effect::{Configurations, Effect, Effects, Event, Recovered};
+use crate::effect::{Configurations, Effect, Effects, Event, Recovered, SnapshotHandle};
 use crate::learner::{self, Learner};
 use crate::machine::Counts;
 use crate::membership::{Change, ChangeError, Membership};
@@ -81,7 +81,7 @@ impl Replica {
             released: Ballot::NONE,
             round: acceptor.promised().round,
             acceptor,
-            learner: Learner::new(recovered.chosen),
+            learner: Learner::new(recovered.chosen, recovered.cut),
             lease: lease::State::Without,
             journal: Journal::new(),
             random,
@@ -127,6 +127,12 @@ impl Replica {
                 coordinator::step(coordinator, coordinator::Event::Ticked, &mut world);
             }
             Event::LogFull => acceptor::tell(acceptor::Event::LogFull, &mut world),
+            Event::LogRoom => acceptor::tell(acceptor::Event::LogRoom, &mut world),
+            Event::Cut { upto } => learner::cut(upto, &mut world),
+            Event::Installed { handle } => {
+                assert!(coordinator.leadership().is_none(), "who leads has what it proposed, and nothing to install");
+                learner::tell(learner::Event::Installed(handle), &mut world);
+            }
         }
         if world.chosen() > chosen_before {
             coordinator::step(coordinator, coordinator::Event::Progressed, &mut world);
@@ -190,6 +196,22 @@ impl Replica {
     pub fn check_change(&self, change: &Change, now: Instant) -> Result<(), ChangeError> {
         let coordinator::State::Leading(leadership) = &self.coordinator else { return Err(ChangeError::NotMaster) };
         leadership.check_change(change, &self.core, now)
+    }
+
+    /// Whether a snapshot as of this slot would bring this replica on: it lags behind, and does not lead.
+    pub fn can_install(&self, slot: Slot) -> bool {
+        slot > self.chosen() && self.coordinator.leadership().is_none()
+    }
+
+    /// What ties a snapshot of the application's state, as it is right now, to the log.
+    pub fn snapshot_handle(&self) -> SnapshotHandle {
+        let (slot, ballot) = (self.chosen(), self.promised());
+        SnapshotHandle { slot, ballot, configurations: self.configurations().clone() }
+    }
+
+    /// All up to here may be gone from the own log.
+    pub fn cut(&self) -> Slot {
+        self.core.learner.cut()
     }
 
     /// When the replica wants an [`Event::Ticked`] at the latest.
@@ -318,8 +340,7 @@ fn receive(from: ReplicaId, message: Message, coordinator: &mut coordinator::Sta
                 coordinator::step(coordinator, coordinator::Event::Promised(ballot), world);
             }
         }
-        Message::Promise { ballot, cut, chosen, accepted } => {
-            assert_eq!(cut, Slot::NONE, "nothing cuts a log before snapshots exist");
+        Message::Promise { ballot, cut: _, chosen, accepted } => {
             let promise = coordinator::Promise { from, ballot, chosen, accepted };
             coordinator::step(coordinator, coordinator::Event::Promise(promise), world);
         }

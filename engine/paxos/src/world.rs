@@ -72,7 +72,7 @@ impl World<'_> {
             promised: self.core.acceptor.promised(),
             incarnation: self.core.settings.incarnation,
             configurations: self.core.membership.configurations().clone(),
-            cut: Slot::NONE,
+            cut: self.core.learner.cut(),
         });
         self.persist(record)
     }

@@ -276,7 +276,7 @@ impl Node {
 
 /// What a log says.
 fn recover(log: &[Record]) -> Option<(Incarnation, Recovered)> {
-    let mut recovery = Recovery::new();
+    let mut recovery = Recovery::new(None);
     log.iter().try_for_each(|record| recovery.take(record.clone(), |_, _| {})).ok()?;
     recovery.finish()
 }

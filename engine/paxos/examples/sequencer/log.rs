@@ -33,7 +33,7 @@ impl Log {
         file.try_lock()?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
-        let mut recovery = Recovery::new();
+        let mut recovery = Recovery::new(None);
         let mut chosen = Vec::new();
         // The launcher made the file for the very first start: what a log begins with is the same everywhere.
         let configurations = Configurations::first(first);

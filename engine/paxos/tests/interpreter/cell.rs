@@ -11,8 +11,8 @@ use std::time::Duration;
 use synod_paxos::durable::DurableQueue;
 use synod_paxos::{
     AcceptedSlot, Ballot, Batch, Change, Configuration, Configurations, Effect, Effects, Event, HardState, Incarnation,
-    Instant, Member, Message, PersistId, Record, Recovered, Recovery, Replica, ReplicaId, Role, Settings, Slot, Ticket,
-    VotingStatus,
+    Instant, Member, Message, PersistId, Record, Recovered, Recovery, Replica, ReplicaId, Role, Settings, Slot,
+    SnapshotHandle, Ticket, VotingStatus,
 };
 
 use super::words;
@@ -91,6 +91,10 @@ struct Node {
     log: Vec<Record>,
     /// How many of them are durable.
     durable: usize,
+    /// What it has kept of its state, or been given, in order.
+    snapshots: Vec<SnapshotHandle>,
+    /// Records of slots up to here are gone from the log.
+    cut: Slot,
     flushes_at_once: bool,
     running: Option<Running>,
 }
@@ -199,8 +203,16 @@ impl Cell {
             return Err(format!("there is a replica {id} already"));
         }
         let settings = self.shape.settings(id);
-        let node =
-            Node { settings, clock: Clock::RIGHT, log: Vec::new(), durable: 0, flushes_at_once: true, running: None };
+        let node = Node {
+            settings,
+            clock: Clock::RIGHT,
+            log: Vec::new(),
+            durable: 0,
+            snapshots: Vec::new(),
+            cut: Slot::NONE,
+            flushes_at_once: true,
+            running: None,
+        };
         self.nodes.insert(id, node);
         self.run(id, &Recovered::nothing(self.shape.configuration()?))
     }
@@ -282,6 +294,40 @@ impl Cell {
         self.replica(id)?;
         self.step(id, event);
         self.keep_up(id)
+    }
+
+    pub(crate) fn snapshot(&mut self, id: ReplicaId) -> Result<(), String> {
+        let handle = self.replica(id)?.snapshot_handle();
+        self.note(format!("{id}: keeps a snapshot of slot {}", handle.slot));
+        self.node(id).snapshots.push(handle);
+        Ok(())
+    }
+
+    pub(crate) fn trim(&mut self, id: ReplicaId) -> Result<(), String> {
+        let [.., older, _] = &self.node(id).snapshots[..] else { return Err("there are no two snapshots".to_owned()) };
+        let upto = older.slot;
+        self.event(id, Event::Cut { upto })?;
+        let node = self.node(id);
+        if node.durable < node.log.len() {
+            return Err("the hard state that says so is not durable".to_owned());
+        }
+        node.cut = upto;
+        self.note(format!("{id}: the log is gone up to slot {upto}"));
+        Ok(())
+    }
+
+    pub(crate) fn install(&mut self, id: ReplicaId, from: ReplicaId) -> Result<(), String> {
+        let handle = self.node(from).snapshots.last().cloned().ok_or("it has no snapshot")?;
+        let slot = handle.slot;
+        if !self.replica(id)?.can_install(slot) {
+            self.note(format!("{id}: has no use for a snapshot of slot {slot}"));
+            return Ok(());
+        }
+        self.note(format!("{id}: is given {from}'s snapshot of slot {slot}"));
+        let node = self.node(id);
+        node.snapshots.push(handle.clone());
+        node.cut = slot;
+        self.event(id, Event::Installed { handle })
     }
 
     pub(crate) fn submit(&mut self, id: ReplicaId, batch: Batch) -> Result<(), String> {
@@ -455,7 +501,7 @@ impl Cell {
         let node = &self.nodes[&id];
         let recent = node.running.as_ref().map(|running| &running.applied);
         let in_log = |slot: Slot| {
-            node.log[..node.durable].iter().rev().find_map(|record| match record {
+            node.log[..node.durable].iter().rev().filter(|_| slot > node.cut).find_map(|record| match record {
                 Record::Accepted { slot: at, batch, .. } | Record::Chosen { slot: at, batch } if *at == slot => {
                     Some(batch)
                 }
@@ -631,7 +677,8 @@ impl Cell {
             return Err(format!("replica {id} runs"));
         }
         let first = self.shape.configuration()?;
-        let recovered = recover(&self.node(id).log, first);
+        let node = self.node(id);
+        let recovered = recover(&node.log, node.cut, node.snapshots.last().cloned(), first);
         self.note(format!("{id}: restarts, {}", words::recovered(&recovered)));
         self.run(id, &recovered)
     }
@@ -767,11 +814,15 @@ pub(crate) fn add(taken: &mut Taken, more: &[u64]) {
 }
 
 /// What a log says.
-fn recover(log: &[Record], first: Configuration) -> Recovered {
-    let mut recovery = Recovery::new();
+fn recover(log: &[Record], cut: Slot, snapshot: Option<SnapshotHandle>, first: Configuration) -> Recovered {
+    let mut recovery = Recovery::new(snapshot);
     let configurations = Configurations::first(first);
     let begins = HardState { promised: Ballot::NONE, incarnation: Incarnation(1), configurations, cut: Slot::NONE };
-    for record in std::iter::once(Record::HardState(begins)).chain(log.iter().cloned()) {
+    let is_there = |record: &&Record| match record {
+        Record::HardState(_) => true,
+        Record::Accepted { slot, .. } | Record::Chosen { slot, .. } => *slot > cut,
+    };
+    for record in std::iter::once(Record::HardState(begins)).chain(log.iter().filter(is_there).cloned()) {
         recovery.take(record, |_, _| {}).expect("a replica's own log can be recovered");
     }
     recovery.finish().expect("it began").1

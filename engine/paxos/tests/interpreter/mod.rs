@@ -28,7 +28,10 @@
 //! | `add 4 at ADDRESS`, `remove 3`, `remove 3 force` | an operator asks whoever leads to change the members; `by=1`: asks 1 |
 //! | `read 1`, `lease` | whether 1 may answer reads; who holds a lease |
 //! | `tolerance`, `members` | how many more failures each believes are survived; who keeps the cell, as each knows |
-//! | `full 2` | 2's log is at its bound |
+//! | `full 2`, `room 2` | 2's log is at its bound; it has room again |
+//! | `snapshot 2` | 2 keeps a snapshot of its state, durably, beside the one before |
+//! | `trim 2` | 2's log is cut below the older of its last two snapshots, once that is durable |
+//! | `install 2 from=1` | 1's last snapshot replaces 2's state |
 //! | `show`, `log 2`, `network` | where everybody stands; 2's records; what is in flight |
 //!
 //! A selection is any of `accept`, `promise`, `answer` (to a probe), `takeover` and so on, `from=1`, `to=2,3`, `slot=7`, `ballot=1.1`; all must fit.
@@ -224,6 +227,16 @@ fn carry_out(cell: &mut Cell, verb: &str, words: &[&str]) -> Result<bool, String
             }
         }
         "full" => cell.event(one_replica(words)?, Event::LogFull)?,
+        "room" => cell.event(one_replica(words)?, Event::LogRoom)?,
+        "snapshot" => cell.snapshot(one_replica(words)?)?,
+        "trim" => cell.trim(one_replica(words)?)?,
+        "install" => match words {
+            [who, from] => {
+                let from = from.strip_prefix("from=").ok_or("from whom?")?;
+                cell.install(replica(who)?, replica(from)?)?;
+            }
+            _ => return Err("where, from whom?".to_owned()),
+        },
         "show" => {
             let who = if words.is_empty() { cell.ids() } else { replicas(words)? };
             who.into_iter().for_each(|who| cell.tell_state(who));
