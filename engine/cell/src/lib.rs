@@ -69,6 +69,12 @@ impl Cell {
         Cell::default()
     }
 
+    /// The cell whose rows these are: of a snapshot, this replica's or another's.
+    #[must_use]
+    pub fn of(store: Store) -> Cell {
+        Cell { store, ..Cell::default() }
+    }
+
     /// Answers a read from the database as it is now, and appends the answer's bytes. Whether it is new enough to be told
     /// is the caller's to know: a master reads under its lease (rule P8).
     ///
@@ -93,6 +99,11 @@ impl Cell {
     #[must_use]
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// The database, to keep a snapshot of it.
+    pub fn store_mut(&mut self) -> &mut Store {
+        &mut self.store
     }
 
     /// How much it holds.

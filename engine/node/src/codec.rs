@@ -4,12 +4,16 @@
 //! little-endian. What comes in has passed a checksum already (invariant 7), so anything malformed here was written by
 //! another version or a bug: it is refused by name, never guessed at.
 
+mod snapshots;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use synod_api::limits::BATCH_BYTES_MAX;
 use synod_paxos::{
     AcceptedSlot, Ballot, Batch, Configuration, Configurations, HardState, Incarnation, MalformedBatch, Message,
     Record, ReplicaId, Slot,
 };
+
+pub use snapshots::{CHUNK_BYTES, SnapshotMessage, decode_handle, encode as encode_snapshot_message, encode_handle};
 
 /// Frame kinds between replicas. The greeting's own kinds are below 10 (`synod_net`).
 mod kind {
@@ -252,6 +256,23 @@ impl Reader {
         Ok(Configuration::decode(&self.bytes.split_to(length))?)
     }
 
+    fn configurations(&mut self) -> Result<Configurations, CodecError> {
+        let since = self.slot()?;
+        let current = self.configuration()?;
+        let from = self.slot()?;
+        let pending = if from == Slot::NONE { None } else { Some((from, self.configuration()?)) };
+        Ok(Configurations { current, since, pending })
+    }
+
+    fn take(&mut self, length: usize) -> Result<Bytes, CodecError> {
+        self.need(length)?;
+        Ok(self.bytes.split_to(length))
+    }
+
+    fn rest(mut self) -> Bytes {
+        self.bytes.split_off(0)
+    }
+
     fn rest_as_batch(mut self) -> Result<Batch, CodecError> {
         let bytes = self.bytes.split_off(0);
         self.checked(bytes)
@@ -271,7 +292,24 @@ impl Reader {
     }
 }
 
-/// A message from a peer's frame.
+/// What replicas send each other.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PeerMessage {
+    /// The protocol's own.
+    Protocol(Message),
+    /// Catch-up by snapshot.
+    Snapshot(SnapshotMessage),
+}
+
+/// Whatever came in a peer's frame.
+pub fn decode_peer_message(kind: u8, payload: Bytes) -> Result<PeerMessage, CodecError> {
+    match snapshots::decode(kind, &payload) {
+        Some(message) => message.map(PeerMessage::Snapshot),
+        None => decode_message(kind, payload).map(PeerMessage::Protocol),
+    }
+}
+
+/// A message of the protocol's from a peer's frame.
 pub fn decode_message(kind: u8, payload: Bytes) -> Result<Message, CodecError> {
     match kind {
         kind::PROPOSE => {
@@ -303,8 +341,7 @@ pub fn decode_message(kind: u8, payload: Bytes) -> Result<Message, CodecError> {
         kind::PROMISE => {
             let mut reader = Reader::new("a promise", payload);
             let (ballot, cut, chosen) = (reader.ballot()?, reader.slot()?, reader.slot()?);
-            // Nothing cuts a log before there are snapshots.
-            reader.within("the cut", cut == Slot::NONE)?;
+            reader.within("the cut", cut <= chosen)?;
             let mut accepted = Vec::new();
             while !reader.is_empty() {
                 let (slot, ballot) = (reader.slot()?, reader.ballot()?);
@@ -406,14 +443,18 @@ fn encode_hard_state(state: &HardState) -> BytesMut {
     put_ballot(&mut out, state.promised);
     out.put_u64_le(state.incarnation.0);
     out.put_u64_le(state.cut.0);
-    let Configurations { current, since, pending } = &state.configurations;
+    put_configurations(&mut out, &state.configurations);
+    out
+}
+
+fn put_configurations(out: &mut BytesMut, configurations: &Configurations) {
+    let Configurations { current, since, pending } = configurations;
     out.put_u64_le(since.0);
-    put_configuration(&mut out, current);
+    put_configuration(out, current);
     out.put_u64_le(pending.as_ref().map_or(0, |(from, _)| from.0));
     if let Some((_, pending)) = pending {
-        put_configuration(&mut out, pending);
+        put_configuration(out, pending);
     }
-    out
 }
 
 /// A configuration in its own bytes, after their length.
@@ -429,12 +470,9 @@ fn decode_hard_state(payload: &[u8]) -> Result<HardState, CodecError> {
     let promised = reader.ballot()?;
     let incarnation = Incarnation(reader.u64()?);
     let cut = reader.slot()?;
-    let since = reader.slot()?;
-    let current = reader.configuration()?;
-    let from = reader.slot()?;
-    let pending = if from == Slot::NONE { None } else { Some((from, reader.configuration()?)) };
+    let configurations = reader.configurations()?;
     reader.end()?;
-    Ok(HardState { promised, incarnation, cut, configurations: Configurations { current, since, pending } })
+    Ok(HardState { promised, incarnation, cut, configurations })
 }
 
 const INCARNATION_BITS: u32 = 48;
@@ -477,7 +515,7 @@ mod tests {
             Message::Probe { chosen: Slot(3) },
             Message::ProbeAnswer { would: true, round: 4, chosen: Slot(3) },
             Message::Propose { ballot: ballot(9), released: ballot(8) },
-            Message::Promise { ballot: ballot(9), cut: Slot(0), chosen: Slot(4), accepted: vec![] },
+            Message::Promise { ballot: ballot(9), cut: Slot(4), chosen: Slot(4), accepted: vec![] },
             Message::Promise {
                 ballot: ballot(9),
                 cut: Slot(0),

@@ -9,6 +9,12 @@
 //!   - the protocol's record numbers and the log's are the same numbers: every record goes through `append`;
 //!   - every command that was taken gets exactly one answer.
 
+mod catch_up;
+mod entries;
+mod snapshots;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -19,12 +25,18 @@ use synod_cell::Cell;
 use synod_paxos::durable::DurableQueue;
 use synod_paxos::{
     Ballot, Batch, BatchBuilder, Change, ChangeError, Configuration, Configurations, Effect, Effects, Event, Instant,
-    Message, PersistId, Recovered, Replica, ReplicaId, Role, Settings, Slot, StateMachine, Ticket, TransferError,
+    Message, PersistId, Recovered, Replica, ReplicaId, Role, Settings, Slot, SnapshotHandle, StateMachine, Ticket,
+    TransferError,
 };
 use synod_ring::AlignedBuffer;
 
-use crate::codec;
+use crate::codec::{self, SnapshotMessage};
 use crate::stages::{Stage, StageTimes};
+use catch_up::CatchUp;
+use entries::Recent;
+use snapshots::Snapshots;
+
+pub use entries::LogRead;
 
 /// The gather never waits for more commands than this: with so many on their way the batch is large enough.
 const GATHER_COMMANDS_MAX: usize = 2048;
@@ -52,34 +64,24 @@ pub trait Outlet {
     fn read_log(&mut self, read: LogRead);
     /// The members are others than before: reach all of these.
     fn reconfigure(&mut self, configurations: &Configurations);
-}
-
-/// A part of one segment that holds chosen batches for a lagging replica.
-#[derive(Debug)]
-pub struct LogRead {
-    /// Who lacks them.
-    pub to: ReplicaId,
-    /// The segment.
-    pub segment: synod_wal::SegmentId,
-    /// Where to begin, in bytes, block-aligned.
-    pub offset: u64,
-    /// How many bytes, block-aligned.
-    pub length: usize,
-    first: Slot,
-    chosen: Slot,
-    locations: Vec<synod_wal::Location>,
+    /// Send another replica this about a snapshot, now. May be lost.
+    fn send_snapshot(&mut self, to: ReplicaId, message: SnapshotMessage);
+    /// Freeze this database, write it out beside what is kept of it already, and call [`Engine::snapshot_kept`] when it is
+    /// durable and verified. At most one at a time.
+    fn keep_snapshot(&mut self, handle: &SnapshotHandle, cell: &mut Cell);
+    /// Make an empty database beside the own one, and call [`Engine::database_made`]. At most one at a time.
+    fn make_database(&mut self);
+    /// That database is whole: write it out, and call [`Engine::incoming_kept`] when it is durable and verified. Snapshots
+    /// of the own one, asked for before, are ended first.
+    fn keep_incoming(&mut self, handle: &SnapshotHandle, cell: &mut Cell);
+    /// It takes the place of the own one, durably, before this returns.
+    fn replace_database(&mut self);
+    /// It is not needed.
+    fn drop_database(&mut self);
 }
 
 /// Commands that wait for their batch, in bytes. Above it a client is told "busy".
 const QUEUED_BYTES_MAX: usize = 16 << 20;
-/// One read of the log for a lagging replica, in bytes.
-const LOG_READ_BYTES_MAX: u64 = 2 << 20;
-/// One message of entries carries about this much, in bytes (and at least one batch).
-const ENTRIES_BYTES_MAX: usize = 1 << 20;
-/// Applied batches that are kept in memory for replicas that lag a little: bytes, and how many.
-const RECENT_BYTES_MAX: usize = 16 << 20;
-const RECENT_BATCHES_MAX: usize = 16 << 10;
-
 /// Commands that wait for a slot.
 #[derive(Default)]
 struct Pending {
@@ -154,6 +156,21 @@ pub struct Counters {
     pub entries_sent: u64,
     /// Reads of the own log that failed or found damage.
     pub log_read_failures: u64,
+    /// Snapshots of the own database that became durable.
+    #[serde(default)]
+    pub snapshots: u64,
+    /// Snapshots of it that failed; each was tried again.
+    #[serde(default)]
+    pub snapshots_failed: u64,
+    /// Snapshots of other replicas that took the place of the own database.
+    #[serde(default)]
+    pub snapshots_installed: u64,
+    /// Pieces of snapshots sent to lagging replicas.
+    #[serde(default)]
+    pub chunks_sent: u64,
+    /// Pieces of other replicas' snapshots taken in.
+    #[serde(default)]
+    pub chunks_taken: u64,
 }
 
 /// One whole replica without the world.
@@ -180,6 +197,8 @@ pub struct Engine {
     gather: Gather,
     recent: Recent,
     reading_for: BTreeSet<ReplicaId>,
+    snapshots: Snapshots,
+    catch_up: CatchUp,
     answer: Vec<u8>,
     was_coordinating: bool,
     /// The log is so nearly full that a master takes no more writes (rule L7), or not even a read that needs a slot, as without
@@ -208,6 +227,12 @@ pub struct Start {
     pub client_addresses: BTreeMap<ReplicaId, String>,
     /// How long a batch may wait, right after a commit, for the clients just answered to ask again. Zero: never.
     pub gather_time_max: Duration,
+    /// All up to here is in the snapshot that the database was opened from.
+    pub snapshot: Slot,
+    /// The next one is due after so many bytes of log.
+    pub snapshot_log_bytes: u64,
+    /// As many of them are there already.
+    pub log_bytes_since_snapshot: u64,
 }
 
 impl Engine {
@@ -216,8 +241,18 @@ impl Engine {
         let me = start.settings.me;
         let chosen = start.recovered.chosen;
         let configurations = start.recovered.configurations.clone();
+        let voters: Vec<ReplicaId> = configurations.current.voters().iter().collect();
+        let rank = voters.iter().position(|id| *id == me).unwrap_or(0);
+        let snapshots = Snapshots::new(
+            start.snapshot_log_bytes,
+            start.log_bytes_since_snapshot,
+            start.snapshot,
+            (rank as u64, voters.len() as u64),
+        );
         let mut engine = Self {
             me,
+            snapshots,
+            catch_up: CatchUp::default(),
             members: BTreeSet::new(),
             replica: Replica::new(start.settings, &start.recovered, now),
             log: start.log,
@@ -340,11 +375,12 @@ impl Engine {
     /// Time passed.
     pub fn tick(&mut self, now: Instant, outlet: &mut impl Outlet) {
         self.step(now, Event::Ticked, outlet);
+        self.tend_catch_up(now, outlet);
     }
 
     /// When the engine wants to be ticked at the latest.
     pub fn deadline(&self) -> Instant {
-        let protocol = self.replica.deadline();
+        let protocol = self.replica.deadline().min(self.catch_up.deadline().unwrap_or(Instant(u64::MAX)));
         match self.gather.waiting {
             // Only while it is the gather that holds the batch: with the window closed or a full batch in front, time alone
             // brings nothing, and a deadline that has passed would make the loop spin.
@@ -405,7 +441,9 @@ impl Engine {
         } else if self.replica.is_full() {
             self.refuse_pending(&Refusal::LogFull, outlet);
         }
+        self.tend_snapshots(now, outlet);
         if let Some(flush) = self.log.seal() {
+            self.snapshots.flushed(flush.length as u64);
             outlet.flush(flush);
         }
     }
@@ -598,85 +636,6 @@ impl Engine {
         }
     }
 
-    /// Sends chosen batches to a replica that lacks them: from memory if they are recent, else from the log.
-    fn send_entries(&mut self, to: ReplicaId, from: Slot, chosen: Slot, outlet: &mut impl Outlet) {
-        if let Some(batches) = self.recent.from(from) {
-            self.send_batches(to, from, batches, chosen, outlet);
-        } else if !self.reading_for.contains(&to)
-            && let Some(read) = self.plan_read(to, from, chosen)
-        {
-            self.reading_for.insert(to);
-            outlet.read_log(read);
-        }
-        // Otherwise it asks again after a while.
-    }
-
-    fn send_batches(
-        &mut self,
-        to: ReplicaId,
-        first: Slot,
-        batches: Vec<Batch>,
-        chosen: Slot,
-        outlet: &mut impl Outlet,
-    ) {
-        self.counters.entries_sent += batches.len() as u64;
-        outlet.send(to, Message::Entries { first, batches, chosen });
-    }
-
-    /// The longest run of slots from `from` on whose records one read of one segment can bring.
-    fn plan_read(&self, to: ReplicaId, from: Slot, chosen: Slot) -> Option<LogRead> {
-        let first = self.log.locate(synod_wal::Slot(from.0))?;
-        let (offset, mut length) = first.blocks();
-        let mut locations = vec![first];
-        let mut slot = from;
-        while slot < chosen {
-            slot = slot.next();
-            let Some(location) = self.log.locate(synod_wal::Slot(slot.0)) else { break };
-            let (begin, bytes) = location.blocks();
-            let end = begin + bytes as u64;
-            if location.segment != first.segment || begin < offset || end - offset > LOG_READ_BYTES_MAX {
-                break;
-            }
-            length = length.max((end - offset) as usize);
-            locations.push(location);
-        }
-        Some(LogRead { to, segment: first.segment, offset, length, first: from, chosen, locations })
-    }
-
-    /// A read that the outlet was asked for has ended.
-    pub fn log_read(&mut self, read: LogRead, outcome: Result<&[u8], std::io::Error>, outlet: &mut impl Outlet) {
-        self.reading_for.remove(&read.to);
-        let mut batches = Vec::new();
-        let mut bytes_sent = 0;
-        match outcome {
-            Ok(bytes) => {
-                for (location, slot) in read.locations.iter().zip(read.first.0..) {
-                    match batch_at(bytes, read.offset, *location, Slot(slot)) {
-                        Ok(batch) => {
-                            bytes_sent += batch.len();
-                            batches.push(batch);
-                        }
-                        Err(reason) => {
-                            self.counters.log_read_failures += 1;
-                            eprintln!("synod: slot {slot} cannot be read back from the log: {reason}");
-                            break;
-                        }
-                    }
-                    if bytes_sent >= ENTRIES_BYTES_MAX {
-                        break;
-                    }
-                }
-            }
-            Err(error) => {
-                self.counters.log_read_failures += 1;
-                eprintln!("synod: the log's segment {:?} cannot be read for catch-up: {error}", read.segment);
-            }
-        }
-        if !batches.is_empty() {
-            self.send_batches(read.to, read.first, batches, read.chosen, outlet);
-        }
-    }
-
     /// An operator wants another replica to be the master. `Ok`: it will hand over as soon as nothing is open.
     pub fn transfer(&mut self, now: Instant, to: ReplicaId, outlet: &mut impl Outlet) -> Result<(), TransferError> {
         self.replica.check_transfer(to, now)?;
@@ -689,19 +648,6 @@ impl Engine {
         self.replica.check_change(&change, now)?;
         self.step(now, Event::ChangeAsked { change }, outlet);
         Ok(())
-    }
-
-    /// A member has left. What makes it know so is the slot chosen last, and nobody would tell it of that any more.
-    fn tell_leaver(&mut self, leaver: ReplicaId, outlet: &mut impl Outlet) {
-        let chosen = self.replica.chosen();
-        let mut from = Slot(chosen.0.saturating_sub(Configuration::HORIZON_MAX)).max(self.recent.first);
-        while from <= chosen
-            && let Some(batches) = self.recent.from(from)
-        {
-            let next = from.plus(batches.len() as u64);
-            self.send_batches(leaver, from, batches, chosen, outlet);
-            from = next;
-        }
     }
 
     /// Members that came later brought their addresses with them. Gives the others that have left.
@@ -770,195 +716,4 @@ impl Engine {
 pub fn member_addresses(address: &str) -> Option<(String, String)> {
     let (peer, client) = address.split_once(',')?;
     Some((peer.to_owned(), client.to_owned()))
-}
-
-/// The chosen batch in a record read back from the log.
-fn batch_at(bytes: &[u8], offset: u64, location: synod_wal::Location, slot: Slot) -> Result<Batch, String> {
-    let (begin, length) = location.blocks();
-    let begin = usize::try_from(begin - offset).map_err(|_| "the read began behind the record".to_owned())?;
-    let blocks = bytes.get(begin..begin + length).ok_or("the read ended before the record")?;
-    let record =
-        synod_wal::read_record(blocks, location, synod_wal::Slot(slot.0)).map_err(|damage| damage.to_string())?;
-    match codec::decode_record(record.kind, record.slot, record.ballot, record.payload) {
-        Ok(synod_paxos::Record::Accepted { batch, .. } | synod_paxos::Record::Chosen { batch, .. }) => Ok(batch),
-        Ok(synod_paxos::Record::HardState(_)) => Err("the record is a hard state".to_owned()),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-/// The last applied batches, in memory.
-struct Recent {
-    /// The slot of the first one.
-    first: Slot,
-    batches: VecDeque<Batch>,
-    bytes: usize,
-}
-
-impl Recent {
-    fn after(chosen: Slot) -> Self {
-        Self { first: chosen.next(), batches: VecDeque::new(), bytes: 0 }
-    }
-
-    fn push(&mut self, slot: Slot, batch: Batch) {
-        assert_eq!(slot.0, self.first.0 + self.batches.len() as u64, "slots are applied in order, each once");
-        self.bytes += batch.len();
-        self.batches.push_back(batch);
-        while self.bytes > RECENT_BYTES_MAX || self.batches.len() > RECENT_BATCHES_MAX {
-            let dropped = self.batches.pop_front().expect("there is one while a bound is exceeded");
-            self.bytes -= dropped.len();
-            self.first = self.first.next();
-        }
-    }
-
-    /// Batches from `slot` on, as many as one message carries.
-    fn from(&self, slot: Slot) -> Option<Vec<Batch>> {
-        let skip = usize::try_from(slot.0.checked_sub(self.first.0)?).ok()?;
-        let mut bytes = 0;
-        let batches: Vec<_> = self
-            .batches
-            .iter()
-            .skip(skip)
-            .take_while(|batch| {
-                let before = bytes;
-                bytes += batch.len();
-                before < ENTRIES_BYTES_MAX
-            })
-            .cloned()
-            .collect();
-        (!batches.is_empty()).then_some(batches)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use synod_api::{Operation, Sequence, SessionId};
-    use synod_paxos::Incarnation;
-
-    /// A world in which a flush ends when the test says so.
-    #[derive(Default)]
-    struct Bench {
-        now: u64,
-        flush: Option<synod_wal::Flush>,
-        answers: Vec<Vec<u8>>,
-    }
-
-    impl Outlet for Bench {
-        fn now(&mut self) -> Instant {
-            Instant(self.now)
-        }
-        fn send(&mut self, to: ReplicaId, _: Message) {
-            unreachable!("a cell of one has no replica {to}");
-        }
-        fn answer(&mut self, _: Caller, answer: &[u8]) {
-            self.answers.push(answer.to_vec());
-        }
-        fn flush(&mut self, flush: synod_wal::Flush) {
-            assert!(self.flush.replace(flush).is_none(), "one flush at a time");
-        }
-        fn read_log(&mut self, _: LogRead) {
-            unreachable!("nobody lags behind in a cell of one");
-        }
-        fn reconfigure(&mut self, configurations: &Configurations) {
-            unreachable!("nobody changes the members: {configurations:?}");
-        }
-    }
-
-    fn turn(engine: &mut Engine, world: &mut Bench) {
-        while let Some(segment) = engine.wants_segment() {
-            engine.segment_ready(segment);
-        }
-        engine.end_turn(Instant(world.now), world);
-    }
-
-    fn finish_flush(engine: &mut Engine, world: &mut Bench) -> bool {
-        let Some(flush) = world.flush.take() else { return false };
-        engine.flushed(Instant(world.now), flush.buffer, world);
-        true
-    }
-
-    /// A cell of one that coordinates and has a session open.
-    fn coordinating() -> (Engine, Bench) {
-        let configuration = Configuration::of(&[1]);
-        let mut settings = Settings::new(ReplicaId(1), Incarnation(1), 1);
-        settings.window = 1;
-        let identity = synod_wal::Identity {
-            cell: synod_wal::CellId(1),
-            replica: synod_wal::ReplicaId(1),
-            incarnation: synod_wal::Incarnation(1),
-            start: synod_wal::StartId(1),
-        };
-        let start = Start {
-            settings,
-            recovered: Recovered::nothing(configuration),
-            log: synod_wal::create(synod_wal::Settings::default(), identity),
-            cell: Cell::new(),
-            client_addresses: BTreeMap::new(),
-            gather_time_max: Duration::from_micros(120),
-        };
-        let mut world = Bench::default();
-        let mut engine = Engine::new(start, Instant(0));
-        while engine.replica.role() != Role::Coordinating {
-            world.now = engine.deadline().0;
-            engine.tick(Instant(world.now), &mut world);
-            settle(&mut engine, &mut world);
-        }
-        command(&mut engine, &mut world, 0, Operation::OpenSession);
-        settle(&mut engine, &mut world);
-        (engine, world)
-    }
-
-    fn settle(engine: &mut Engine, world: &mut Bench) {
-        loop {
-            // Longer than any gather.
-            world.now += 1_000_000;
-            turn(engine, world);
-            if !finish_flush(engine, world) {
-                break;
-            }
-        }
-    }
-
-    fn command(engine: &mut Engine, world: &mut Bench, sequence: u64, operation: Operation<'_>) {
-        let session = SessionId(u64::from(sequence > 0));
-        let sequence = Sequence(sequence);
-        let mut bytes = Vec::new();
-        Command { session, sequence, unanswered_from: sequence, operation }.encode(&mut bytes);
-        engine.command(Instant(world.now), Caller { connection: 1, request: sequence.0 }, &bytes, world);
-    }
-
-    /// The gather's deadline once stood in the past while the window was closed and a full batch waited in front: the
-    /// hot core then spun until the flush was done.
-    #[test]
-    fn a_gather_that_holds_nothing_asks_for_no_wake_up() {
-        let (mut engine, mut world) = coordinating();
-        let value = vec![7; limits::VALUE_BYTES_MAX];
-        for sequence in 1..=8 {
-            command(&mut engine, &mut world, sequence, Operation::Put { key: b"large", value: &value });
-        }
-        // The first batch leaves, is flushed and answered; the second leaves in the same turn, others wait behind it.
-        turn(&mut engine, &mut world);
-        while world.answers.len() < 3 {
-            assert!(finish_flush(&mut engine, &mut world), "a flush is under way");
-            turn(&mut engine, &mut world);
-        }
-        assert!(!engine.sealed.is_empty() && !engine.pending.builder.is_empty(), "more than a batch waits");
-        assert!(!engine.replica.can_submit(), "the window is closed");
-        world.now += 1_000_000;
-        turn(&mut engine, &mut world);
-        assert!(engine.deadline() > Instant(world.now), "nothing is to be done before the flush ends");
-        settle(&mut engine, &mut world);
-        assert_eq!(world.answers.len(), 1 + 8, "every command is answered once");
-    }
-
-    /// Commands that were taken before the log became full once waited for ever.
-    #[test]
-    fn a_full_log_answers_what_waits() {
-        let (mut engine, mut world) = coordinating();
-        command(&mut engine, &mut world, 1, Operation::Put { key: b"k", value: b"v" });
-        engine.step(Instant(world.now), Event::LogFull, &mut world);
-        turn(&mut engine, &mut world);
-        let answer = Answer::decode(Bytes::from(world.answers.pop().unwrap())).unwrap();
-        assert_eq!(answer, Answer::Refused(Refusal::LogFull));
-    }
 }

@@ -34,7 +34,8 @@ use crate::operator::{self, OperatorAnswer, OperatorRequest};
 use crate::segments::SegmentMaker;
 use crate::start::Opened;
 use crate::status::{CountersStatus, DatabaseStatus, LogStatus, MemberStatus, Status};
-use crate::{codec, introduction};
+use crate::codec::{self, PeerMessage};
+use crate::introduction;
 use connections::{ConnectionId, Door, Role as ConnectionRole};
 use outlet::World;
 use token::Token;
@@ -383,11 +384,14 @@ impl HotCore {
                 break;
             }
             match self.world.connections.role(id) {
-                ConnectionRole::Peer(from) => match codec::decode_message(frame.kind, frame.payload) {
-                    Ok(message) if message.acting().is_some_and(|acting| acting != from) => {
+                ConnectionRole::Peer(from) => match codec::decode_peer_message(frame.kind, frame.payload) {
+                    Ok(PeerMessage::Protocol(message)) if message.acting().is_some_and(|acting| acting != from) => {
                         self.bad_input(id, &format!("replica {from} acts under another replica's ballot"));
                     }
-                    Ok(message) => self.engine.message(now, from, message, &mut self.world),
+                    Ok(PeerMessage::Protocol(message)) => self.engine.message(now, from, message, &mut self.world),
+                    Ok(PeerMessage::Snapshot(message)) => {
+                        self.engine.snapshot_message(now, from, message, &mut self.world);
+                    }
                     Err(error) => self.bad_input(id, &error.to_string()),
                 },
                 ConnectionRole::Stranger if frame.kind == introduction::KIND_ASK => {

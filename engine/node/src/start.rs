@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use synod_cell::Cell;
 use synod_paxos::{
     Ballot, Configurations, HardState, Incarnation, Record, Recovered, Recovery, RecoveryError, ReplicaId, Settings,
-    Slot, StateMachine,
+    Slot, SnapshotHandle, StateMachine,
 };
 use synod_ring::BLOCK_BYTES;
 use synod_wal::directory::{DirectoryStorage, open_segment, prepare_segment};
@@ -112,7 +112,7 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
     };
     directory.expect_replica(&identity, config.id)?;
 
-    let mut replay = Replay::new();
+    let mut replay = Replay::new(None, Cell::new());
     let mut storage = DirectoryStorage::open(directory.path()).map_err(io_error("cannot open the log's directory"))?;
     let log_identity = log_identity(&identity)?;
     let mut on_record = |record: synod_wal::RecordRef<'_>| replay.take_raw(&record);
@@ -143,6 +143,9 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
         cell,
         client_addresses,
         gather_time_max: config.gather(),
+        snapshot: Slot::NONE,
+        snapshot_log_bytes: u64::MAX,
+        log_bytes_since_snapshot: report.bytes,
     };
     Ok(Opened { directory, identity, start, report })
 }
@@ -287,10 +290,9 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Nothing is known yet.
-    #[allow(clippy::new_without_default, reason = "an empty replay is no default of anything")]
-    pub fn new() -> Self {
-        Self { recovery: Recovery::new(), cell: Cell::new(), answer: Vec::new(), error: None }
+    /// Goes on from the snapshot that this database was opened from; or both are empty.
+    pub fn new(snapshot: Option<SnapshotHandle>, cell: Cell) -> Self {
+        Self { recovery: Recovery::new(snapshot), cell, answer: Vec::new(), error: None }
     }
 
     /// Takes a record as the log hands it out; the first error is kept for [`Replay::finish`].

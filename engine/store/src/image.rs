@@ -93,6 +93,14 @@ impl Image {
         removed.is_some()
     }
 
+    pub(crate) fn import(&mut self, key: &[u8], row: Row<'_>) -> bool {
+        let is_behind = self.rows.last_key_value().is_none_or(|(last, _)| last.as_slice() < key);
+        if is_behind {
+            self.insert(key, Kept::of(row));
+        }
+        is_behind
+    }
+
     /// A second way down the map, but only for a key that is new; the first found the rows that are written most
     /// without making a key of them, which for a long one is an allocation.
     fn insert(&mut self, key: &[u8], kept: Kept) {

@@ -20,10 +20,12 @@
 //! | `image` | the map and its numbers: everything that a freeze shares |
 //! | `row` | what is kept for one key |
 //! | `short` | byte strings that take no allocation while they are short |
+//! | `transfer` | a frozen database in pieces, for another replica |
 
 mod image;
 mod row;
 mod short;
+mod transfer;
 
 use std::fmt;
 use std::ops::Bound;
@@ -33,6 +35,7 @@ use image::Image;
 
 pub use image::Range;
 pub use row::{Row, Version};
+pub use transfer::{Chunk, ImportError};
 
 /// The database's version: one more for each command that changes it. The empty database is [`Revision::FIRST`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -136,6 +139,15 @@ impl Store {
     /// If the key has a versioned row.
     pub fn delete_plain(&mut self, key: &[u8]) -> bool {
         Arc::make_mut(&mut self.image).delete_plain(key)
+    }
+
+    fn begin_import(&mut self, revision: Revision) {
+        Arc::make_mut(&mut self.image).revision = revision;
+    }
+
+    /// Adds a row behind all others, as it was elsewhere; says whether it does come behind them.
+    fn import_row(&mut self, key: &[u8], row: Row<'_>) -> bool {
+        Arc::make_mut(&mut self.image).import(key, row)
     }
 
     /// The database as it is now, to be read from any thread while this one goes on changing. Takes constant time.

@@ -51,6 +51,11 @@ impl Kept {
         }
     }
 
+    pub(crate) fn of(row: Row<'_>) -> Kept {
+        let Row { create_revision, modify_revision, version, value } = row;
+        Kept { create_revision, modify_revision, version, value: Short::new(value) }
+    }
+
     pub(crate) fn is_plain(&self) -> bool {
         self.create_revision == Revision::NONE
     }

@@ -9,7 +9,8 @@ use bytes::Bytes;
 use synod_api::{FrameKind, limits};
 use synod_net::connection::InboundSizes;
 use synod_net::{Attempt, FrameId, FrameLimits, Hello, Inbound, SharedFrame};
-use synod_paxos::{Ballot, Configuration, Configurations, Instant, Message, ReplicaId, Slot};
+use synod_cell::Cell;
+use synod_paxos::{Ballot, Configuration, Configurations, Instant, Message, ReplicaId, Slot, SnapshotHandle};
 use synod_ring::{Handle, Ring};
 use synod_wal::{SegmentId, directory};
 
@@ -378,6 +379,29 @@ impl Outlet for World {
         }
         // Who is no member any more is not listened to; dialing again, it is told so.
         self.connections.close_peers_but(&self.members);
+    }
+
+    fn send_snapshot(&mut self, to: ReplicaId, message: codec::SnapshotMessage) {
+        if self.peers.iter().any(|peer| peer.id == to) {
+            let codec::EncodedMessage { kind, head, body } = codec::encode_snapshot_message(&message);
+            self.peer(to).0.queue(&SharedFrame::new(kind, FrameId(0), &head, body));
+        }
+    }
+
+    fn keep_snapshot(&mut self, _: &SnapshotHandle, _: &mut Cell) {
+        unreachable!()
+    }
+    fn make_database(&mut self) {
+        unreachable!()
+    }
+    fn keep_incoming(&mut self, _: &SnapshotHandle, _: &mut Cell) {
+        unreachable!()
+    }
+    fn replace_database(&mut self) {
+        unreachable!()
+    }
+    fn drop_database(&mut self) {
+        unreachable!()
     }
 
     fn flush(&mut self, flush: synod_wal::Flush) {

@@ -1,0 +1,242 @@
+//! Catch-up by snapshot: what a laggard lacks is gone from everybody's log.
+//!
+//! Whoever is asked for such a slot freezes its database and *offers* that state. The laggard builds a second database of it, chunk
+//! by chunk, each asked for by where the one before ended; so it can go on after a lost message, and with whichever replica
+//! has the same state. When it is whole and durable it takes the place of the own one, and the log goes on from there: the
+//! holder keeps its log from the offered state on, for a bounded time, so that this ends.
+//!
+//! While it lasts the laggard goes on as it was: it votes, and takes from others' logs what it can use.
+
+use super::*;
+use crate::codec::{CHUNK_BYTES, SnapshotMessage};
+use synod_paxos::SnapshotHandle;
+use synod_store::{ReadView, Store};
+
+/// A state that was offered is kept so long after it was last asked for.
+const HANDOUT_IDLE_MAX: Duration = Duration::from_secs(10);
+/// And so long in all: a laggard that is not done by then begins again, with a newer one (rule S6).
+const HANDOUT_TIME_MAX: Duration = Duration::from_secs(600);
+/// A chunk that has not come after this is asked for again, from the next replica.
+const CHUNK_PATIENCE: Duration = Duration::from_millis(500);
+/// After so many of them in vain the transfer is given up; the next offer begins another.
+const CHUNKS_IN_VAIN_MAX: u32 = 20;
+
+/// A state of this replica's database that others may fetch.
+struct Handout {
+    handle: SnapshotHandle,
+    view: ReadView,
+    since: Instant,
+    asked: Instant,
+}
+
+/// Another replica's database, on its way here.
+struct Incoming {
+    handle: SnapshotHandle,
+    /// Who is asked.
+    of: ReplicaId,
+    /// Where the next chunk begins.
+    from: Option<Bytes>,
+    /// When it is asked for again.
+    again: Instant,
+    in_vain: u32,
+    stage: Stage,
+}
+
+enum Stage {
+    /// An empty database is being made.
+    Waiting,
+    /// Chunks come.
+    Filling(Box<Cell>),
+    /// It is whole, and is being made durable beside the own one.
+    Keeping(Box<Cell>),
+}
+
+/// Both sides of it.
+#[derive(Default)]
+pub(super) struct CatchUp {
+    handout: Option<Handout>,
+    incoming: Option<Incoming>,
+}
+
+impl CatchUp {
+    /// Whether another database is about to take the place of this one.
+    pub(super) fn is_keeping(&self) -> bool {
+        self.incoming.as_ref().is_some_and(|incoming| matches!(incoming.stage, Stage::Keeping(_)))
+    }
+
+    /// The log is kept from behind this slot on: somebody fetches the state there.
+    pub(super) fn pinned(&mut self, now: Instant) -> Option<Slot> {
+        self.handout.take_if(|handout| {
+            now.since(handout.asked) > HANDOUT_IDLE_MAX || now.since(handout.since) > HANDOUT_TIME_MAX
+        });
+        self.handout.as_ref().map(|handout| handout.handle.slot)
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let is_filling = |incoming: &&Incoming| matches!(incoming.stage, Stage::Filling(_));
+        self.incoming.as_ref().filter(is_filling).map(|incoming| incoming.again)
+    }
+}
+
+impl Engine {
+    /// What this replica wants is gone from the log here: there is the database instead.
+    pub(super) fn offer_snapshot(&mut self, to: ReplicaId, outlet: &mut impl Outlet) {
+        let now = outlet.now();
+        self.catch_up.pinned(now);
+        let handout = self.catch_up.handout.get_or_insert_with(|| {
+            let (handle, view) = (self.replica.snapshot_handle(), self.cell.store().freeze());
+            Handout { handle, view, since: now, asked: now }
+        });
+        handout.asked = now;
+        outlet.send_snapshot(to, SnapshotMessage::Offer { handle: handout.handle.clone() });
+    }
+
+    /// Another replica speaks of a snapshot.
+    pub fn snapshot_message(
+        &mut self,
+        now: Instant,
+        from: ReplicaId,
+        message: SnapshotMessage,
+        outlet: &mut impl Outlet,
+    ) {
+        match message {
+            SnapshotMessage::Offer { handle } => self.offered(now, from, handle, outlet),
+            SnapshotMessage::Want { slot, from: place } => {
+                let answer = self.chunk(now, slot, place);
+                outlet.send_snapshot(from, answer);
+            }
+            SnapshotMessage::Chunk { slot, from: place, next, rows } => {
+                self.fill(now, from, (slot, place), (next, rows), outlet);
+            }
+            SnapshotMessage::Gone { slot } => {
+                if self.incoming_of(slot).is_some_and(|incoming| incoming.of == from) {
+                    self.ask_next(now, outlet);
+                }
+            }
+        }
+    }
+
+    fn chunk(&mut self, now: Instant, slot: Slot, from: Option<Bytes>) -> SnapshotMessage {
+        self.catch_up.pinned(now);
+        match self.catch_up.handout.as_mut().filter(|handout| handout.handle.slot == slot) {
+            Some(handout) => {
+                handout.asked = now;
+                let chunk = handout.view.export(from.as_deref(), CHUNK_BYTES);
+                self.counters.chunks_sent += 1;
+                SnapshotMessage::Chunk { slot, from, next: chunk.next.map(Bytes::from), rows: chunk.bytes.into() }
+            }
+            None => SnapshotMessage::Gone { slot },
+        }
+    }
+
+    fn offered(&mut self, now: Instant, of: ReplicaId, handle: SnapshotHandle, outlet: &mut impl Outlet) {
+        if self.catch_up.incoming.is_some() || !self.replica.can_install(handle.slot) {
+            return;
+        }
+        let again = now.after(CHUNK_PATIENCE);
+        self.catch_up.incoming = Some(Incoming { handle, of, from: None, again, in_vain: 0, stage: Stage::Waiting });
+        outlet.make_database();
+    }
+
+    /// The empty database that the outlet was asked for is there, or could not be made.
+    pub fn database_made(&mut self, now: Instant, store: Option<Store>, outlet: &mut impl Outlet) {
+        let incoming = self.catch_up.incoming.as_mut().expect("a database was asked for");
+        match store {
+            Some(store) => {
+                incoming.stage = Stage::Filling(Box::new(Cell::of(store)));
+                self.want(now, outlet);
+            }
+            None => self.catch_up.incoming = None,
+        }
+    }
+
+    fn want(&mut self, now: Instant, outlet: &mut impl Outlet) {
+        let Some(incoming) = &mut self.catch_up.incoming else { return };
+        incoming.again = now.after(CHUNK_PATIENCE);
+        let (slot, from) = (incoming.handle.slot, incoming.from.clone());
+        outlet.send_snapshot(incoming.of, SnapshotMessage::Want { slot, from });
+    }
+
+    fn incoming_of(&mut self, slot: Slot) -> Option<&mut Incoming> {
+        self.catch_up.incoming.as_mut().filter(|incoming| incoming.handle.slot == slot)
+    }
+
+    /// The chunk that was waited for came; what was asked for twice may come twice.
+    fn fill(
+        &mut self,
+        now: Instant,
+        of: ReplicaId,
+        (slot, from): (Slot, Option<Bytes>),
+        (next, rows): (Option<Bytes>, Bytes),
+        outlet: &mut impl Outlet,
+    ) {
+        let Some(incoming) = self.incoming_of(slot).filter(|incoming| incoming.from == from) else { return };
+        let Stage::Filling(cell) = &mut incoming.stage else { return };
+        (incoming.of, incoming.in_vain) = (of, 0);
+        if let Err(error) = cell.store_mut().import(&rows, next.is_none()) {
+            eprintln!("synod: the snapshot of slot {slot} that replica {of} sends is no database: {error}");
+            return self.give_up_incoming(outlet);
+        }
+        let is_last = next.is_none();
+        incoming.from = next;
+        self.counters.chunks_taken += 1;
+        if is_last {
+            self.keep_incoming(outlet);
+        } else {
+            self.want(now, outlet);
+        }
+    }
+
+    fn keep_incoming(&mut self, outlet: &mut impl Outlet) {
+        let incoming = self.catch_up.incoming.as_mut().expect("its last chunk came just now");
+        let Stage::Filling(mut cell) = std::mem::replace(&mut incoming.stage, Stage::Waiting) else {
+            unreachable!("it was filled just now")
+        };
+        outlet.keep_incoming(&incoming.handle, &mut cell);
+        incoming.stage = Stage::Keeping(cell);
+    }
+
+    /// The database that the outlet was asked to keep beside the own one is durable and verified: it takes its place, unless the
+    /// log has brought this replica as far meanwhile.
+    pub fn incoming_kept(&mut self, now: Instant, kept: bool, outlet: &mut impl Outlet) {
+        let Some(Incoming { handle, stage: Stage::Keeping(cell), .. }) = self.catch_up.incoming.take() else {
+            unreachable!("a database was being kept")
+        };
+        if !kept || !self.replica.can_install(handle.slot) {
+            return outlet.drop_database();
+        }
+        assert!(!self.snapshots.is_writing(), "the outlet ends one before it begins the next");
+        outlet.replace_database();
+        self.cell = *cell;
+        self.catch_up.handout = None;
+        self.recent = Recent::after(handle.slot);
+        self.log.forget_below(synod_wal::Slot(handle.slot.next().0));
+        self.snapshot_installed(handle.slot);
+        self.counters.snapshots_installed += 1;
+        self.step(now, Event::Installed { handle }, outlet);
+    }
+
+    /// A chunk has not come: the next replica may have the same state.
+    pub(super) fn tend_catch_up(&mut self, now: Instant, outlet: &mut impl Outlet) {
+        if self.catch_up.deadline().is_some_and(|again| now >= again) {
+            self.ask_next(now, outlet);
+        }
+    }
+
+    fn ask_next(&mut self, now: Instant, outlet: &mut impl Outlet) {
+        let is_filling = |incoming: &&mut Incoming| matches!(incoming.stage, Stage::Filling(_));
+        let Some(incoming) = self.catch_up.incoming.as_mut().filter(is_filling) else { return };
+        incoming.in_vain += 1;
+        if incoming.in_vain > CHUNKS_IN_VAIN_MAX || !self.replica.can_install(incoming.handle.slot) {
+            return self.give_up_incoming(outlet);
+        }
+        let others = || self.members.iter().copied().filter(|id| *id != self.me);
+        incoming.of = others().find(|id| *id > incoming.of).or(others().next()).unwrap_or(incoming.of);
+        self.want(now, outlet);
+    }
+
+    fn give_up_incoming(&mut self, outlet: &mut impl Outlet) {
+        self.catch_up.incoming = None;
+        outlet.drop_database();
+    }
+}

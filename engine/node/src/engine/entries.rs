@@ -1,0 +1,180 @@
+//! Chosen batches for replicas that lag behind: from memory if they are recent, else from the log; if they are gone from there,
+//! a snapshot instead (`catch_up`).
+
+use super::*;
+
+/// A part of one segment that holds chosen batches for a lagging replica.
+#[derive(Debug)]
+pub struct LogRead {
+    /// Who lacks them.
+    pub to: ReplicaId,
+    /// The segment.
+    pub segment: synod_wal::SegmentId,
+    /// Where to begin, in bytes, block-aligned.
+    pub offset: u64,
+    /// How many bytes, block-aligned.
+    pub length: usize,
+    first: Slot,
+    chosen: Slot,
+    locations: Vec<synod_wal::Location>,
+}
+
+/// One read of the log for a lagging replica, in bytes.
+const LOG_READ_BYTES_MAX: u64 = 2 << 20;
+/// One message of entries carries about this much, in bytes (and at least one batch).
+const ENTRIES_BYTES_MAX: usize = 1 << 20;
+/// Applied batches that are kept in memory for replicas that lag a little: bytes, and how many.
+const RECENT_BYTES_MAX: usize = 16 << 20;
+const RECENT_BATCHES_MAX: usize = 16 << 10;
+
+impl Engine {
+    /// Sends chosen batches to a replica that lacks them: from memory if they are recent, else from the log.
+    pub(super) fn send_entries(&mut self, to: ReplicaId, from: Slot, chosen: Slot, outlet: &mut impl Outlet) {
+        if let Some(batches) = self.recent.from(from) {
+            self.send_batches(to, from, batches, chosen, outlet);
+        } else if let Some(read) = self.plan_read(to, from, chosen) {
+            if self.reading_for.insert(to) {
+                outlet.read_log(read);
+            }
+        } else if from <= self.replica.cut() {
+            self.offer_snapshot(to, outlet);
+        }
+        // Otherwise it asks again after a while.
+    }
+
+    fn send_batches(
+        &mut self,
+        to: ReplicaId,
+        first: Slot,
+        batches: Vec<Batch>,
+        chosen: Slot,
+        outlet: &mut impl Outlet,
+    ) {
+        self.counters.entries_sent += batches.len() as u64;
+        outlet.send(to, Message::Entries { first, batches, chosen });
+    }
+
+    /// The longest run of slots from `from` on whose records one read of one segment can bring.
+    fn plan_read(&self, to: ReplicaId, from: Slot, chosen: Slot) -> Option<LogRead> {
+        let first = self.log.locate(synod_wal::Slot(from.0))?;
+        let (offset, mut length) = first.blocks();
+        let mut locations = vec![first];
+        let mut slot = from;
+        while slot < chosen {
+            slot = slot.next();
+            let Some(location) = self.log.locate(synod_wal::Slot(slot.0)) else { break };
+            let (begin, bytes) = location.blocks();
+            let end = begin + bytes as u64;
+            if location.segment != first.segment || begin < offset || end - offset > LOG_READ_BYTES_MAX {
+                break;
+            }
+            length = length.max((end - offset) as usize);
+            locations.push(location);
+        }
+        Some(LogRead { to, segment: first.segment, offset, length, first: from, chosen, locations })
+    }
+
+    /// A read that the outlet was asked for has ended.
+    pub fn log_read(&mut self, read: LogRead, outcome: Result<&[u8], std::io::Error>, outlet: &mut impl Outlet) {
+        self.reading_for.remove(&read.to);
+        let mut batches = Vec::new();
+        let mut bytes_sent = 0;
+        match outcome {
+            Ok(bytes) => {
+                for (location, slot) in read.locations.iter().zip(read.first.0..) {
+                    match batch_at(bytes, read.offset, *location, Slot(slot)) {
+                        Ok(batch) => {
+                            bytes_sent += batch.len();
+                            batches.push(batch);
+                        }
+                        Err(reason) => {
+                            self.counters.log_read_failures += 1;
+                            eprintln!("synod: slot {slot} cannot be read back from the log: {reason}");
+                            break;
+                        }
+                    }
+                    if bytes_sent >= ENTRIES_BYTES_MAX {
+                        break;
+                    }
+                }
+            }
+            Err(error) => {
+                self.counters.log_read_failures += 1;
+                eprintln!("synod: the log's segment {:?} cannot be read for catch-up: {error}", read.segment);
+            }
+        }
+        if !batches.is_empty() {
+            self.send_batches(read.to, read.first, batches, read.chosen, outlet);
+        }
+    }
+
+    /// A member has left. What makes it know so is the slot chosen last, and nobody would tell it of that any more.
+    pub(super) fn tell_leaver(&mut self, leaver: ReplicaId, outlet: &mut impl Outlet) {
+        let chosen = self.replica.chosen();
+        let mut from = Slot(chosen.0.saturating_sub(Configuration::HORIZON_MAX)).max(self.recent.first);
+        while from <= chosen
+            && let Some(batches) = self.recent.from(from)
+        {
+            let next = from.plus(batches.len() as u64);
+            self.send_batches(leaver, from, batches, chosen, outlet);
+            from = next;
+        }
+    }
+}
+
+/// The chosen batch in a record read back from the log.
+fn batch_at(bytes: &[u8], offset: u64, location: synod_wal::Location, slot: Slot) -> Result<Batch, String> {
+    let (begin, length) = location.blocks();
+    let begin = usize::try_from(begin - offset).map_err(|_| "the read began behind the record".to_owned())?;
+    let blocks = bytes.get(begin..begin + length).ok_or("the read ended before the record")?;
+    let record =
+        synod_wal::read_record(blocks, location, synod_wal::Slot(slot.0)).map_err(|damage| damage.to_string())?;
+    match codec::decode_record(record.kind, record.slot, record.ballot, record.payload) {
+        Ok(synod_paxos::Record::Accepted { batch, .. } | synod_paxos::Record::Chosen { batch, .. }) => Ok(batch),
+        Ok(synod_paxos::Record::HardState(_)) => Err("the record is a hard state".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The last applied batches, in memory.
+pub(super) struct Recent {
+    /// The slot of the first one.
+    first: Slot,
+    batches: VecDeque<Batch>,
+    bytes: usize,
+}
+
+impl Recent {
+    pub(super) fn after(chosen: Slot) -> Self {
+        Self { first: chosen.next(), batches: VecDeque::new(), bytes: 0 }
+    }
+
+    pub(super) fn push(&mut self, slot: Slot, batch: Batch) {
+        assert_eq!(slot.0, self.first.0 + self.batches.len() as u64, "slots are applied in order, each once");
+        self.bytes += batch.len();
+        self.batches.push_back(batch);
+        while self.bytes > RECENT_BYTES_MAX || self.batches.len() > RECENT_BATCHES_MAX {
+            let dropped = self.batches.pop_front().expect("there is one while a bound is exceeded");
+            self.bytes -= dropped.len();
+            self.first = self.first.next();
+        }
+    }
+
+    /// Batches from `slot` on, as many as one message carries.
+    fn from(&self, slot: Slot) -> Option<Vec<Batch>> {
+        let skip = usize::try_from(slot.0.checked_sub(self.first.0)?).ok()?;
+        let mut bytes = 0;
+        let batches: Vec<_> = self
+            .batches
+            .iter()
+            .skip(skip)
+            .take_while(|batch| {
+                let before = bytes;
+                bytes += batch.len();
+                before < ENTRIES_BYTES_MAX
+            })
+            .cloned()
+            .collect();
+        (!batches.is_empty()).then_some(batches)
+    }
+}

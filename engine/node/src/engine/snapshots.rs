@@ -1,0 +1,116 @@
+//! Snapshots of this replica's database: when one is kept, and what of the log goes then (PML §5.5).
+//!
+//! The application decides when: after so many bytes of log. The replicas of a cell begin at different times, so that they do
+//! not all write at the same moment. Two snapshots are kept, and the log is cut at the older one (rule S1), once the hard state
+//! that says so is durable (P2). A snapshot that fails costs nothing but another try.
+
+use super::*;
+
+/// After a failed snapshot the next one is tried when the log has grown by this part of what there usually is between two.
+const RETRY_PART: u64 = 4;
+
+/// What is kept, and what is to be.
+pub(super) struct Snapshots {
+    /// A snapshot is due after so many bytes of log.
+    log_bytes: u64,
+    /// As many have been written since the last one was begun.
+    log_bytes_since: u64,
+    /// The next one waits for so many more, to come at another moment than the other replicas'.
+    offset: u64,
+    /// The snapshot that is being written.
+    writing: Option<Slot>,
+    /// The last two that are durable and verified, the older one first.
+    kept: VecDeque<Slot>,
+    /// The log is to be cut there when this record is durable.
+    cutting: Option<(PersistId, Slot)>,
+}
+
+impl Snapshots {
+    /// A snapshot is due every so many bytes of log; so many were written since the last one, of this slot. `rank`: which of how
+    /// many replicas this is.
+    pub(super) fn new(log_bytes: u64, log_bytes_since: u64, kept: Slot, (rank, replicas): (u64, u64)) -> Self {
+        let kept = (kept > Slot::NONE).then_some(kept).into_iter().collect();
+        let offset = log_bytes / replicas.max(1) * rank;
+        Self { log_bytes, log_bytes_since, offset, writing: None, kept, cutting: None }
+    }
+
+    pub(super) fn is_writing(&self) -> bool {
+        self.writing.is_some()
+    }
+
+    /// The log grew.
+    pub(super) fn flushed(&mut self, bytes: u64) {
+        self.log_bytes_since += bytes;
+    }
+}
+
+impl Engine {
+    /// Begins a snapshot if one is due, and cuts the log as far as may be. Once a turn.
+    pub(super) fn tend_snapshots(&mut self, now: Instant, outlet: &mut impl Outlet) {
+        self.begin_snapshot(outlet);
+        self.cut_log(now, outlet);
+        if self.replica.is_full() && !self.log.is_full_within(self.log.settings().segment_bytes) {
+            self.step(now, Event::LogRoom, outlet);
+        }
+    }
+
+    fn begin_snapshot(&mut self, outlet: &mut impl Outlet) {
+        let applied = self.replica.chosen();
+        let snapshots = &mut self.snapshots;
+        let is_due = snapshots.log_bytes_since >= snapshots.log_bytes + snapshots.offset;
+        let is_news = snapshots.kept.back().is_none_or(|last| applied > *last);
+        // With a full log nothing new is applied: what frees it may be a second snapshot of the same state.
+        let would_free = self.refuses_writes && snapshots.kept.front().is_none_or(|older| applied > *older);
+        let is_wanted = applied > Slot::NONE && (is_due && is_news || would_free);
+        if !is_wanted || snapshots.writing.is_some() || self.catch_up.is_keeping() {
+            return;
+        }
+        snapshots.log_bytes_since = 0;
+        // Only the first time: from then on each keeps its own pace.
+        snapshots.offset = 0;
+        snapshots.writing = Some(applied);
+        outlet.keep_snapshot(&self.replica.snapshot_handle(), &mut self.cell);
+    }
+
+    /// The snapshot that the outlet was asked to keep is durable and verified, or was given up.
+    pub fn snapshot_kept(&mut self, kept: bool) {
+        let snapshots = &mut self.snapshots;
+        let slot = snapshots.writing.take().expect("a snapshot was being written");
+        if kept {
+            self.counters.snapshots += 1;
+            snapshots.kept.push_back(slot);
+            if snapshots.kept.len() > 2 {
+                snapshots.kept.pop_front();
+            }
+        } else {
+            self.counters.snapshots_failed += 1;
+            snapshots.log_bytes_since = snapshots.log_bytes - snapshots.log_bytes / RETRY_PART;
+        }
+    }
+
+    /// The database is another replica's snapshot now: the one kept of it is the first of its file.
+    pub(super) fn snapshot_installed(&mut self, slot: Slot) {
+        self.snapshots.kept = VecDeque::from([slot]);
+        self.snapshots.log_bytes_since = 0;
+    }
+
+    fn cut_log(&mut self, now: Instant, outlet: &mut impl Outlet) {
+        if let Some((_, upto)) = self.snapshots.cutting.take_if(|(record, _)| *record <= self.durable) {
+            self.log.forget_below(synod_wal::Slot(upto.next().0));
+        }
+        if self.snapshots.cutting.is_some() || self.snapshots.kept.len() < 2 {
+            return;
+        }
+        let pinned = self.catch_up.pinned(now).unwrap_or(Slot(u64::MAX));
+        let upto = self.snapshots.kept[0].min(pinned);
+        if upto > self.replica.cut() {
+            self.step(now, Event::Cut { upto }, outlet);
+            self.snapshots.cutting = Some((PersistId(self.log.appended().0), upto));
+        }
+    }
+
+    /// The snapshot that is kept of the database, and whether another one is being written.
+    pub fn snapshot(&self) -> (Option<Slot>, bool) {
+        (self.snapshots.kept.back().copied(), self.snapshots.writing.is_some())
+    }
+}

@@ -1,0 +1,185 @@
+use super::*;
+use synod_api::{Operation, Sequence, SessionId};
+use synod_paxos::Incarnation;
+
+/// A snapshot comes after so much log.
+const SNAPSHOT_LOG_BYTES: u64 = 1 << 20;
+
+/// A world in which a flush ends when the test says so.
+#[derive(Default)]
+struct Bench {
+    now: u64,
+    flush: Option<synod_wal::Flush>,
+    answers: Vec<Vec<u8>>,
+    /// The snapshot that is being written.
+    writing: Option<Slot>,
+}
+
+impl Outlet for Bench {
+    fn now(&mut self) -> Instant {
+        Instant(self.now)
+    }
+    fn send(&mut self, to: ReplicaId, _: Message) {
+        unreachable!("a cell of one has no replica {to}");
+    }
+    fn answer(&mut self, _: Caller, answer: &[u8]) {
+        self.answers.push(answer.to_vec());
+    }
+    fn flush(&mut self, flush: synod_wal::Flush) {
+        assert!(self.flush.replace(flush).is_none(), "one flush at a time");
+    }
+    fn read_log(&mut self, _: LogRead) {
+        unreachable!("nobody lags behind in a cell of one");
+    }
+    fn reconfigure(&mut self, configurations: &Configurations) {
+        unreachable!("nobody changes the members: {configurations:?}");
+    }
+    fn send_snapshot(&mut self, to: ReplicaId, _: SnapshotMessage) {
+        unreachable!("a cell of one has no replica {to}");
+    }
+    fn keep_snapshot(&mut self, handle: &SnapshotHandle, _: &mut Cell) {
+        assert!(self.writing.replace(handle.slot).is_none(), "one snapshot at a time");
+    }
+    fn make_database(&mut self) {
+        unreachable!("nobody lags behind in a cell of one");
+    }
+    fn keep_incoming(&mut self, _: &SnapshotHandle, _: &mut Cell) {
+        unreachable!("nobody lags behind in a cell of one");
+    }
+    fn replace_database(&mut self) {
+        unreachable!("nobody lags behind in a cell of one");
+    }
+    fn drop_database(&mut self) {
+        unreachable!("nobody lags behind in a cell of one");
+    }
+}
+
+fn turn(engine: &mut Engine, world: &mut Bench) {
+    while let Some(segment) = engine.wants_segment() {
+        engine.segment_ready(segment);
+    }
+    engine.end_turn(Instant(world.now), world);
+}
+
+fn finish_flush(engine: &mut Engine, world: &mut Bench) -> bool {
+    let Some(flush) = world.flush.take() else { return false };
+    engine.flushed(Instant(world.now), flush.buffer, world);
+    true
+}
+
+/// A cell of one that coordinates and has a session open.
+fn coordinating() -> (Engine, Bench) {
+    let configuration = Configuration::of(&[1]);
+    let mut settings = Settings::new(ReplicaId(1), Incarnation(1), 1);
+    settings.window = 1;
+    let identity = synod_wal::Identity {
+        cell: synod_wal::CellId(1),
+        replica: synod_wal::ReplicaId(1),
+        incarnation: synod_wal::Incarnation(1),
+        start: synod_wal::StartId(1),
+    };
+    let start = Start {
+        settings,
+        recovered: Recovered::nothing(configuration),
+        log: synod_wal::create(synod_wal::Settings::default(), identity),
+        cell: Cell::new(),
+        client_addresses: BTreeMap::new(),
+        gather_time_max: Duration::from_micros(120),
+        snapshot: Slot::NONE,
+        snapshot_log_bytes: SNAPSHOT_LOG_BYTES,
+        log_bytes_since_snapshot: 0,
+    };
+    let mut world = Bench::default();
+    let mut engine = Engine::new(start, Instant(0));
+    while engine.replica.role() != Role::Coordinating {
+        world.now = engine.deadline().0;
+        engine.tick(Instant(world.now), &mut world);
+        settle(&mut engine, &mut world);
+    }
+    command(&mut engine, &mut world, 0, Operation::OpenSession);
+    settle(&mut engine, &mut world);
+    (engine, world)
+}
+
+fn settle(engine: &mut Engine, world: &mut Bench) {
+    loop {
+        // Longer than any gather.
+        world.now += 1_000_000;
+        turn(engine, world);
+        if !finish_flush(engine, world) {
+            break;
+        }
+    }
+}
+
+fn command(engine: &mut Engine, world: &mut Bench, sequence: u64, operation: Operation<'_>) {
+    let session = SessionId(u64::from(sequence > 0));
+    let sequence = Sequence(sequence);
+    let mut bytes = Vec::new();
+    Command { session, sequence, unanswered_from: sequence, operation }.encode(&mut bytes);
+    engine.command(Instant(world.now), Caller { connection: 1, request: sequence.0 }, &bytes, world);
+}
+
+/// The gather's deadline once stood in the past while the window was closed and a full batch waited in front: the
+/// hot core then spun until the flush was done.
+#[test]
+fn a_gather_that_holds_nothing_asks_for_no_wake_up() {
+    let (mut engine, mut world) = coordinating();
+    let value = vec![7; limits::VALUE_BYTES_MAX];
+    for sequence in 1..=8 {
+        command(&mut engine, &mut world, sequence, Operation::Put { key: b"large", value: &value });
+    }
+    // The first batch leaves, is flushed and answered; the second leaves in the same turn, others wait behind it.
+    turn(&mut engine, &mut world);
+    while world.answers.len() < 3 {
+        assert!(finish_flush(&mut engine, &mut world), "a flush is under way");
+        turn(&mut engine, &mut world);
+    }
+    assert!(!engine.sealed.is_empty() && !engine.pending.builder.is_empty(), "more than a batch waits");
+    assert!(!engine.replica.can_submit(), "the window is closed");
+    world.now += 1_000_000;
+    turn(&mut engine, &mut world);
+    assert!(engine.deadline() > Instant(world.now), "nothing is to be done before the flush ends");
+    settle(&mut engine, &mut world);
+    assert_eq!(world.answers.len(), 1 + 8, "every command is answered once");
+}
+
+/// Commands that were taken before the log became full once waited for ever.
+#[test]
+fn a_full_log_answers_what_waits() {
+    let (mut engine, mut world) = coordinating();
+    command(&mut engine, &mut world, 1, Operation::Put { key: b"k", value: b"v" });
+    engine.step(Instant(world.now), Event::LogFull, &mut world);
+    turn(&mut engine, &mut world);
+    let answer = Answer::decode(Bytes::from(world.answers.pop().unwrap())).unwrap();
+    assert_eq!(answer, Answer::Refused(Refusal::LogFull));
+}
+
+/// Rules S1 and P2: the log is cut at the older of two snapshots, and not before the hard state that says so is durable.
+#[test]
+fn the_log_is_cut_at_the_older_of_two_snapshots() {
+    let (mut engine, mut world) = coordinating();
+    let mut sequence = 0;
+    let mut snapshots = Vec::new();
+    while engine.replica.cut() == Slot::NONE {
+        sequence += 1;
+        command(&mut engine, &mut world, sequence, Operation::Put { key: b"k", value: &[7; 4000] });
+        settle(&mut engine, &mut world);
+        if let Some(slot) = world.writing.take() {
+            assert_eq!(slot, engine.replica.chosen(), "a snapshot is of what is applied");
+            snapshots.push(slot);
+            assert!(snapshots.len() <= 2, "one was enough to cut the log");
+            // The first try fails, and costs nothing but another.
+            if snapshots.len() == 1 && engine.counters.snapshots_failed == 0 {
+                snapshots.clear();
+                engine.snapshot_kept(false);
+            } else {
+                engine.snapshot_kept(true);
+            }
+        }
+    }
+    assert_eq!((engine.replica.cut(), engine.counters.snapshots), (snapshots[0], 2));
+    settle(&mut engine, &mut world);
+    assert!(engine.log.locate(synod_wal::Slot(snapshots[0].0)).is_none(), "the log's index ends where it was cut");
+    assert!(engine.log.locate(synod_wal::Slot(snapshots[0].next().0)).is_some());
+}
