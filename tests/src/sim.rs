@@ -47,6 +47,7 @@ mod oracle;
 mod people;
 mod planted;
 mod replicas;
+mod snapshots;
 mod sabotage;
 mod swarm;
 mod sweep;

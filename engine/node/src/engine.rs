@@ -36,7 +36,7 @@ use catch_up::CatchUp;
 use entries::Recent;
 use snapshots::Snapshots;
 
-pub use entries::LogRead;
+pub use entries::{LogRead, RECENT_BYTES_MAX};
 
 /// The gather never waits for more commands than this: with so many on their way the batch is large enough.
 const GATHER_COMMANDS_MAX: usize = 2048;
@@ -227,10 +227,14 @@ pub struct Start {
     pub client_addresses: BTreeMap<ReplicaId, String>,
     /// How long a batch may wait, right after a commit, for the clients just answered to ask again. Zero: never.
     pub gather_time_max: Duration,
+    /// So many bytes of applied batches are kept in memory for replicas that lag a little.
+    pub recent_bytes_max: usize,
     /// All up to here is in the snapshot that the database was opened from.
     pub snapshot: Slot,
     /// The next one is due after so many bytes of log.
     pub snapshot_log_bytes: u64,
+    /// How much of one a message to a laggard carries, in bytes: that, and one row more.
+    pub chunk_bytes: usize,
     /// As many of them are there already.
     pub log_bytes_since_snapshot: u64,
 }
@@ -252,7 +256,7 @@ impl Engine {
         let mut engine = Self {
             me,
             snapshots,
-            catch_up: CatchUp::default(),
+            catch_up: CatchUp::new(start.chunk_bytes),
             members: BTreeSet::new(),
             replica: Replica::new(start.settings, &start.recovered, now),
             log: start.log,
@@ -269,7 +273,7 @@ impl Engine {
             next_ticket: 1,
             reign: None,
             gather: Gather { time_max: start.gather_time_max, waiting: None },
-            recent: Recent::after(chosen),
+            recent: Recent::new(chosen, start.recent_bytes_max),
             reading_for: BTreeSet::new(),
             answer: Vec::new(),
             was_coordinating: false,

@@ -143,9 +143,11 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
         cell,
         client_addresses,
         gather_time_max: config.gather(),
+        recent_bytes_max: engine::RECENT_BYTES_MAX,
         snapshot: Slot::NONE,
         snapshot_log_bytes: u64::MAX,
         log_bytes_since_snapshot: report.bytes,
+        chunk_bytes: codec::CHUNK_BYTES,
     };
     Ok(Opened { directory, identity, start, report })
 }

@@ -63,7 +63,9 @@ impl Acceptors {
 
     /// What a replica found on its disk after a crash, from the first record on: all that was durable, and perhaps what
     /// was written last and not known to be.
-    pub(crate) fn recovered(&mut self, replica: ReplicaId, records: &[Record]) -> Verdict {
+    ///
+    /// Slots up to `older` may be gone: the older snapshot has them.
+    pub(crate) fn recovered(&mut self, replica: ReplicaId, records: &[Record], older: Slot) -> Verdict {
         let mut found = Disk::default();
         records.iter().try_for_each(|record| found.take(replica, record))?;
         let disk = self.disk(replica);
@@ -74,7 +76,7 @@ impl Acceptors {
             );
             return violation(Checker::Recovery, what);
         }
-        let missing = disk.accepted.iter().find(|(slot, ballot)| found.accepted.get(slot) < Some(*ballot));
+        let missing = disk.accepted.range(older.next()..).find(|(slot, ballot)| found.accepted.get(slot) < Some(*ballot));
         if let Some((slot, ballot)) = missing {
             let what = format!("replica {replica} misses slot {slot}, accepted under {ballot}, which was durable");
             return violation(Checker::Recovery, what);

@@ -11,6 +11,7 @@ use fastrand::Rng;
 use synod_paxos::ReplicaId;
 use synod_wal::{Flush, SegmentId, Storage};
 
+use super::snapshots::Databases;
 use super::swarm::Tearing;
 
 const SECTOR_BYTES: usize = 512;
@@ -36,12 +37,22 @@ pub(crate) struct Disk {
     cached: Vec<Cached>,
     /// Where the last synced flush is.
     last: Option<(SegmentId, usize, usize)>,
+    pub(crate) databases: Databases,
 }
 
 impl Disk {
     pub(crate) fn new(owner: ReplicaId, segment_bytes: u64) -> Disk {
         let (segments, under_way) = (BTreeMap::new(), VecDeque::new());
-        Disk { owner: Some(owner), segment_bytes, segments, under_way, written: false, cached: Vec::new(), last: None }
+        Disk {
+            owner: Some(owner),
+            segment_bytes,
+            segments,
+            under_way,
+            written: false,
+            cached: Vec::new(),
+            last: None,
+            databases: Databases::default(),
+        }
     }
 
     pub(crate) fn owner(&self) -> Option<ReplicaId> {
@@ -53,6 +64,7 @@ impl Disk {
         self.owner = None;
         self.segments.clear();
         self.cached.clear();
+        self.databases = Databases::default();
     }
 
     /// A segment of zeros, durable at once.

@@ -190,6 +190,7 @@ impl World {
         if power {
             node.clock.reboot(self.now, random.u64(..10 * SECOND));
         }
+        node.writing.clear();
         if let Some(segment) = node.preparing.take()
             && random.bool()
             && !node.disk.has_segment(segment)

@@ -1,17 +1,17 @@
 //! One simulated replica: the real engine, on a simulated disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use fastrand::Rng;
 use synod_api::{Command, Operation, Sequence, SessionId};
 use synod_cell::Cell;
-use synod_node::codec;
+use synod_node::codec::{self, SnapshotMessage};
 use synod_node::engine::{Caller, Engine, LogRead, Outlet, Start};
 use synod_node::start::Replay;
 use synod_paxos::{
     Ballot, Configuration, Configurations, HardState, Incarnation, Instant, Message, Record, Recovered, ReplicaId,
-    Settings, Slot, StateMachine,
+    Settings, Slot, SnapshotHandle, StateMachine,
 };
 use synod_wal::frame::{FRAME_HEADER_BYTES, FrameHeader};
 use synod_wal::record::RECORD_HEADER_BYTES;
@@ -23,6 +23,7 @@ use super::operators::Wish;
 use super::operators::may_start;
 use super::oracle::{Asked, Oracle};
 use super::planted::Bug;
+use super::snapshots::{DatabaseWish, Writing};
 use super::swarm::{Swarm, Tearing};
 use super::verdict::{Checker, Verdict, Violation, violation};
 
@@ -44,6 +45,9 @@ pub(crate) enum Input {
     Flushed(Flush),
     SegmentReady(SegmentId),
     LogRead(LogRead),
+    SnapshotKept(bool),
+    DatabaseMade,
+    IncomingKept(bool),
     /// An operator's.
     Wish(Wish),
 }
@@ -56,6 +60,8 @@ pub(crate) struct Wishes {
     pub(crate) answers: Vec<(Caller, Vec<u8>)>,
     pub(crate) flush: Option<Flush>,
     pub(crate) reads: Vec<LogRead>,
+    pub(crate) snapshot_sends: Vec<(ReplicaId, SnapshotMessage)>,
+    pub(crate) databases: Vec<DatabaseWish>,
 }
 
 impl Outlet for Wishes {
@@ -78,6 +84,30 @@ impl Outlet for Wishes {
 
     fn read_log(&mut self, read: LogRead) {
         self.reads.push(read);
+    }
+
+    fn send_snapshot(&mut self, to: ReplicaId, message: SnapshotMessage) {
+        self.snapshot_sends.push((to, message));
+    }
+
+    fn keep_snapshot(&mut self, handle: &SnapshotHandle, cell: &mut Cell) {
+        self.databases.push(DatabaseWish::Keep(handle.clone(), cell.store().freeze()));
+    }
+
+    fn make_database(&mut self) {
+        self.databases.push(DatabaseWish::Make);
+    }
+
+    fn keep_incoming(&mut self, handle: &SnapshotHandle, cell: &mut Cell) {
+        self.databases.push(DatabaseWish::KeepIncoming(handle.clone(), cell.store().freeze()));
+    }
+
+    fn replace_database(&mut self) {
+        self.databases.push(DatabaseWish::Replace);
+    }
+
+    fn drop_database(&mut self) {
+        self.databases.push(DatabaseWish::Drop);
     }
 
     /// Everybody here is reached by number.
@@ -142,6 +172,8 @@ pub(crate) struct Node {
     /// By fault: how many times as long the disk takes.
     pub(crate) slow: BTreeMap<usize, u64>,
     pub(crate) preparing: Option<SegmentId>,
+    /// Snapshots that are being written out, one after the other.
+    pub(crate) writing: VecDeque<Writing>,
     /// It crashes in the middle of its next flush.
     pub(crate) doomed: Option<Crash>,
     /// Questions that were put to this life of it, by connection and request.
@@ -185,6 +217,7 @@ impl Node {
             stalled_until: 0,
             slow: BTreeMap::new(),
             preparing: None,
+            writing: VecDeque::new(),
             doomed: None,
             asked: BTreeMap::new(),
             applied: Slot::NONE,
@@ -228,7 +261,9 @@ impl Node {
         oracle: Option<&mut Oracle>,
     ) -> Result<Started, Violation> {
         let (start, seed) = seeds;
-        let mut replay = Replay::new();
+        let (handle, cell) = self.disk.databases.open().unzip();
+        let snapshot = handle.as_ref().map_or(Slot::NONE, |handle| handle.slot);
+        let mut replay = Replay::new(handle, cell.unwrap_or_default());
         let mut found = Vec::new();
         let mut on_record = |record: synod_wal::RecordRef<'_>| {
             replay.take_raw(&record);
@@ -270,7 +305,7 @@ impl Node {
             _ => {}
         }
         if let Some(oracle) = oracle {
-            oracle.recovered(self.id, found)?;
+            oracle.recovered(self.id, found, self.disk.databases.older())?;
             self.check_recovered(&protocol, &cell, oracle)?;
         }
         let mut settings = Settings::new(self.id, incarnation, seed);
@@ -288,6 +323,11 @@ impl Node {
             cell,
             client_addresses,
             gather_time_max: swarm.gather_max,
+            recent_bytes_max: swarm.recent_bytes_max,
+            snapshot,
+            snapshot_log_bytes: swarm.snapshot_log_bytes,
+            log_bytes_since_snapshot: 0,
+            chunk_bytes: swarm.chunk_bytes,
         };
         self.engine = Some(Box::new(Engine::new(start, Instant(self.clock.at(now)))));
         self.life += 1;

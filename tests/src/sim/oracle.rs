@@ -159,8 +159,10 @@ impl Oracle {
     }
 
     /// What a replica found on its disk after a crash: all that was durable, at the least.
-    pub(crate) fn recovered(&mut self, replica: ReplicaId, records: Vec<Record>) -> Verdict {
-        self.acceptors.recovered(replica, &records)?;
+    ///
+    /// `older`: all up to here is in the older of the snapshots that it has, and may be gone from the log.
+    pub(crate) fn recovered(&mut self, replica: ReplicaId, records: Vec<Record>, older: Slot) -> Verdict {
+        self.acceptors.recovered(replica, &records, older)?;
         records.into_iter().try_for_each(|record| self.on_disk(replica, record))
     }
 

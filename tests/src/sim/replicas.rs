@@ -6,10 +6,11 @@ use bytes::Bytes;
 use synod_api::{FrameKind, limits};
 use synod_net::FrameId;
 use synod_net::frame::append_frame;
-use synod_node::codec::{self, EncodedMessage};
+use synod_node::codec::{self, EncodedMessage, PeerMessage};
 use synod_node::engine::{Caller, Engine, LogRead};
-use synod_paxos::{Instant, Message, Role};
+use synod_paxos::{Instant, Message, ReplicaId, Role};
 use synod_ring::AlignedBuffer;
+use synod_store::Store;
 use synod_wal::{Flush, SegmentId};
 
 use super::faults::Kind;
@@ -140,9 +141,12 @@ impl World {
         for input in std::mem::replace(&mut node.inbox, rest) {
             match input {
                 Input::Message { from, kind, bytes } => {
-                    let message = codec::decode_message(kind, bytes).expect("what was encoded can be decoded");
+                    let message = codec::decode_peer_message(kind, bytes).expect("what was encoded can be decoded");
                     self.trace.say(self.now, || format!("{} <- {from}: {message:?}", index + 1));
-                    engine.message(now, from, message, &mut wishes);
+                    match message {
+                        PeerMessage::Protocol(message) => engine.message(now, from, message, &mut wishes),
+                        PeerMessage::Snapshot(message) => engine.snapshot_message(now, from, message, &mut wishes),
+                    }
                 }
                 Input::Client { connection, bytes } => {
                     self.commands(now, index, connection, &bytes, engine, &mut wishes);
@@ -156,6 +160,9 @@ impl World {
                     self.nodes[index].preparing = None;
                     engine.segment_ready(segment);
                 }
+                Input::SnapshotKept(kept) => engine.snapshot_kept(kept),
+                Input::DatabaseMade => engine.database_made(now, Some(Store::new()), &mut wishes),
+                Input::IncomingKept(kept) => engine.incoming_kept(now, kept, &mut wishes),
                 Input::LogRead(read) => {
                     let bytes = self.nodes[index].disk.bytes(read.segment, read.offset, read.length).to_vec();
                     engine.log_read(read, Ok(&bytes), &mut wishes);
@@ -240,23 +247,18 @@ impl World {
             if let Some(bug) = self.options.bug {
                 sabotage::message(bug, &mut message, &mut self.random.bug);
             }
-            let EncodedMessage { kind, mut head, body } = codec::encode_message(&message);
-            head.extend_from_slice(&body);
-            let bytes = head.freeze();
-            assert!(bytes.len() <= codec::peer_payload_bytes_max(self.swarm.horizon, limits::BATCH_BYTES_MAX));
-            let to = usize::from(to.0) - 1;
-            let fate = self.network.send(self.now, index, to, &self.swarm, is_rare(&message), &mut self.random.network);
-            self.counts.messages += 1;
-            self.counts.messages_lost += u64::from(fate.lost);
-            self.counts.messages_doubled += u64::from(fate.duplicated);
-            for at in fate.arrivals {
-                self.schedule(at, Event::Message { from: index, to, kind, bytes: bytes.clone() });
-                if self.has(Bug::P6CountsAVoteTwice) && matches!(message, Message::Acknowledge { .. }) {
-                    let other = (0..self.nodes.len()).find(|other| *other != index && *other != to);
-                    let from = other.expect("a cell has three replicas");
-                    self.schedule(at, Event::Message { from, to, kind, bytes: bytes.clone() });
-                }
+            self.send_message(index, to, codec::encode_message(&message), is_rare(&message));
+            if self.has(Bug::P6CountsAVoteTwice) && matches!(message, Message::Acknowledge { .. }) {
+                let other = (0..self.nodes.len()).find(|other| *other != index && *other + 1 != usize::from(to.0));
+                let from = other.expect("a cell has three replicas");
+                self.send_message(from, to, codec::encode_message(&message), false);
             }
+        }
+        for (to, message) in wishes.snapshot_sends.drain(..) {
+            self.send_snapshot(index, to, &message);
+        }
+        for wish in wishes.databases.drain(..) {
+            self.grant_database_wish(index, wish);
         }
         for (caller, answer) in wishes.answers.drain(..) {
             let asked = self.nodes[index].asked.remove(&(caller.connection, caller.request));
@@ -278,6 +280,22 @@ impl World {
             self.schedule_in(delay, Event::LogRead { node: index, life, read });
         }
         Ok(())
+    }
+
+    /// A message leaves for another replica.
+    pub(crate) fn send_message(&mut self, index: usize, to: ReplicaId, encoded: EncodedMessage, is_rare: bool) {
+        let EncodedMessage { kind, mut head, body } = encoded;
+        head.extend_from_slice(&body);
+        let bytes = head.freeze();
+        assert!(bytes.len() <= codec::peer_payload_bytes_max(self.swarm.horizon, limits::BATCH_BYTES_MAX));
+        let to = usize::from(to.0) - 1;
+        let fate = self.network.send(self.now, index, to, &self.swarm, is_rare, &mut self.random.network);
+        self.counts.messages += 1;
+        self.counts.messages_lost += u64::from(fate.lost);
+        self.counts.messages_doubled += u64::from(fate.duplicated);
+        for at in fate.arrivals {
+            self.schedule(at, Event::Message { from: index, to, kind, bytes: bytes.clone() });
+        }
     }
 
     /// A replica asks for promises, or begins to hand over: it may be stopped with that.
@@ -324,7 +342,7 @@ impl World {
     }
 
     /// Whether the disk stands still: then the event comes when it no longer does.
-    fn is_stalled(&mut self, index: usize, again: impl FnOnce() -> Event) -> bool {
+    pub(crate) fn is_stalled(&mut self, index: usize, again: impl FnOnce() -> Event) -> bool {
         let until = self.nodes[index].stalled_until;
         if until > self.now {
             self.schedule(until, again());

@@ -65,6 +65,14 @@ pub(crate) struct Swarm {
     pub(crate) frame_bytes_max: usize,
     /// The most that a log may have; `None`: more than it ever needs.
     pub(crate) segments_max: Option<u64>,
+    /// What is kept in memory for those that lag a little.
+    pub(crate) recent_bytes_max: usize,
+    /// A snapshot is due after so much log.
+    pub(crate) snapshot_log_bytes: u64,
+    /// How long it takes to write it out.
+    pub(crate) snapshot_mean: u64,
+    /// How much of one a message carries.
+    pub(crate) chunk_bytes: usize,
     /// How long a turn of the hot core takes: what comes meanwhile is one batch.
     pub(crate) turn_mean: u64,
 
@@ -147,6 +155,13 @@ impl Swarm {
             segment_bytes: segment_blocks * 4096,
             frame_bytes_max: frame_blocks as usize * 4096,
             segments_max: None,
+            recent_bytes_max: scale(random, 1_000, 16_000_000) as usize,
+            snapshot_log_bytes: match random.u8(..5) {
+                0 => u64::MAX / 2,
+                _ => segment_blocks * 4096 * scale(random, 1, 100),
+            },
+            snapshot_mean: scale(random, MILLISECOND, 2 * SECOND),
+            chunk_bytes: scale(random, 100, 100_000) as usize,
             turn_mean: scale(random, MICROSECOND, 200 * MICROSECOND),
             gather_max: Duration::from_nanos(if random.bool() {
                 scale(random, MICROSECOND, 5 * MILLISECOND)

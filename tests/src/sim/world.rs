@@ -35,6 +35,7 @@ pub(crate) enum Event {
     Synced { node: usize, life: u64 },
     SegmentReady { node: usize, life: u64, segment: SegmentId },
     LogRead { node: usize, life: u64, read: LogRead },
+    Kept { node: usize, life: u64 },
     Start { node: usize },
     Dialed { connection: usize },
     Accepted { connection: usize },
@@ -75,6 +76,7 @@ impl Event {
             Event::FaultEnds { number } => [18, n(number), 0, 0],
             Event::FaultsStop => [20, 0, 0, 0],
             Event::LookAround => [21, 0, 0, 0],
+            Event::Kept { node, life } => [22, n(node), *life, 0],
         }
     }
 }
@@ -263,6 +265,7 @@ impl World {
             Event::Synced { node, life } => return self.synced(node, life),
             Event::SegmentReady { node, life, segment } => self.segment_ready(node, life, segment),
             Event::LogRead { node, life, read } => self.log_read(node, life, read),
+            Event::Kept { node, life } => self.kept(node, life),
             Event::Start { node } => return self.start(node),
             Event::Dialed { connection } => self.dialed(connection),
             Event::Accepted { connection } => return self.accepted(connection),

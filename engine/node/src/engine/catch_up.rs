@@ -8,7 +8,7 @@
 //! While it lasts the laggard goes on as it was: it votes, and takes from others' logs what it can use.
 
 use super::*;
-use crate::codec::{CHUNK_BYTES, SnapshotMessage};
+use crate::codec::SnapshotMessage;
 use synod_paxos::SnapshotHandle;
 use synod_store::{ReadView, Store};
 
@@ -52,13 +52,17 @@ enum Stage {
 }
 
 /// Both sides of it.
-#[derive(Default)]
 pub(super) struct CatchUp {
+    chunk_bytes: usize,
     handout: Option<Handout>,
     incoming: Option<Incoming>,
 }
 
 impl CatchUp {
+    pub(super) fn new(chunk_bytes: usize) -> Self {
+        Self { chunk_bytes, handout: None, incoming: None }
+    }
+
     /// Whether another database is about to take the place of this one.
     pub(super) fn is_keeping(&self) -> bool {
         self.incoming.as_ref().is_some_and(|incoming| matches!(incoming.stage, Stage::Keeping(_)))
@@ -118,10 +122,11 @@ impl Engine {
 
     fn chunk(&mut self, now: Instant, slot: Slot, from: Option<Bytes>) -> SnapshotMessage {
         self.catch_up.pinned(now);
+        let chunk_bytes = self.catch_up.chunk_bytes;
         match self.catch_up.handout.as_mut().filter(|handout| handout.handle.slot == slot) {
             Some(handout) => {
                 handout.asked = now;
-                let chunk = handout.view.export(from.as_deref(), CHUNK_BYTES);
+                let chunk = handout.view.export(from.as_deref(), chunk_bytes);
                 self.counters.chunks_sent += 1;
                 SnapshotMessage::Chunk { slot, from, next: chunk.next.map(Bytes::from), rows: chunk.bytes.into() }
             }
@@ -209,7 +214,7 @@ impl Engine {
         outlet.replace_database();
         self.cell = *cell;
         self.catch_up.handout = None;
-        self.recent = Recent::after(handle.slot);
+        self.recent.restart(handle.slot);
         self.log.forget_below(synod_wal::Slot(handle.slot.next().0));
         self.snapshot_installed(handle.slot);
         self.counters.snapshots_installed += 1;

@@ -23,8 +23,9 @@ pub struct LogRead {
 const LOG_READ_BYTES_MAX: u64 = 2 << 20;
 /// One message of entries carries about this much, in bytes (and at least one batch).
 const ENTRIES_BYTES_MAX: usize = 1 << 20;
-/// Applied batches that are kept in memory for replicas that lag a little: bytes, and how many.
-const RECENT_BYTES_MAX: usize = 16 << 20;
+/// Applied batches that are kept in memory for replicas that lag a little: how many bytes.
+pub const RECENT_BYTES_MAX: usize = 16 << 20;
+/// And how many batches.
 const RECENT_BATCHES_MAX: usize = 16 << 10;
 
 impl Engine {
@@ -142,18 +143,24 @@ pub(super) struct Recent {
     first: Slot,
     batches: VecDeque<Batch>,
     bytes: usize,
+    bytes_max: usize,
 }
 
 impl Recent {
-    pub(super) fn after(chosen: Slot) -> Self {
-        Self { first: chosen.next(), batches: VecDeque::new(), bytes: 0 }
+    pub(super) fn new(chosen: Slot, bytes_max: usize) -> Self {
+        Self { first: chosen.next(), batches: VecDeque::new(), bytes: 0, bytes_max }
+    }
+
+    /// Nothing is kept any more; what comes next follows this slot.
+    pub(super) fn restart(&mut self, chosen: Slot) {
+        *self = Self::new(chosen, self.bytes_max);
     }
 
     pub(super) fn push(&mut self, slot: Slot, batch: Batch) {
         assert_eq!(slot.0, self.first.0 + self.batches.len() as u64, "slots are applied in order, each once");
         self.bytes += batch.len();
         self.batches.push_back(batch);
-        while self.bytes > RECENT_BYTES_MAX || self.batches.len() > RECENT_BATCHES_MAX {
+        while self.bytes > self.bytes_max || self.batches.len() > RECENT_BATCHES_MAX {
             let dropped = self.batches.pop_front().expect("there is one while a bound is exceeded");
             self.bytes -= dropped.len();
             self.first = self.first.next();
