@@ -213,9 +213,12 @@ impl Acceptor {
         self.accepted.remove(&slot);
     }
 
-    /// All up to here is chosen, and in a snapshot.
-    pub(crate) fn forget_upto(&mut self, slot: Slot) {
+    /// All up to here is chosen, and in a snapshot. What its maker had promised is not ours: the own promise stays (P2).
+    pub(crate) fn forget_upto(&mut self, slot: Slot, promised_there: Ballot) {
         self.accepted = self.accepted.split_off(&slot.next());
+        if crate::planted!(P2InstallForgetsPromise) {
+            self.promised = promised_there;
+        }
     }
 
     /// An answer rather than silence: the older coordinator learns at once that it lost.

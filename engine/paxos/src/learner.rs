@@ -178,13 +178,13 @@ fn take(entries: Entries, world: &mut World<'_>) {
 /// Goes on from the snapshot's slot. The hard state, which the members' part of it makes durable, tells recovery that the log
 /// holds nothing below; should it be lost, the snapshot tells it.
 fn install(handle: SnapshotHandle, world: &mut World<'_>) {
-    let SnapshotHandle { slot, ballot: _, configurations } = handle;
+    let SnapshotHandle { slot, ballot, configurations } = handle;
     let learner = &mut world.core.learner;
     assert!(slot > learner.chosen, "a snapshot is installed only where it brings something");
     learner.chosen = slot;
     learner.cut = slot;
     learner.early = learner.early.split_off(&slot.next());
-    world.core.acceptor.forget_upto(slot);
+    world.core.acceptor.forget_upto(slot, ballot);
     membership::install(configurations, world);
     advance(world);
 }

@@ -167,7 +167,9 @@ fn brings_a_change(installed: &Configurations, _: &World<'_>) -> bool {
 /// What was in force before is not known: whoever installs does not lead, and only a master asks for it.
 fn adopt(installed: Configurations, world: &mut World<'_>) {
     world.core.membership.previous = None;
-    world.core.membership.configurations = installed;
+    if !crate::planted!(P6InstallKeepsMembers) {
+        world.core.membership.configurations = installed;
+    }
     reconfigured(world);
 }
 

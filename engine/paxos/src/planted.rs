@@ -43,6 +43,7 @@ bugs! {
     P1ReusesBallot: "a restarted replica campaigns under its ballot from before the restart",
     P1ProposesBeforeOwnPromise: "the propose leaves before the candidate's own promise is durable",
     P2ForgetsPromise: "a promise is told and never persisted",
+    P2InstallForgetsPromise: "an installed snapshot brings its maker's promise instead of the own one",
     P3LeadsBehind: "a candidate leads without what its quorum knows to be chosen",
     P3AdoptsNothing: "a candidate ignores what the promises report",
     P3AdoptsLatestReport: "a candidate adopts the last report instead of the highest ballot's",
@@ -51,6 +52,7 @@ bugs! {
     P6GovernsAtOnce: "a change of the members governs from the next slot on, not a horizon later",
     P6MinorityDecides: "half of the voters choose a slot",
     P6CountsLearners: "a learner's acknowledgement is counted",
+    P6InstallKeepsMembers: "an installed snapshot leaves the members as they were here",
     P6OldMajorityLeads: "the old members' promises are enough for the new members' slots",
     P7NeverGivesUp: "a master that reaches no majority, or whose disk is silent, stays",
     P8NoWaitAfterStart: "a replica promises right after its start, whatever it granted before",
@@ -62,6 +64,7 @@ bugs! {
     P10ForgetsResults: "a retried command is applied again",
     P15TellsBeforeDurable: "what waits for a record leaves before the record is durable",
     P16ReadsWithoutLease: "any replica answers reads from what it has applied",
+    S1CutsAtTheNewer: "the log is cut at the newer of the two snapshots that are kept",
 }
 
 #[cfg(feature = "planted")]

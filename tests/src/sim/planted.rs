@@ -77,6 +77,7 @@ bugs! {
     P15AcknowledgesBeforeDurable "P15AcknowledgesBeforeDurable" "a flush passes for durable as it begins" DurableBeforeTold,
     P16ReadsLocally "P16ReadsLocally" "any replica answers a read from its own copy" Linearizability,
     R3LostCompletion "R3LostCompletion" "a flush ends, and its completion is dropped" Liveness,
+    S2KeptBeforeDurable "S2KeptBeforeDurable" "a snapshot passes for durable as it begins" Recovery,
     RunReadsOutsideTime "RunReadsOutsideTime" "a run depends on something that its seed does not" Determinism,
 }
 
@@ -97,6 +98,9 @@ fn checker_of(bug: core::Bug) -> Checker {
         | B::P8HolderLongerThanGranters
         | B::P8CountsFromAcknowledgement => Checker::DisjointLeases,
         B::P8ReadsBeforeOwnSlot | B::P16ReadsWithoutLease => Checker::Linearizability,
+        B::P2InstallForgetsPromise => Checker::Promises,
+        B::P6InstallKeepsMembers => Checker::Agreement,
+        B::S1CutsAtTheNewer => Checker::Recovery,
         B::P9KeepsEpoch | B::P10ForgetsResults => Checker::InOrderApply,
     }
 }
@@ -131,6 +135,7 @@ impl Bug {
         match self {
             Bug::L1WrongDirectoryVotes => swarm.kinds = Some(&[Kind::Swapped, Kind::Crash]),
             Bug::P12WipedReplicaVotes => swarm.kinds = Some(&[Kind::Wiped, Kind::Crash]),
+            Bug::S2KeptBeforeDurable => swarm.keep_often(),
             Bug::L2SyncLies => swarm.kinds = Some(&[Kind::PowerCut, Kind::Loss]),
             #[cfg(feature = "planted")]
             Bug::Core(bug) => arrange_for(bug, swarm),
@@ -204,6 +209,11 @@ fn arrange_for(bug: core::Bug, swarm: &mut Swarm) {
             swarm.kinds = Some(members);
         }
         B::P1ReusesBallot | B::P2ForgetsPromise => swarm.kinds = Some(&[Kind::Crash, Kind::PowerCut, Kind::Partition]),
+        B::S1CutsAtTheNewer | B::P2InstallForgetsPromise => swarm.keep_often(),
+        B::P6InstallKeepsMembers => {
+            swarm.keep_often();
+            (swarm.replicas, swarm.machines, swarm.kinds) = (3, 5, Some(members));
+        }
         B::P7NeverGivesUp => swarm.kinds = Some(lost_masters),
         _ => {}
     }

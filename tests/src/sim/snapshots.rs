@@ -12,6 +12,7 @@ use synod_paxos::{ReplicaId, Slot, SnapshotHandle};
 use synod_store::{ReadView, Store};
 
 use super::node::Input;
+use super::planted::Bug;
 use super::swarm::around;
 use super::world::{Event, World};
 
@@ -103,6 +104,10 @@ impl World {
     }
 
     fn write_out(&mut self, index: usize, incoming: bool, kept: Kept) {
+        if !incoming && self.has(Bug::S2KeptBeforeDurable) {
+            // The engine is told at once, and not again when it is true.
+            self.input(index, Input::SnapshotKept(true));
+        }
         let node = &mut self.nodes[index];
         node.writing.push_back(Writing { incoming, kept });
         if node.writing.len() == 1 {
@@ -134,7 +139,11 @@ impl World {
                 databases.kept.pop_front();
             }
         }
-        self.input(index, if incoming { Input::IncomingKept(done) } else { Input::SnapshotKept(done) });
+        if incoming {
+            self.input(index, Input::IncomingKept(done));
+        } else if !self.has(Bug::S2KeptBeforeDurable) {
+            self.input(index, Input::SnapshotKept(done));
+        }
         if !self.nodes[index].writing.is_empty() {
             self.kept_soon(index);
         }

@@ -180,6 +180,13 @@ impl Swarm {
         swarm
     }
 
+    /// Snapshots come one after the other, whoever crashes meanwhile, and nobody remembers much beside them.
+    pub(crate) fn keep_often(&mut self) {
+        self.snapshot_log_bytes = 2 * self.segment_bytes;
+        self.recent_bytes_max = 2_000;
+        self.kinds = Some(&[Kind::Crash, Kind::PowerCut, Kind::Partition, Kind::Pause]);
+    }
+
     /// A third of the worlds have much of something that is seldom met elsewhere.
     fn specialise(&mut self, random: &mut Rng) {
         match random.u8(..100) {

@@ -102,7 +102,8 @@ impl Engine {
             return;
         }
         let pinned = self.catch_up.pinned(now).unwrap_or(Slot(u64::MAX));
-        let upto = self.snapshots.kept[0].min(pinned);
+        let older = if synod_paxos::planted!(S1CutsAtTheNewer) { 1 } else { 0 };
+        let upto = self.snapshots.kept[older].min(pinned);
         if upto > self.replica.cut() {
             self.step(now, Event::Cut { upto }, outlet);
             self.snapshots.cutting = Some((PersistId(self.log.appended().0), upto));
