@@ -370,14 +370,21 @@ impl Engine {
         self.drain_inbox(now, outlet);
     }
 
-    /// A segment that the log wanted is ready.
-    pub fn segment_ready(&mut self, segment: synod_wal::SegmentId) {
-        self.log.segment_ready(segment);
+    /// What is to be done to the log's files next, ahead of need and beside everything else.
+    pub fn log_upkeep(&self) -> Option<synod_wal::Upkeep> {
+        self.log.upkeep()
     }
 
-    /// The segment that should be made next, ahead of need.
-    pub fn wants_segment(&self) -> Option<synod_wal::SegmentId> {
-        self.log.wants_segment()
+    /// It is done, durably.
+    pub fn log_upkeep_done(&mut self, upkeep: synod_wal::Upkeep) {
+        self.log.upkeep_done(upkeep);
+    }
+
+    /// Slots below `below` are in the older of two durable, verified snapshots (rule S1; the caller answers for it): the
+    /// log may forget them. Its segments are reused once that is durable, which the next turn sees to.
+    pub fn cut_log(&mut self, below: Slot) {
+        assert!(below <= self.replica.chosen().next(), "a snapshot holds what was applied, and that was chosen");
+        self.log.cut(synod_wal::Slot(below.0));
     }
 
     /// All that arrived in this turn is in: propose what waits while the window is open, and hand the log's next frame
@@ -646,6 +653,10 @@ impl Engine {
     /// A read that the outlet was asked for has ended.
     pub fn log_read(&mut self, read: LogRead, outcome: Result<&[u8], std::io::Error>, outlet: &mut impl Outlet) {
         self.reading_for.remove(&read.to);
+        if synod_wal::Slot(read.first.0) < self.log.cut_slot() {
+            // Cut meanwhile: what was read may be of the segment's next use. Who asks again gets a snapshot.
+            return;
+        }
         let mut batches = Vec::new();
         let mut bytes_sent = 0;
         match outcome {
@@ -865,8 +876,8 @@ mod tests {
     }
 
     fn turn(engine: &mut Engine, world: &mut Bench) {
-        while let Some(segment) = engine.wants_segment() {
-            engine.segment_ready(segment);
+        while let Some(upkeep) = engine.log_upkeep() {
+            engine.log_upkeep_done(upkeep);
         }
         engine.end_turn(Instant(world.now), world);
     }
@@ -925,6 +936,31 @@ mod tests {
         let mut bytes = Vec::new();
         Command { session, sequence, unanswered_from: sequence, operation }.encode(&mut bytes);
         engine.command(Instant(world.now), Caller { connection: 1, request: sequence.0 }, &bytes, world);
+    }
+
+    /// Each time all that was applied is in two snapshots the log is cut, and so never grows beyond a few segments.
+    #[test]
+    fn a_log_that_is_cut_uses_its_segments_again() {
+        let (mut engine, mut world) = coordinating();
+        let value = vec![7; limits::VALUE_BYTES_MAX];
+        let mut held = 0;
+        for sequence in 1..=1600 {
+            command(&mut engine, &mut world, sequence, Operation::Put { key: b"large", value: &value });
+            settle(&mut engine, &mut world);
+            if sequence % 200 == 0 {
+                let chosen = engine.replica().chosen();
+                engine.cut_log(chosen);
+                engine.end_turn(Instant(world.now), &mut world);
+                assert!(finish_flush(&mut engine, &mut world), "the cut is made durable at once");
+                assert_eq!(engine.log().locate(synod_wal::Slot(chosen.0 - 1)), None);
+            }
+            let (live, spares, free) = engine.log().segment_counts();
+            held = held.max(live + spares + free);
+        }
+        let last = synod_wal::Slot(engine.replica().chosen().0);
+        let newest = engine.log().locate(last).expect("it is durable").segment;
+        assert!(newest.0 > 10 && held < 8, "{newest} segments were filled, of {held} files");
+        assert!(!engine.refuses_writes());
     }
 
     /// The gather's deadline once stood in the past while the window was closed and a full batch waited in front: the

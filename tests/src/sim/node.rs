@@ -15,7 +15,7 @@ use synod_paxos::{
 };
 use synod_wal::frame::{FRAME_HEADER_BYTES, FrameHeader};
 use synod_wal::record::RECORD_HEADER_BYTES;
-use synod_wal::{CellId, Flush, Identity, Location, Log, SegmentId, StartId, Tail, read_record};
+use synod_wal::{CellId, Flush, Identity, Location, Log, SegmentId, StartId, Tail, Upkeep, read_record};
 
 use super::clocks::Clock;
 use super::disk::Disk;
@@ -42,7 +42,7 @@ pub(crate) enum Input {
     },
     /// The flush is durable (or said to be).
     Flushed(Flush),
-    SegmentReady(SegmentId),
+    UpkeepDone(Upkeep),
     LogRead(LogRead),
     /// An operator's.
     Wish(Wish),
@@ -141,7 +141,7 @@ pub(crate) struct Node {
     pub(crate) stalled_until: u64,
     /// By fault: how many times as long the disk takes.
     pub(crate) slow: BTreeMap<usize, u64>,
-    pub(crate) preparing: Option<SegmentId>,
+    pub(crate) upkeep: Option<Upkeep>,
     /// It crashes in the middle of its next flush.
     pub(crate) doomed: Option<Crash>,
     /// Questions that were put to this life of it, by connection and request.
@@ -161,9 +161,9 @@ impl Node {
     pub(crate) fn new(id: ReplicaId, swarm: &Swarm, start: StartId, clock: Clock) -> Node {
         let mut disk = Disk::new(id, swarm.segment_bytes);
         let mut log = synod_wal::create(log_settings(swarm), identity(id, start));
-        let first = log.wants_segment().expect("an empty log wants its first segment");
-        disk.make_segment(first);
-        log.segment_ready(first);
+        let first = log.upkeep().expect("an empty log wants its first segment");
+        disk.carry_out(first);
+        log.upkeep_done(first);
         codec::append_record(&mut log, &Record::HardState(hard_state(swarm)));
         flush_all(&mut log, &mut disk);
         Node {
@@ -184,7 +184,7 @@ impl Node {
             suspended_until: 0,
             stalled_until: 0,
             slow: BTreeMap::new(),
-            preparing: None,
+            upkeep: None,
             doomed: None,
             asked: BTreeMap::new(),
             applied: Slot::NONE,
