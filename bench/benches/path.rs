@@ -47,8 +47,8 @@ fn identity() -> synod_wal::Identity {
 
 /// A log that never ends and forgets everything: every segment is ready when it is wanted.
 fn ready(log: &mut synod_wal::Log) {
-    while let Some(segment) = log.wants_segment() {
-        log.segment_ready(segment);
+    while let Some(upkeep) = log.upkeep() {
+        log.upkeep_done(upkeep);
     }
 }
 
@@ -208,8 +208,8 @@ impl Alone {
     /// Turns until nothing is under way.
     fn settle(&mut self) {
         loop {
-            while let Some(segment) = self.engine.wants_segment() {
-                self.engine.segment_ready(segment);
+            while let Some(upkeep) = self.engine.log_upkeep() {
+                self.engine.log_upkeep_done(upkeep);
             }
             self.engine.end_turn(Instant(0), &mut self.world);
             let Some(flush) = self.world.flushes.pop() else { break };

@@ -1,18 +1,21 @@
 //! Segments as files of a real directory, read and written past the page cache.
 //!
 //! A segment is made ahead of need: zeros under a temporary name, synced, then renamed, and the directory synced
-//! (rule L1). So a file under a segment's name is always whole, and a flush into it changes no file metadata. All of it
+//! (rule L1). So a file under a segment's name is always whole, and a flush into it changes no file metadata. A segment
+//! that was cut off is renamed to the next one as it is, and the directory synced. All of it
 //! blocks for as long as the disk takes: it is for a helper thread, and for the time before the node serves.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use synod_ring::AlignedBuffer;
 
 use crate::recovery::Storage;
 use crate::types::SegmentId;
+use crate::writer::Upkeep;
 
 const PREFIX: &str = "wal-";
 const SUFFIX: &str = ".log";
@@ -64,7 +67,31 @@ pub fn open_segment(directory: &Path, segment: SegmentId) -> Result<File, Direct
     open_direct(segment_path(directory, segment), OpenOptions::new().read(true).write(true))
 }
 
-/// Makes a segment of zeros, durably. Blocks; when it is done, the log may be told `segment_ready`.
+/// Does what the log wants done to its files, durably; gives the segment that is ready for flushes now. Blocks.
+pub fn carry_out(directory: &Path, upkeep: Upkeep, segment_bytes: u64) -> Result<Option<File>, DirectoryError> {
+    match upkeep {
+        Upkeep::Make(segment) => prepare_segment(directory, segment, segment_bytes)?,
+        Upkeep::Recycle { from, to } => recycle_segment(directory, from, to)?,
+        Upkeep::Remove(segment) => {
+            let path = segment_path(directory, segment);
+            fs::remove_file(&path).map_err(io_error("removing", &path))?;
+            sync_directory(directory)?;
+        }
+    }
+    upkeep.readies().map(|segment| open_segment(directory, segment)).transpose()
+}
+
+/// Gives a segment that was cut off the name of the next, durably.
+pub fn recycle_segment(directory: &Path, from: SegmentId, to: SegmentId) -> Result<(), DirectoryError> {
+    let (old, new) = (segment_path(directory, from), segment_path(directory, to));
+    if new.try_exists().map_err(io_error("looking for", &new))? {
+        return Err(io_error("recycling to", &new)(io::ErrorKind::AlreadyExists.into()));
+    }
+    fs::rename(&old, &new).map_err(io_error("renaming", &old))?;
+    sync_directory(directory)
+}
+
+/// Makes a segment of zeros, durably. Blocks.
 pub fn prepare_segment(directory: &Path, segment: SegmentId, segment_bytes: u64) -> Result<(), DirectoryError> {
     let path = segment_path(directory, segment);
     let temporary = directory.join(format!("{PREFIX}{:010}{TEMPORARY_SUFFIX}", segment.0));
@@ -93,6 +120,7 @@ pub struct DirectoryStorage {
     directory: PathBuf,
     /// The one read last; recovery goes through them one by one.
     open: Option<(SegmentId, File)>,
+    is_read_only: bool,
 }
 
 impl DirectoryStorage {
@@ -103,9 +131,16 @@ impl DirectoryStorage {
                 fs::remove_file(&path).map_err(io_error("removing", &path))?;
             }
         }
+        remove_second_names(directory)?;
         // A process may have died between renaming and syncing: what we are about to see must also be what stays.
         sync_directory(directory)?;
-        Ok(Self { directory: directory.to_owned(), open: None })
+        Ok(Self { directory: directory.to_owned(), open: None, is_read_only: false })
+    }
+
+    /// To look only: nothing is removed, and [`Storage::sync`] does nothing.
+    pub fn open_read_only(directory: &Path) -> Result<Self, DirectoryError> {
+        entries(directory)?;
+        Ok(Self { directory: directory.to_owned(), open: None, is_read_only: true })
     }
 
     fn file(&mut self, segment: SegmentId) -> Result<&File, DirectoryError> {
@@ -114,6 +149,10 @@ impl DirectoryStorage {
         }
         let (_, file) = match self.open.take() {
             Some(open) => self.open.insert(open),
+            None if self.is_read_only => {
+                let path = segment_path(&self.directory, segment);
+                self.open.insert((segment, open_direct(path, OpenOptions::new().read(true))?))
+            }
             None => self.open.insert((segment, open_segment(&self.directory, segment)?)),
         };
         Ok(file)
@@ -122,8 +161,7 @@ impl DirectoryStorage {
 
 impl Storage for DirectoryStorage {
     fn segments(&mut self) -> io::Result<Vec<SegmentId>> {
-        let number = |name: &str| name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok().map(SegmentId);
-        Ok(entries(&self.directory)?.iter().filter_map(|(_, name)| number(name)).collect())
+        Ok(entries(&self.directory)?.iter().filter_map(|(_, name)| segment_named(name)).collect())
     }
 
     fn segment_bytes(&mut self, segment: SegmentId) -> io::Result<u64> {
@@ -135,8 +173,31 @@ impl Storage for DirectoryStorage {
     }
 
     fn sync(&mut self, segment: SegmentId) -> io::Result<()> {
+        if self.is_read_only {
+            return Ok(());
+        }
         self.file(segment)?.sync_all()
     }
+}
+
+fn segment_named(name: &str) -> Option<SegmentId> {
+    name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok().map(SegmentId)
+}
+
+/// A power failure within a rename can leave both names where the file system has no journal. The file was cut off then
+/// and is in use under neither; under two it would be recycled twice, and hold two segments at once.
+fn remove_second_names(directory: &Path) -> Result<(), DirectoryError> {
+    let mut seen = BTreeMap::new();
+    let mut segments: Vec<_> =
+        entries(directory)?.into_iter().filter_map(|(path, name)| Some((segment_named(&name)?, path))).collect();
+    segments.sort_unstable();
+    for (_, path) in segments {
+        let metadata = fs::metadata(&path).map_err(io_error("looking at", &path))?;
+        if let Some(other) = seen.insert((metadata.dev(), metadata.ino()), path) {
+            fs::remove_file(&other).map_err(io_error("removing", &other))?;
+        }
+    }
+    Ok(())
 }
 
 fn open_direct(path: PathBuf, options: &mut OpenOptions) -> Result<File, DirectoryError> {

@@ -22,7 +22,7 @@ pub const FRAME_HEADER_BYTES: usize = 192;
 /// still open when the setting has been lowered.
 pub const FRAME_BYTES_LIMIT: usize = 16 << 20;
 
-/// The generation of every segment until segments are recycled.
+/// The generation of a segment whose file was made of zeros. Every reuse of the file counts one up.
 pub const GENERATION_FIRST: Generation = Generation(1);
 
 /// Flag: an empty frame, written so that damage to the one before it can be told from a torn tail (rule L4).
@@ -53,8 +53,8 @@ const _: () = assert!(FRAME_BYTES_LIMIT < u32::MAX as usize); // lengths are 32 
 /// | 40  | 8     | incarnation          | (told to whoever opens the log: the highest one seen)                       |
 /// | 48  | 8     | start                | which life of the process wrote it                                          |
 /// | 56  | 8     | origin               | a segment of another log of this replica; a client's bytes posing as a frame |
-/// | 64  | 8     | segment              | a file under a wrong name                                                   |
-/// | 72  | 8     | generation           | a stale frame from the segment's earlier life                               |
+/// | 64  | 8     | segment              | a file under a wrong name; a stale frame from the file's earlier life       |
+/// | 72  | 8     | generation           | whether older frames may lie behind the last: above 1 the file was recycled |
 /// | 80  | 8     | offset               | a write that went to the wrong place                                        |
 /// | 88  | 8     | number               | a frame missing or repeated                                                 |
 /// | 96  | 8     | durable              | the last frame known synced when this was written: a torn tail or damage    |
@@ -66,7 +66,9 @@ const _: () = assert!(FRAME_BYTES_LIMIT < u32::MAX as usize); // lengths are 32 
 /// | 128 | 8     | previous: last slot  |                                                                             |
 /// | 136 | 16    | previous: ballot     |                                                                             |
 /// | 152 | 16    | previous: promised   |                                                                             |
-/// | 168 | 20    | zeros                |                                                                             |
+/// | 168 | 8     | cut                  | a snapshot that does not reach up to the log                                |
+/// | 176 | 8     | begin: frame         | zeros until the log is cut; then its first frame, which nothing before      |
+/// | 184 | 4     | begin: segment       | it is needed for: a segment missing that was not cut off                    |
 /// | 188 | 4     | crc32c of all above  | a torn write, rot; as the frame's checksum it is what the next frame repeats |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameHeader {
@@ -100,6 +102,24 @@ pub struct FrameHeader {
     pub payload_crc: u32,
     /// The frame before.
     pub previous: Link,
+    /// Slots below are in durable snapshots.
+    pub cut: Slot,
+    /// Where the log began when this was written: nothing before is needed any more.
+    pub begin: Begin,
+}
+
+/// Where a log begins. Segment ids and frame numbers are never used again, so what lies before was cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Begin {
+    /// The first segment that is needed.
+    pub segment: SegmentId,
+    /// The frame that opens it.
+    pub frame: FrameNumber,
+}
+
+impl Begin {
+    /// The beginning of a log that was never cut.
+    pub const UNCUT: Self = Self { segment: SegmentId(1), frame: FrameNumber(1) };
 }
 
 /// What a frame repeats of the frame before it; all zeros in the first.
@@ -185,8 +205,12 @@ impl FrameHeader {
         put.bytes(&self.previous.summary.last_slot.0.to_le_bytes());
         put.bytes(&self.previous.summary.ballot.0.to_le_bytes());
         put.bytes(&self.previous.summary.promised.0.to_le_bytes());
-        let end = put.at;
-        bytes[end..CHECKSUM_AT].fill(0);
+        let (frame, segment) =
+            if self.begin == Begin::UNCUT { (0, 0) } else { (self.begin.frame.0, self.begin.segment.0) };
+        put.bytes(&self.cut.0.to_le_bytes());
+        put.bytes(&frame.to_le_bytes());
+        put.bytes(&u32::try_from(segment).expect("fewer than 2^32 segments in a log's life").to_le_bytes());
+        assert_eq!(put.at, CHECKSUM_AT);
         let checksum = crc32c::crc32c(&bytes[..CHECKSUM_AT]);
         bytes[CHECKSUM_AT..].copy_from_slice(&checksum.to_le_bytes());
         checksum
@@ -233,6 +257,12 @@ impl FrameHeader {
                     ballot: Ballot(u128::from_le_bytes(take.bytes())),
                     promised: Ballot(u128::from_le_bytes(take.bytes())),
                 },
+            },
+            cut: Slot(u64::from_le_bytes(take.bytes())),
+            begin: {
+                let frame = FrameNumber(u64::from_le_bytes(take.bytes()));
+                let segment = SegmentId(u64::from(u32::from_le_bytes(take.bytes())));
+                if segment == SegmentId(0) { Begin::UNCUT } else { Begin { segment, frame } }
             },
         };
         Ok((header, checksum))
@@ -298,6 +328,8 @@ mod tests {
             payload_bytes: 12_000,
             payload_crc: 13,
             previous: Link { checksum: 14, summary },
+            cut: Slot(15),
+            begin: Begin { segment: SegmentId(4), frame: FrameNumber(7) },
         }
     }
 
@@ -306,6 +338,9 @@ mod tests {
         let mut block = [0xff; BLOCK_BYTES];
         let checksum = header().encode(&mut block);
         assert_eq!(FrameHeader::decode(&block), Ok((header(), checksum)));
+        let uncut = FrameHeader { begin: Begin::UNCUT, ..header() };
+        let checksum = uncut.encode(&mut block);
+        assert_eq!(FrameHeader::decode(&block), Ok((uncut, checksum)));
         assert_eq!(header().frame_bytes(), 3 * BLOCK_BYTES);
     }
 

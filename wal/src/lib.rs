@@ -21,9 +21,9 @@ mod types;
 mod writer;
 
 pub use record::{Location, RecordDamage, RecordKind, RecordRef, read_record};
-pub use recovery::{OpenError, Recovered, Storage, Tail, recover};
+pub use recovery::{OpenError, Recovered, Storage, Tail, Visitor, inspect, recover};
 pub use settings::{HARD_STATE_BYTES_MAX, OPENING_BYTES_MAX, RESERVE_SEGMENTS, Settings, SettingsError};
 pub use types::{
     Ballot, CellId, FrameNumber, Generation, Identity, Incarnation, RecordNumber, ReplicaId, SegmentId, Slot, StartId,
 };
-pub use writer::{Flush, Log, SPARE_SEGMENTS, create};
+pub use writer::{FREE_SEGMENTS_MAX, Flush, Log, SPARE_SEGMENTS, Upkeep, create};

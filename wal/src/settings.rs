@@ -91,7 +91,7 @@ impl Settings {
         (self.frame_bytes_max - FRAME_HEADER_BYTES - RECORD_HEADER_BYTES) / RECORD_ALIGN * RECORD_ALIGN
     }
 
-    /// How many segments there may ever be, the reserve included.
+    /// How many segments there may be at a time, the reserve included.
     pub(crate) fn segments_max(&self) -> u64 {
         self.log_bytes_max / self.segment_bytes
     }

@@ -46,11 +46,12 @@ number!(
     Ballot(u128)
 );
 number!(
-    /// One segment file, from 1, dense. The order of the ids is the order of the log.
+    /// One segment, from 1, dense. The order of the ids is the order of the log. A file that is used again gets the next
+    /// id, so an id is never used twice.
     SegmentId(u64)
 );
 number!(
-    /// How often a segment's blocks have been put to use, from 1. Until segments are recycled it stays there.
+    /// How often a segment's file has been put to use, from 1: above that its blocks may hold frames of earlier uses.
     Generation(u64)
 );
 number!(
@@ -64,6 +65,13 @@ number!(
 
 impl SegmentId {
     /// The segment after this one.
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl Generation {
+    /// The generation after this one.
     pub fn next(self) -> Self {
         Self(self.0 + 1)
     }

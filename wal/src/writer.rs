@@ -10,6 +10,8 @@
 //!   - a frame is written right behind the last one, or at the start of the next segment: never onto blocks that hold
 //!     a sound frame (rule L1);
 //!   - every segment begins with a frame that repeats the hard state as of all frames before (rule P2);
+//!   - a segment is free for reuse when all its slots are below the cut, a later one has begun, and a frame that names
+//!     the log's new beginning, and so follows that one's opening, is durable (rules P2, L1);
 //!   - `durable <= sealed <= appended`.
 
 use std::collections::VecDeque;
@@ -17,15 +19,19 @@ use std::ops::Range;
 
 use synod_ring::{AlignedBuffer, BLOCK_BYTES};
 
-use crate::frame::{FLAG_MARK, FLAG_OPENING, FRAME_HEADER_BYTES, FrameHeader, GENERATION_FIRST, Link, Summary};
+use crate::frame::{Begin, FLAG_MARK, FLAG_OPENING, FRAME_HEADER_BYTES, FrameHeader, GENERATION_FIRST, Link, Summary};
 use crate::index::SlotIndex;
 use crate::record::{self, Location, RecordKind};
 use crate::settings::{HARD_STATE_BYTES_MAX, OPENING_BYTES_MAX, RESERVE_SEGMENTS, Settings};
-use crate::types::{Ballot, FrameNumber, Identity, Incarnation, RecordNumber, SegmentId, Slot, StartId};
+use crate::types::{Ballot, FrameNumber, Generation, Identity, Incarnation, RecordNumber, SegmentId, Slot, StartId};
 
 /// How many segments are kept ready beyond the one in use. One would do, were it not for a disk that stalls while the
 /// next is being made.
 pub const SPARE_SEGMENTS: u64 = 2;
+
+/// How many free segments are kept for reuse beyond those made ready; more are removed. After each snapshot as many are
+/// free as were filled since the last, and will be filled until the next: removed, they would have to be zeroed again.
+pub const FREE_SEGMENTS_MAX: usize = 8;
 
 /// How many frame buffers are kept for reuse: one in flight, one filling, and some for a backlog. More are made when a
 /// backlog needs them, and given back after it.
@@ -44,14 +50,41 @@ pub struct Flush {
     pub length: usize,
 }
 
+/// One change of the log's files, for the caller to carry out beside the log's flushes: the log knows no files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upkeep {
+    /// Make a segment of zeros. It must be durable, its name too.
+    Make(SegmentId),
+    /// Give the file of a segment that was cut off the name of the next one, durably. Its old contents stay: recovery
+    /// tells them by their segment and number.
+    Recycle {
+        /// What it was.
+        from: SegmentId,
+        /// What it becomes.
+        to: SegmentId,
+    },
+    /// Remove the file of a segment that was cut off.
+    Remove(SegmentId),
+}
+
+impl Upkeep {
+    /// The segment that is ready for flushes once this is done.
+    pub fn readies(self) -> Option<SegmentId> {
+        match self {
+            Self::Make(segment) | Self::Recycle { to: segment, .. } => Some(segment),
+            Self::Remove(_) => None,
+        }
+    }
+}
+
 /// The log's writer. The module's page tells how it works.
 pub struct Log {
     settings: Settings,
     identity: Identity,
     origin: StartId,
     place: Place,
-    /// Segments up to this one exist; those after `place.segment` are blank.
-    ready: SegmentId,
+    segments: Segments,
+    cut: Slot,
     queue: VecDeque<Filling>,
     in_flight: Option<InFlight>,
     pool: Vec<AlignedBuffer>,
@@ -76,13 +109,49 @@ pub(crate) struct Place {
     pub(crate) last: FrameNumber,
     pub(crate) last_flags: u16,
     pub(crate) link: Link,
+    /// Of the segment.
+    pub(crate) generation: Generation,
+    /// What the last frame says of it.
+    pub(crate) begin: Begin,
+    /// What the last frame says of it.
+    pub(crate) cut: Slot,
+}
+
+/// The segments there are, by what they are for.
+#[derive(Default)]
+pub(crate) struct Segments {
+    /// From the log's durable beginning up to the one in use: what recovery would read.
+    pub(crate) live: VecDeque<Live>,
+    /// Made ready, to be used after the last of `live`.
+    pub(crate) spares: VecDeque<Generation>,
+    /// Cut off, to be reused, oldest first.
+    pub(crate) free: VecDeque<(SegmentId, Generation)>,
+}
+
+/// A segment that holds frames.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Live {
+    pub(crate) segment: SegmentId,
+    pub(crate) generation: Generation,
+    /// The frame that opens it.
+    pub(crate) opening: FrameNumber,
+    /// The highest slot of its records.
+    pub(crate) last_slot: Slot,
 }
 
 impl Place {
     /// The place before the first frame of an empty log.
     pub(crate) fn empty(settings: &Settings) -> Self {
-        let link = Link::default();
-        Self { segment: SegmentId(0), offset: settings.segment_bytes, last: FrameNumber(0), last_flags: 0, link }
+        Self {
+            segment: SegmentId(0),
+            offset: settings.segment_bytes,
+            last: FrameNumber(0),
+            last_flags: 0,
+            link: Link::default(),
+            generation: GENERATION_FIRST,
+            begin: Begin::UNCUT,
+            cut: Slot(0),
+        }
     }
 }
 
@@ -112,6 +181,7 @@ struct InFlight {
     offset: u64,
     used: usize,
     number: FrameNumber,
+    begin: Begin,
     upto: RecordNumber,
     /// To see that it is this very buffer that comes back: the index is read from it.
     address: usize,
@@ -120,7 +190,7 @@ struct InFlight {
 /// An empty log, for a directory without segments. Its first segment is wanted at once.
 pub fn create(settings: Settings, identity: Identity) -> Log {
     let place = Place::empty(&settings);
-    Log::resume(settings, identity, identity.start, place, SegmentId(0), Vec::new(), SlotIndex::default())
+    Log::resume(settings, identity, identity.start, place, Segments::default(), Vec::new(), SlotIndex::default())
 }
 
 impl Log {
@@ -129,7 +199,7 @@ impl Log {
         identity: Identity,
         origin: StartId,
         place: Place,
-        ready: SegmentId,
+        segments: Segments,
         hard_state: Vec<u8>,
         index: SlotIndex,
     ) -> Self {
@@ -140,7 +210,8 @@ impl Log {
             identity,
             origin,
             place,
-            ready,
+            segments,
+            cut: place.cut,
             queue: VecDeque::new(),
             in_flight: None,
             pool: Vec::with_capacity(POOL_BUFFERS),
@@ -194,7 +265,7 @@ impl Log {
     }
 
     /// Hands out the next frame to write, if it is time for one: no flush is under way, something is queued, and the
-    /// segment it goes to is ready. Never waits: call again after `flushed` and `segment_ready`.
+    /// segment it goes to is ready. Never waits: call again after `flushed` and `upkeep_done`.
     ///
     /// It may be a frame that only opens the next segment; the queued records then follow with the next call.
     pub fn seal(&mut self) -> Option<Flush> {
@@ -203,7 +274,7 @@ impl Log {
         }
         let length = match self.queue.front() {
             Some(filling) => filling.frame_bytes(),
-            None if self.mark_wanted => BLOCK_BYTES,
+            None if self.mark_wanted || self.begin() != self.place.begin => BLOCK_BYTES,
             None => return None,
         };
         if self.place.offset + length as u64 > self.settings.segment_bytes {
@@ -219,11 +290,11 @@ impl Log {
 
     /// A frame of its own, so that the rule holds whatever the next frame is and however full.
     fn open_next_segment(&mut self) -> Option<Flush> {
-        let next = self.place.segment.next();
-        if next > self.ready {
-            return None;
-        }
-        (self.place.segment, self.place.offset) = (next, 0);
+        let generation = self.segments.spares.pop_front()?;
+        let segment = self.place.segment.next();
+        let opening = self.place.last.next();
+        self.segments.live.push_back(Live { segment, generation, opening, last_slot: Slot(0) });
+        (self.place.segment, self.place.offset, self.place.generation) = (segment, 0, generation);
         if self.queue.is_empty() {
             self.mark_wanted = false;
         }
@@ -267,13 +338,15 @@ impl Log {
             start: self.identity.start,
             origin: self.origin,
             segment: self.place.segment,
-            generation: GENERATION_FIRST,
+            generation: self.place.generation,
             offset: self.place.offset,
             number: self.place.last.next(),
             durable: self.durable_frame,
             payload_bytes: u32::try_from(payload.len()).expect("a frame is shorter than 4 GiB"),
             payload_crc: crc32c::crc32c(payload),
             previous: self.place.link,
+            cut: self.cut,
+            begin: self.begin(),
         };
         let checksum = header.encode(&mut filling.buffer);
         assert_eq!(header.durable, self.place.last, "serial: a frame is sealed when the one before is durable");
@@ -282,10 +355,14 @@ impl Log {
         self.place.last = header.number;
         self.place.last_flags = flags;
         self.place.link = Link { checksum, summary };
+        (self.place.begin, self.place.cut) = (header.begin, header.cut);
+        let live = self.segments.live.back_mut().expect("a frame goes to a segment that has begun");
+        live.last_slot = live.last_slot.max(summary.last_slot);
         assert!(self.place.offset <= self.settings.segment_bytes);
         self.sealed = filling.upto;
         let address = filling.buffer.as_ptr().addr();
-        self.in_flight = Some(InFlight { segment, offset, used, number: header.number, upto: filling.upto, address });
+        let (number, begin, upto) = (header.number, header.begin, filling.upto);
+        self.in_flight = Some(InFlight { segment, offset, used, number, begin, upto, address });
         Flush { segment, offset, buffer: filling.buffer, length }
     }
 
@@ -298,6 +375,9 @@ impl Log {
         self.index.note(flight.segment, base, record::outlines(payload));
         self.durable = flight.upto;
         self.durable_frame = flight.number;
+        while let Some(live) = self.segments.live.pop_front_if(|live| live.segment < flight.begin.segment) {
+            self.segments.free.push_back((live.segment, live.generation));
+        }
         if self.pool.len() < POOL_BUFFERS {
             self.pool.push(buffer);
         }
@@ -313,18 +393,70 @@ impl Log {
         }
     }
 
-    /// The segment to prepare next, one at a time and in this order: recovery takes a gap for a loss.
-    pub fn wants_segment(&self) -> Option<SegmentId> {
-        let next = self.ready.next();
-        let spare = self.ready.0 - self.place.segment.0;
-        (spare < SPARE_SEGMENTS && next.0 <= self.settings.segments_max()).then_some(next)
+    /// Slots below `below` are in the older of two durable, verified snapshots: the caller answers for it. They are
+    /// located no more, and segments that hold nothing else become free once a frame that says so is durable; an idle
+    /// log writes one of its own. A cut never moves back.
+    pub fn cut(&mut self, below: Slot) {
+        self.cut = self.cut.max(below);
+        self.index.forget_below(self.cut);
     }
 
-    /// The wanted segment exists, durably: zeros all over, and its name synced in its directory.
-    pub fn segment_ready(&mut self, segment: SegmentId) {
-        assert_eq!(segment, self.ready.next(), "segments are prepared in order");
-        assert!(segment.0 <= self.settings.segments_max(), "no more than the bound allows");
-        self.ready = segment;
+    /// Below this slot the log is, or may be, gone.
+    pub fn cut_slot(&self) -> Slot {
+        self.cut
+    }
+
+    /// Where the log is to begin by now: at the first segment that holds a slot above the cut, or else the last one. What
+    /// is before that one's opening is repeated there, or cut off.
+    fn begin(&self) -> Begin {
+        let needed = |live: &&Live| live.segment == self.place.segment || live.last_slot >= self.cut;
+        match self.segments.live.iter().find(needed) {
+            Some(live) => Begin { segment: live.segment, frame: live.opening },
+            None => Begin::UNCUT,
+        }
+    }
+
+    /// What is to be done to the log's files next, one at a time and in this order: recovery takes a gap for a loss.
+    pub fn upkeep(&self) -> Option<Upkeep> {
+        let Segments { live, spares, free } = &self.segments;
+        let is_within_bound = ((live.len() + spares.len()) as u64) < self.settings.segments_max();
+        if (spares.len() as u64) < SPARE_SEGMENTS && is_within_bound {
+            let to = self.ready().next();
+            return Some(match free.front() {
+                Some(&(from, _)) => Upkeep::Recycle { from, to },
+                None => Upkeep::Make(to),
+            });
+        }
+        let (last, _) = free.back()?;
+        (free.len() > FREE_SEGMENTS_MAX).then_some(Upkeep::Remove(*last))
+    }
+
+    /// It is done, durably: see [`Upkeep`].
+    pub fn upkeep_done(&mut self, upkeep: Upkeep) {
+        if let Some(segment) = upkeep.readies() {
+            assert_eq!(segment, self.ready().next(), "segments are made ready in order");
+        }
+        let Segments { spares, free, .. } = &mut self.segments;
+        match upkeep {
+            Upkeep::Make(_) => spares.push_back(GENERATION_FIRST),
+            Upkeep::Recycle { from: gone, .. } | Upkeep::Remove(gone) => {
+                let at = free.iter().position(|(segment, _)| *segment == gone).expect("only a free segment is reused");
+                let generation = free.remove(at).map(|(_, generation)| generation.next());
+                if let Upkeep::Recycle { .. } = upkeep {
+                    spares.extend(generation);
+                }
+            }
+        }
+    }
+
+    /// Segments up to this one exist.
+    fn ready(&self) -> SegmentId {
+        SegmentId(self.place.segment.0 + self.segments.spares.len() as u64)
+    }
+
+    /// How many segments hold frames that recovery would read; how many are ready for more; how many are free.
+    pub fn segment_counts(&self) -> (usize, usize, usize) {
+        (self.segments.live.len(), self.segments.spares.len(), self.segments.free.len())
     }
 
     /// Whether ordinary records are to be refused: "log full" (rule L7). Hard state may still be appended, in what is
@@ -340,12 +472,13 @@ impl Log {
         let frame_bytes_max = self.settings.frame_bytes_max as u64;
         // At worst a segment loses its opening, and at its end what the next frame did not fit into.
         let worst = self.settings.segment_bytes - OPENING_BYTES_MAX as u64 - frame_bytes_max;
-        let rest = match self.place.segment.0 {
+        let used = self.segments.live.len() as u64;
+        let rest = match used {
             0 => 0,
-            segment if segment > ordinary => 0,
+            used if used > ordinary => 0,
             _ => (self.settings.segment_bytes - self.place.offset).saturating_sub(frame_bytes_max),
         };
-        let room = rest + ordinary.saturating_sub(self.place.segment.0) * worst;
+        let room = rest + ordinary.saturating_sub(used) * worst;
         // One frame more than what is queued, for what the caller is about to append.
         self.unflushed_bytes() + frame_bytes_max + margin_bytes > room
     }
@@ -353,7 +486,8 @@ impl Log {
     /// Whether even the reserve is used up: nothing that is queued will ever become durable, so the replica stops voting.
     pub fn is_exhausted(&self) -> bool {
         let length = self.queue.front().map_or(0, Filling::frame_bytes) as u64;
-        self.place.segment.0 >= self.settings.segments_max() && self.place.offset + length > self.settings.segment_bytes
+        let used = self.segments.live.len() as u64;
+        used >= self.settings.segments_max() && self.place.offset + length > self.settings.segment_bytes
     }
 
     /// What is queued and in flight: for the caller to bound (rule P7), and about the memory it takes.
@@ -379,7 +513,7 @@ impl Log {
     }
 
     /// Where the last record of `slot` lies. `None` while that may be one that is not durable yet (the protocol still has
-    /// it in memory; an older record of the slot may hold another value), for one below `forget_below`, and for one that
+    /// it in memory; an older record of the slot may hold another value), for one below the cut, and for one that
     /// an installed snapshot has left far behind.
     pub fn locate(&self, slot: Slot) -> Option<Location> {
         let flying = self.in_flight.is_some().then_some(&self.place.link.summary);
@@ -387,11 +521,6 @@ impl Log {
         // By range, which may say too much and never too little: a slot in doubt is read a little later.
         let in_doubt = |summary: &Summary| summary.first_slot <= slot && slot <= summary.last_slot;
         if volatile.into_iter().any(in_doubt) { None } else { self.index.get(slot) }
-    }
-
-    /// The log was cut: slots below are in a snapshot and need no longer be located.
-    pub fn forget_below(&mut self, slot: Slot) {
-        self.index.forget_below(slot);
     }
 
     /// Writes under a new incarnation from the next frame on (rule P11).

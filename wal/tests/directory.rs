@@ -2,11 +2,11 @@
 
 mod common;
 
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use common::{Item, SETTINGS, identity, without_repeats};
-use synod_wal::directory::{DirectoryError, DirectoryStorage, open_segment, prepare_segment, segment_path};
+use synod_wal::directory::{DirectoryError, DirectoryStorage, carry_out, open_segment, prepare_segment, segment_path};
 use synod_wal::{Log, RecordKind, SegmentId, Slot, Tail, read_record, recover};
 
 /// The target directory is on a file system that has O_DIRECT, which the temporary one need not be.
@@ -16,9 +16,9 @@ fn temporary() -> tempfile::TempDir {
 
 fn flush_all(directory: &Path, log: &mut Log) {
     loop {
-        while let Some(segment) = log.wants_segment() {
-            prepare_segment(directory, segment, SETTINGS.segment_bytes).expect("a segment can be made");
-            log.segment_ready(segment);
+        while let Some(upkeep) = log.upkeep() {
+            carry_out(directory, upkeep, SETTINGS.segment_bytes).expect("it can be done");
+            log.upkeep_done(upkeep);
         }
         let Some(flush) = log.seal() else { return };
         let file = open_segment(directory, flush.segment).expect("it was made");
@@ -85,4 +85,62 @@ fn a_missing_segment_is_an_error_with_its_path() {
     let error = open_segment(directory.path(), SegmentId(7)).expect_err("there is none");
     assert!(error.to_string().ends_with("wal-0000000007.log"), "{error}");
     assert!(matches!(error, DirectoryError::Io { doing: "opening", .. }));
+}
+
+#[test]
+fn real_files_go_around() {
+    let directory = temporary();
+    let directory = directory.path();
+    let mut inodes = std::collections::BTreeSet::new();
+    let mut log = synod_wal::create(SETTINGS, identity(1));
+    for slot in 1..=200 {
+        Item::new(RecordKind::Accepted, slot, 9000, slot).append(&mut log);
+        log.cut(Slot(slot.saturating_sub(12)));
+        flush_all(directory, &mut log);
+        for entry in std::fs::read_dir(directory).expect("it can be listed") {
+            inodes.insert(entry.expect("it can be listed").metadata().expect("it is there").ino());
+        }
+    }
+    assert!(inodes.len() <= 10, "{} files in all", inodes.len());
+    assert!(!segment_path(directory, SegmentId(1)).exists());
+    let mut storage = DirectoryStorage::open(directory).expect("it opens");
+    let mut items = Vec::new();
+    let recovered = recover(&mut storage, SETTINGS, &identity(2), &mut |record| items.push(Item::from(record)));
+    let recovered = recovered.expect("nothing is wrong");
+    assert_eq!(recovered.cut, Slot(188));
+    let slots: Vec<u64> = items.iter().map(|item| item.slot.0).filter(|slot| *slot >= 188).collect();
+    assert_eq!(slots, (188..=200).collect::<Vec<_>>());
+}
+
+/// Without a journal in the file system a power failure within a rename may leave both names.
+#[test]
+fn a_file_with_two_names_is_no_two_segments() {
+    let directory = temporary();
+    let directory = directory.path();
+    let mut log = synod_wal::create(SETTINGS, identity(1));
+    for slot in 1..=30 {
+        Item::new(RecordKind::Accepted, slot, 9000, slot).append(&mut log);
+        flush_all(directory, &mut log);
+    }
+    log.cut(Slot(30));
+    let flush = log.seal().expect("the cut is to be written");
+    let file = open_segment(directory, flush.segment).expect("it was made");
+    file.write_all_at(&flush.buffer[..flush.length], flush.offset).expect("it has room");
+    log.flushed(flush.buffer);
+    // The next spare is begun, so that one more is wanted.
+    for slot in 31..=36 {
+        Item::new(RecordKind::Accepted, slot, 20_000, slot).append(&mut log);
+    }
+    while !matches!(log.upkeep(), Some(synod_wal::Upkeep::Recycle { .. })) {
+        let flush = log.seal().expect("there is more to write");
+        let file = open_segment(directory, flush.segment).expect("it was made");
+        file.write_all_at(&flush.buffer[..flush.length], flush.offset).expect("it has room");
+        log.flushed(flush.buffer);
+    }
+    let Some(synod_wal::Upkeep::Recycle { from, to }) = log.upkeep() else { unreachable!("it was just seen") };
+    std::fs::hard_link(segment_path(directory, from), segment_path(directory, to)).expect("it can be linked");
+    let mut storage = DirectoryStorage::open(directory).expect("it opens");
+    assert!(!segment_path(directory, from).exists() && segment_path(directory, to).exists());
+    let recovered = recover(&mut storage, SETTINGS, &identity(2), &mut |_| {}).expect("nothing is wrong");
+    assert_eq!(recovered.cut, Slot(30));
 }

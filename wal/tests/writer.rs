@@ -6,7 +6,8 @@ use common::{Disk, Item, SETTINGS, identity};
 use expect_test::expect;
 use synod_wal::frame::{FLAG_MARK, FLAG_OPENING, FrameHeader};
 use synod_wal::{
-    Ballot, FrameNumber, Incarnation, Log, RecordKind, RecordNumber, SPARE_SEGMENTS, SegmentId, Settings, Slot, create,
+    Ballot, FrameNumber, Incarnation, Log, RecordKind, RecordNumber, SPARE_SEGMENTS, SegmentId, Settings, Slot, Upkeep,
+    create,
 };
 
 fn append(log: &mut Log, slot: u64, length: usize) -> RecordNumber {
@@ -106,14 +107,14 @@ fn the_next_segment_is_wanted_ahead_and_waited_for() {
     append(&mut log, 1, 10);
     assert!(log.seal().is_none(), "no segment yet");
     for segment in 1..=SPARE_SEGMENTS {
-        assert_eq!(log.wants_segment(), Some(SegmentId(segment)));
-        log.segment_ready(SegmentId(segment));
+        assert_eq!(log.upkeep(), Some(Upkeep::Make(SegmentId(segment))));
+        log.upkeep_done(Upkeep::Make(SegmentId(segment)));
     }
-    assert_eq!(log.wants_segment(), None);
+    assert_eq!(log.upkeep(), None);
     let opening = log.seal().expect("segment 1 is ready");
     assert_eq!((opening.segment, opening.offset, opening.length), (SegmentId(1), 0, 4096));
     assert_eq!(log.flushed(opening.buffer), RecordNumber(0));
-    assert_eq!(log.wants_segment(), Some(SegmentId(3)));
+    assert_eq!(log.upkeep(), Some(Upkeep::Make(SegmentId(3))));
     for slot in 2..20 {
         append(&mut log, slot, 20_000);
     }
@@ -124,7 +125,7 @@ fn the_next_segment_is_wanted_ahead_and_waited_for() {
     }
     assert_eq!(last, SegmentId(2));
     assert!(log.durable() < log.appended(), "the rest waits for segment 3");
-    log.segment_ready(SegmentId(3));
+    log.upkeep_done(Upkeep::Make(SegmentId(3)));
     assert_eq!(log.seal().map(|flush| flush.segment), Some(SegmentId(3)));
 }
 
@@ -138,7 +139,7 @@ fn a_mark_is_written_only_where_it_proves_something() {
         Some(header.flags)
     };
     let mut empty = create(SETTINGS, identity(1));
-    empty.segment_ready(SegmentId(1));
+    empty.upkeep_done(Upkeep::Make(SegmentId(1)));
     assert_eq!(flags(&mut empty), None, "nothing to prove in an empty log");
     let (_, mut log) = opened();
     assert_eq!(flags(&mut log), Some(FLAG_MARK));
@@ -178,7 +179,7 @@ fn a_full_log_keeps_room_for_what_is_queued_and_for_hard_state() {
             log.append_hard_state(Ballot(99), b"promised");
             disk.flush_all(&mut log);
         }
-        assert_eq!(log.wants_segment(), None);
+        assert_eq!(log.upkeep(), None);
         assert!(log.durable() < log.appended());
     }
 }
@@ -251,8 +252,8 @@ fn append_cost() {
     let item = Item::new(RecordKind::Accepted, 1, 27, 1);
     assert_eq!(item.payload.len(), 45);
     for turn in 0..20_000_u64 {
-        while let Some(segment) = log.wants_segment() {
-            log.segment_ready(segment);
+        while let Some(upkeep) = log.upkeep() {
+            log.upkeep_done(upkeep);
         }
         let start = std::time::Instant::now();
         for slot in 0..100 {

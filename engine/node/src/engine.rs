@@ -285,6 +285,11 @@ impl Engine {
             unsent: Vec::new(),
         };
         engine.note_members(&configurations);
+        let passed_by = start.recovered.passed_by;
+        if passed_by > start.recovered.cut {
+            engine.log.cut(synod_wal::Slot(passed_by.next().0));
+            engine.replica.step(now, Event::Cut { upto: passed_by }, &mut engine.effects);
+        }
         engine
     }
 
@@ -410,14 +415,14 @@ impl Engine {
         self.drain_inbox(now, outlet);
     }
 
-    /// A segment that the log wanted is ready.
-    pub fn segment_ready(&mut self, segment: synod_wal::SegmentId) {
-        self.log.segment_ready(segment);
+    /// What is to be done to the log's files next, ahead of need and beside everything else.
+    pub fn log_upkeep(&self) -> Option<synod_wal::Upkeep> {
+        self.log.upkeep()
     }
 
-    /// The segment that should be made next, ahead of need.
-    pub fn wants_segment(&self) -> Option<synod_wal::SegmentId> {
-        self.log.wants_segment()
+    /// It is done, durably.
+    pub fn log_upkeep_done(&mut self, upkeep: synod_wal::Upkeep) {
+        self.log.upkeep_done(upkeep);
     }
 
     /// All that arrived in this turn is in: propose what waits while the window is open, and hand the log's next frame

@@ -531,16 +531,18 @@ impl HotCore {
     }
 
     fn want_segment(&mut self) {
-        if let Some(segment) = self.engine.wants_segment() {
-            self.segments.request(segment);
+        if let Some(upkeep) = self.engine.log_upkeep() {
+            self.segments.request(upkeep);
         }
     }
 
     fn take_finished_segment(&mut self) -> Result<(), HotError> {
-        if let Some((segment, file)) = self.segments.take_finished() {
+        if let Some((upkeep, file)) = self.segments.take_finished() {
             let file = file.map_err(HotError::Segment)?;
-            self.world.keep_segment(segment, Handle::from(file));
-            self.engine.segment_ready(segment);
+            if let (Some(segment), Some(file)) = (upkeep.readies(), file) {
+                self.world.keep_segment(segment, Handle::from(file));
+            }
+            self.engine.log_upkeep_done(upkeep);
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
-//! The thread that makes log segments ahead of need: zero-filling 64 MiB is not the hot core's work.
+//! The thread that makes log segments ahead of need, or gives those that were cut off their next name: zero-filling 64 MiB
+//! is not the hot core's work, and neither is waiting for a directory.
 //!
-//! One request at a time goes in, one finished segment comes out, and the hot core is woken. A plain thread and not a
+//! One request at a time goes in, one finished piece of work comes out, and the hot core is woken. A plain thread and not a
 //! glommio executor: it is one blocking loop over one file (decision 0002).
 
 use std::fs::File;
@@ -10,28 +11,26 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use synod_ring::Waker;
-use synod_wal::{SegmentId, directory};
+use synod_wal::{Upkeep, directory};
 
 /// The maker's two ends as the hot core sees them. Dropping it ends the thread after the segment at hand.
 pub struct SegmentMaker {
-    requests: Option<mpsc::SyncSender<SegmentId>>,
-    finished: mpsc::Receiver<(SegmentId, io::Result<File>)>,
+    requests: Option<mpsc::SyncSender<Upkeep>>,
+    finished: mpsc::Receiver<(Upkeep, io::Result<Option<File>>)>,
     thread: Option<JoinHandle<()>>,
-    under_way: Option<SegmentId>,
+    under_way: Option<Upkeep>,
 }
 
 impl SegmentMaker {
     /// Starts the thread.
     pub fn start(dir: PathBuf, segment_bytes: u64, waker: Waker) -> io::Result<Self> {
         // One request at a time, so neither channel ever holds more than one item.
-        let (requests, to_make) = mpsc::sync_channel::<SegmentId>(1);
+        let (requests, to_make) = mpsc::sync_channel::<Upkeep>(1);
         let (done, finished) = mpsc::sync_channel(1);
         let make = move || {
-            while let Ok(segment) = to_make.recv() {
-                let file = directory::prepare_segment(&dir, segment, segment_bytes)
-                    .and_then(|()| directory::open_segment(&dir, segment))
-                    .map_err(io::Error::from);
-                if done.send((segment, file)).is_err() {
+            while let Ok(upkeep) = to_make.recv() {
+                let file = directory::carry_out(&dir, upkeep, segment_bytes).map_err(io::Error::from);
+                if done.send((upkeep, file)).is_err() {
                     return;
                 }
                 waker.wake();
@@ -41,17 +40,17 @@ impl SegmentMaker {
         Ok(Self { requests: Some(requests), finished, thread: Some(thread), under_way: None })
     }
 
-    /// Asks for a segment, unless one is being made.
-    pub fn request(&mut self, segment: SegmentId) {
+    /// Asks for it, unless something is under way.
+    pub fn request(&mut self, upkeep: Upkeep) {
         if self.under_way.is_none() {
             let requests = self.requests.as_ref().expect("it is there until drop");
-            requests.send(segment).expect("the segment thread ends only after its channel");
-            self.under_way = Some(segment);
+            requests.send(upkeep).expect("the segment thread ends only after its channel");
+            self.under_way = Some(upkeep);
         }
     }
 
-    /// The finished segment, if there is one.
-    pub fn take_finished(&mut self) -> Option<(SegmentId, io::Result<File>)> {
+    /// What is finished, if something is, with the segment that is ready by it.
+    pub fn take_finished(&mut self) -> Option<(Upkeep, io::Result<Option<File>>)> {
         let finished = self.finished.try_recv().ok()?;
         self.under_way = None;
         Some(finished)

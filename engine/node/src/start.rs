@@ -11,7 +11,7 @@ use synod_paxos::{
     Slot, SnapshotHandle, StateMachine,
 };
 use synod_ring::BLOCK_BYTES;
-use synod_wal::directory::{DirectoryStorage, open_segment, prepare_segment};
+use synod_wal::directory::{DirectoryStorage, carry_out};
 use synod_wal::{CellId, Log, SegmentId, StartId};
 
 use crate::codec::{self, CodecError};
@@ -241,10 +241,11 @@ fn begin(config: &Config, directory: &Directory, first_start: FirstStart) -> Res
     let identity = Identity { cell, replica: config.id, incarnation: 1, introduced: Vec::new() };
     let settings = log_settings(config)?;
     let mut log = synod_wal::create(settings, log_identity(&identity)?);
-    let first = log.wants_segment().expect("an empty log wants its first segment");
-    prepare_segment(directory.path(), first, settings.segment_bytes)
-        .map_err(io_error("cannot make the first segment"))?;
-    log.segment_ready(first);
+    let first = log.upkeep().expect("an empty log wants its first segment");
+    let file = carry_out(directory.path(), first, settings.segment_bytes)
+        .map_err(io_error("cannot make the first segment"))?
+        .expect("a segment was made");
+    log.upkeep_done(first);
     let hard_state = HardState {
         promised: Ballot::NONE,
         incarnation: Incarnation(identity.incarnation),
@@ -252,17 +253,15 @@ fn begin(config: &Config, directory: &Directory, first_start: FirstStart) -> Res
         cut: Slot::NONE,
     };
     codec::append_record(&mut log, &Record::HardState(hard_state));
-    let file = open_segment(directory.path(), first).map_err(io_error("cannot open the first segment"))?;
-    flush_all(&mut log, first, &file)
-        .map_err(|source| StartError::Io { doing: "cannot write the first frame", source })?;
+    flush_all(&mut log, &file).map_err(|source| StartError::Io { doing: "cannot write the first frame", source })?;
     directory.write_identity(&identity)?;
     Ok(identity)
 }
 
-/// Writes all that is queued to one segment, blocking. Before the hot core runs there is no ring.
-fn flush_all(log: &mut Log, segment: SegmentId, file: &File) -> io::Result<()> {
+/// Writes all that is queued to the first segment, blocking. Before the hot core runs there is no ring.
+fn flush_all(log: &mut Log, file: &File) -> io::Result<()> {
     while let Some(flush) = log.seal() {
-        assert_eq!(flush.segment, segment, "the first frames fit the first segment");
+        assert_eq!(flush.segment, SegmentId(1), "the first frames fit the first segment");
         file.write_all_at(&flush.buffer[..flush.length], flush.offset)?;
         file.sync_data()?;
         log.flushed(flush.buffer);

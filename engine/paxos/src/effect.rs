@@ -255,6 +255,9 @@ pub struct Recovered {
     pub accepted: BTreeMap<Slot, (Ballot, Batch)>,
     /// All up to here may be gone from the log.
     pub cut: Slot,
+    /// What the log holds of slots up to here need not be what was chosen there: an installed snapshot passed it by. At or above
+    /// the cut; where above, the log is to be cut here before it is read for others ([`Event::Cut`]).
+    pub passed_by: Slot,
 }
 
 impl Recovered {
@@ -265,6 +268,6 @@ impl Recovered {
 
     /// Nothing but who the members are.
     pub(crate) fn of(configurations: Configurations) -> Self {
-        Self { configurations, promised: Ballot::NONE, chosen: Slot::NONE, accepted: BTreeMap::new(), cut: Slot::NONE }
+        Self { configurations, promised: Ballot::NONE, chosen: Slot::NONE, accepted: BTreeMap::new(), cut: Slot::NONE, passed_by: Slot::NONE }
     }
 }

@@ -19,8 +19,11 @@ use crate::types::{Ballot, Incarnation, Slot};
 #[derive(Debug)]
 pub struct Recovery {
     snapshot: Option<SnapshotHandle>,
+    snapshot_slot: Slot,
     /// From the first hard state on.
     found: Option<(Incarnation, Recovered)>,
+    /// All up to here the records themselves know to be chosen.
+    known: Slot,
 }
 
 /// Why records are no log of a replica's.
@@ -66,7 +69,8 @@ impl std::error::Error for RecoveryError {}
 impl Recovery {
     /// Goes on from this snapshot, or from the empty state.
     pub fn new(snapshot: Option<SnapshotHandle>) -> Self {
-        Self { snapshot, found: None }
+        let snapshot_slot = snapshot.as_ref().map_or(Slot::NONE, |snapshot| snapshot.slot);
+        Self { snapshot, snapshot_slot, found: None, known: Slot::NONE }
     }
 
     /// Takes the next record. `apply` is given the batches that are chosen for certain, in order, each once.
@@ -85,6 +89,11 @@ impl Recovery {
             self.found = Some((incarnation, recovered));
             return Ok(());
         };
+        self.known = self.known.max(match &record {
+            Record::HardState(state) => state.configurations.known_chosen(),
+            Record::Accepted { chosen, .. } => *chosen,
+            Record::Chosen { slot, .. } => *slot,
+        });
         match record {
             Record::HardState(state) => {
                 recovered.promised = recovered.promised.max(state.promised);
@@ -108,7 +117,11 @@ impl Recovery {
 
     /// Which life of the durable state it is, and what a replica starts from. `None`: the log never began.
     pub fn finish(self) -> Option<(Incarnation, Recovered)> {
-        self.found
+        let (incarnation, mut recovered) = self.found?;
+        // A log that ends below the snapshot (L6) may have values that were accepted and not chosen, where it would otherwise
+        // have what was chosen last. Whether it has cannot be told from a snapshot that was installed a moment before the crash.
+        recovered.passed_by = if self.known < self.snapshot_slot { self.snapshot_slot } else { recovered.cut };
+        Some((incarnation, recovered))
     }
 }
 

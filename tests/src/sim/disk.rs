@@ -9,7 +9,7 @@ use std::io;
 
 use fastrand::Rng;
 use synod_paxos::ReplicaId;
-use synod_wal::{Flush, SegmentId, Storage};
+use synod_wal::{Flush, SegmentId, Storage, Upkeep};
 
 use super::snapshots::Databases;
 use super::swarm::Tearing;
@@ -68,14 +68,41 @@ impl Disk {
     }
 
     /// A segment of zeros, durable at once.
-    pub(crate) fn make_segment(&mut self, segment: SegmentId) {
+    fn make_segment(&mut self, segment: SegmentId) {
         let bytes = usize::try_from(self.segment_bytes).expect("simulated segments are small");
         let before = self.segments.insert(segment, vec![0; bytes]);
         assert!(before.is_none(), "no segment is made twice");
     }
 
+    /// Changes the files, durably at once. A recycled segment keeps its old bytes under its new name.
+    pub(crate) fn carry_out(&mut self, upkeep: Upkeep) {
+        match upkeep {
+            Upkeep::Make(segment) => self.make_segment(segment),
+            Upkeep::Recycle { from, to } => {
+                let bytes = self.segments.remove(&from).expect("what is recycled is there");
+                let before = self.segments.insert(to, bytes);
+                assert!(before.is_none(), "no segment is recycled over another");
+                // A device that lied about a sync may still lose what it held.
+                self.cached.iter_mut().filter(|cached| cached.segment == from).for_each(|cached| cached.segment = to);
+            }
+            Upkeep::Remove(segment) => {
+                self.segments.remove(&segment).expect("what is removed is there");
+                self.cached.retain(|cached| cached.segment != segment);
+            }
+        }
+    }
+
     pub(crate) fn has_segment(&self, segment: SegmentId) -> bool {
         self.segments.contains_key(&segment)
+    }
+
+    /// Whether what is to be done to the files has not been done.
+    pub(crate) fn can_carry_out(&self, upkeep: Upkeep) -> bool {
+        let has_source = match upkeep {
+            Upkeep::Make(_) => true,
+            Upkeep::Recycle { from, .. } | Upkeep::Remove(from) => self.has_segment(from),
+        };
+        has_source && upkeep.readies().is_none_or(|segment| !self.has_segment(segment))
     }
 
     /// Takes a flush to carry out. Whether it is the only one: else its turn comes later.
@@ -156,7 +183,7 @@ impl Disk {
         torn
     }
 
-    /// A part of a segment, as it is read now.
+    /// A part of a segment that is there, as it is read now.
     pub(crate) fn bytes(&self, segment: SegmentId, offset: u64, length: usize) -> &[u8] {
         let offset = offset as usize;
         &self.segments[&segment][offset..offset + length]

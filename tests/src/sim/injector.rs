@@ -191,12 +191,12 @@ impl World {
             node.clock.reboot(self.now, random.u64(..10 * SECOND));
         }
         node.writing.clear();
-        if let Some(segment) = node.preparing.take()
+        if let Some(upkeep) = node.upkeep.take()
             && random.bool()
-            && !node.disk.has_segment(segment)
+            && node.disk.can_carry_out(upkeep)
         {
-            // It has just got its name.
-            node.disk.make_segment(segment);
+            // The directory has just been synced.
+            node.disk.carry_out(upkeep);
         }
         let torn = node.disk.crash(power, tearing, &mut random);
         self.counts.torn_writes += u64::from(torn > 0);

@@ -15,7 +15,7 @@ use synod_paxos::{
 };
 use synod_wal::frame::{FRAME_HEADER_BYTES, FrameHeader};
 use synod_wal::record::RECORD_HEADER_BYTES;
-use synod_wal::{CellId, Flush, Identity, Location, Log, SegmentId, StartId, Tail, read_record};
+use synod_wal::{CellId, Flush, Identity, Location, Log, SegmentId, StartId, Tail, Upkeep, read_record};
 
 use super::clocks::Clock;
 use super::disk::Disk;
@@ -43,7 +43,7 @@ pub(crate) enum Input {
     },
     /// The flush is durable (or said to be).
     Flushed(Flush),
-    SegmentReady(SegmentId),
+    UpkeepDone(Upkeep),
     LogRead(LogRead),
     SnapshotKept(bool),
     DatabaseMade,
@@ -171,7 +171,7 @@ pub(crate) struct Node {
     pub(crate) stalled_until: u64,
     /// By fault: how many times as long the disk takes.
     pub(crate) slow: BTreeMap<usize, u64>,
-    pub(crate) preparing: Option<SegmentId>,
+    pub(crate) upkeep: Option<Upkeep>,
     /// Snapshots that are being written out, one after the other.
     pub(crate) writing: VecDeque<Writing>,
     /// It crashes in the middle of its next flush.
@@ -193,9 +193,9 @@ impl Node {
     pub(crate) fn new(id: ReplicaId, swarm: &Swarm, start: StartId, clock: Clock) -> Node {
         let mut disk = Disk::new(id, swarm.segment_bytes);
         let mut log = synod_wal::create(log_settings(swarm), identity(id, start));
-        let first = log.wants_segment().expect("an empty log wants its first segment");
-        disk.make_segment(first);
-        log.segment_ready(first);
+        let first = log.upkeep().expect("an empty log wants its first segment");
+        disk.carry_out(first);
+        log.upkeep_done(first);
         codec::append_record(&mut log, &Record::HardState(hard_state(swarm)));
         flush_all(&mut log, &mut disk);
         Node {
@@ -216,7 +216,7 @@ impl Node {
             suspended_until: 0,
             stalled_until: 0,
             slow: BTreeMap::new(),
-            preparing: None,
+            upkeep: None,
             writing: VecDeque::new(),
             doomed: None,
             asked: BTreeMap::new(),
@@ -307,6 +307,7 @@ impl Node {
         if let Some(oracle) = oracle {
             oracle.recovered(self.id, found, self.disk.databases.older())?;
             self.check_recovered(&protocol, &cell, oracle)?;
+            self.disk.databases.started(&protocol);
         }
         let mut settings = Settings::new(self.id, incarnation, seed);
         settings.window = swarm.window;

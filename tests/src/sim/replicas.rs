@@ -11,7 +11,7 @@ use synod_node::engine::{Caller, Engine, LogRead};
 use synod_paxos::{Instant, Message, ReplicaId, Role};
 use synod_ring::AlignedBuffer;
 use synod_store::Store;
-use synod_wal::{Flush, SegmentId};
+use synod_wal::{Flush, Upkeep};
 
 use super::faults::Kind;
 use super::leases;
@@ -156,16 +156,21 @@ impl World {
                     self.nodes[index].mark_at = Some(now.0 + IDLE_BEAT);
                 }
                 Input::Wish(wish) => self.grant_wish(index, wish, now, engine, &mut wishes),
-                Input::SegmentReady(segment) => {
-                    self.nodes[index].preparing = None;
-                    engine.segment_ready(segment);
+                Input::UpkeepDone(upkeep) => {
+                    self.nodes[index].upkeep = None;
+                    engine.log_upkeep_done(upkeep);
                 }
                 Input::SnapshotKept(kept) => engine.snapshot_kept(kept),
                 Input::DatabaseMade => engine.database_made(now, Some(Store::new()), &mut wishes),
                 Input::IncomingKept(kept) => engine.incoming_kept(now, kept, &mut wishes),
                 Input::LogRead(read) => {
-                    let bytes = self.nodes[index].disk.bytes(read.segment, read.offset, read.length).to_vec();
-                    engine.log_read(read, Ok(&bytes), &mut wishes);
+                    let disk = &self.nodes[index].disk;
+                    if disk.has_segment(read.segment) {
+                        let bytes = disk.bytes(read.segment, read.offset, read.length).to_vec();
+                        engine.log_read(read, Ok(&bytes), &mut wishes);
+                    } else {
+                        engine.log_read(read, Err(std::io::ErrorKind::NotFound.into()), &mut wishes);
+                    }
                 }
             }
             self.carry_out(index, engine, &mut wishes)?;
@@ -181,11 +186,11 @@ impl World {
         engine.end_turn(now, &mut wishes);
         self.carry_out(index, engine, &mut wishes)?;
         let node = &mut self.nodes[index];
-        if let (Some(segment), None) = (engine.wants_segment(), node.preparing) {
-            node.preparing = Some(segment);
+        if let (Some(upkeep), None) = (engine.log_upkeep(), node.upkeep) {
+            node.upkeep = Some(upkeep);
             let life = node.life;
             let delay = around(&mut self.random.disks, self.swarm.segment_mean);
-            self.schedule_in(delay, Event::SegmentReady { node: index, life, segment });
+            self.schedule_in(delay, Event::UpkeepDone { node: index, life, upkeep });
         }
         self.send_answers();
         engine.turn_sent(now);
@@ -392,11 +397,10 @@ impl World {
         Ok(())
     }
 
-    pub(crate) fn segment_ready(&mut self, index: usize, life: u64, segment: SegmentId) {
-        if self.is_alive(index, life) && !self.is_stalled(index, || Event::SegmentReady { node: index, life, segment })
-        {
-            self.nodes[index].disk.make_segment(segment);
-            self.input(index, Input::SegmentReady(segment));
+    pub(crate) fn upkeep_done(&mut self, index: usize, life: u64, upkeep: Upkeep) {
+        if self.is_alive(index, life) && !self.is_stalled(index, || Event::UpkeepDone { node: index, life, upkeep }) {
+            self.nodes[index].disk.carry_out(upkeep);
+            self.input(index, Input::UpkeepDone(upkeep));
         }
     }
 

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use synod_cell::Cell;
 use synod_node::codec::SnapshotMessage;
-use synod_paxos::{ReplicaId, Slot, SnapshotHandle};
+use synod_paxos::{Recovered, ReplicaId, Slot, SnapshotHandle};
 use synod_store::{ReadView, Store};
 
 use super::node::Input;
@@ -56,6 +56,8 @@ pub(crate) struct Databases {
     kept: VecDeque<Kept>,
     /// Another replica's, beside it.
     incoming: Option<Kept>,
+    /// A start found the log to end below the newest, and went on from that alone.
+    passed_by: Slot,
 }
 
 impl Databases {
@@ -65,9 +67,16 @@ impl Databases {
         self.kept.back().map(|kept| (kept.handle.clone(), kept.open()))
     }
 
-    /// The log may be cut there: all up to here is in the older snapshot that is kept.
+    /// The log may be cut there: all up to here is in the older snapshot that is kept, or the log was no use.
     pub(crate) fn older(&self) -> Slot {
-        self.kept.front().map_or(Slot::NONE, |kept| kept.handle.slot)
+        self.kept.front().map_or(Slot::NONE, |kept| kept.handle.slot).max(self.passed_by)
+    }
+
+    /// What a start made of log and snapshot.
+    pub(crate) fn started(&mut self, recovered: &Recovered) {
+        if recovered.passed_by > recovered.cut {
+            self.passed_by = recovered.passed_by;
+        }
     }
 }
 

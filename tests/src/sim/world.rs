@@ -7,7 +7,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use synod_node::engine::LogRead;
 use synod_paxos::ReplicaId;
-use synod_wal::{SegmentId, StartId};
+use synod_wal::{StartId, Upkeep};
 
 use super::clients::{Client, Connection};
 use super::clocks::Clock;
@@ -33,7 +33,7 @@ pub(crate) enum Event {
     Wake { node: usize, life: u64 },
     Written { node: usize, life: u64 },
     Synced { node: usize, life: u64 },
-    SegmentReady { node: usize, life: u64, segment: SegmentId },
+    UpkeepDone { node: usize, life: u64, upkeep: Upkeep },
     LogRead { node: usize, life: u64, read: LogRead },
     Kept { node: usize, life: u64 },
     Start { node: usize },
@@ -61,7 +61,14 @@ impl Event {
             Event::Wake { node, life } => [3, n(node), *life, 0],
             Event::Written { node, life } => [4, n(node), *life, 0],
             Event::Synced { node, life } => [5, n(node), *life, 0],
-            Event::SegmentReady { node, life, segment } => [6, n(node), *life, segment.0],
+            Event::UpkeepDone { node, life, upkeep } => {
+                let (how, segment) = match upkeep {
+                    Upkeep::Make(segment) => (0, segment),
+                    Upkeep::Recycle { to, .. } => (1, to),
+                    Upkeep::Remove(segment) => (2, segment),
+                };
+                [6, n(node), *life, segment.0 | how << 62]
+            }
             Event::LogRead { node, life, read } => [7, n(node), *life, read.offset],
             Event::Start { node } => [8, n(node), 0, 0],
             Event::Dialed { connection } => [9, n(connection), 0, 0],
@@ -263,7 +270,7 @@ impl World {
             Event::Wake { node, life } => self.wake(node, life),
             Event::Written { node, life } => self.written(node, life),
             Event::Synced { node, life } => return self.synced(node, life),
-            Event::SegmentReady { node, life, segment } => self.segment_ready(node, life, segment),
+            Event::UpkeepDone { node, life, upkeep } => self.upkeep_done(node, life, upkeep),
             Event::LogRead { node, life, read } => self.log_read(node, life, read),
             Event::Kept { node, life } => self.kept(node, life),
             Event::Start { node } => return self.start(node),

@@ -9,7 +9,7 @@ use std::io;
 
 use synod_wal::{
     Ballot, CellId, Flush, Identity, Incarnation, Log, OpenError, RecordKind, RecordRef, Recovered, ReplicaId,
-    SegmentId, Settings, Slot, StartId, Storage, read_record, recover,
+    SegmentId, Settings, Slot, StartId, Storage, Upkeep, read_record, recover,
 };
 
 pub(crate) const SECTOR_BYTES: usize = 512;
@@ -57,10 +57,27 @@ impl Disk {
     }
 
     pub(crate) fn prepare(&mut self, log: &mut Log) {
-        while let Some(segment) = log.wants_segment() {
-            self.segments.insert(segment, vec![0; log.settings().segment_bytes as usize]);
-            log.segment_ready(segment);
+        while let Some(upkeep) = log.upkeep() {
+            self.carry_out(upkeep, log.settings().segment_bytes as usize);
+            log.upkeep_done(upkeep);
         }
+    }
+
+    /// Changes the files. What a recycled segment held it still holds.
+    pub(crate) fn carry_out(&mut self, upkeep: Upkeep, segment_bytes: usize) {
+        let replaced = match upkeep {
+            Upkeep::Make(segment) => self.segments.insert(segment, vec![0; segment_bytes]),
+            Upkeep::Recycle { from, to } => {
+                assert!(self.unsynced.keys().all(|(segment, _)| *segment != from), "what is cut off is durable");
+                let bytes = self.segments.remove(&from).expect("only what is there is recycled");
+                self.segments.insert(to, bytes)
+            }
+            Upkeep::Remove(segment) => {
+                self.segments.remove(&segment).expect("only what is there is removed");
+                None
+            }
+        };
+        assert!(replaced.is_none(), "no segment is made over another");
     }
 
     /// Flushes all that is queued; gives where each flush went: segment, offset, length.

@@ -215,10 +215,12 @@ impl Engine {
         self.cell = *cell;
         self.catch_up.handout = None;
         self.recent.restart(handle.slot);
-        self.log.forget_below(synod_wal::Slot(handle.slot.next().0));
         self.snapshot_installed(handle.slot);
         self.counters.snapshots_installed += 1;
+        let below = synod_wal::Slot(handle.slot.next().0);
         self.step(now, Event::Installed { handle }, outlet);
+        // At once: it may hold values there that were accepted and not chosen, and would be read for others.
+        self.log.cut(below);
     }
 
     /// A chunk has not come: the next replica may have the same state.

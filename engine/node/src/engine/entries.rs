@@ -78,6 +78,10 @@ impl Engine {
     /// A read that the outlet was asked for has ended.
     pub fn log_read(&mut self, read: LogRead, outcome: Result<&[u8], std::io::Error>, outlet: &mut impl Outlet) {
         self.reading_for.remove(&read.to);
+        if read.first <= self.replica.cut() {
+            // Cut meanwhile: what was read may be of the segment's next use. Who asks again gets a snapshot.
+            return;
+        }
         let mut batches = Vec::new();
         let mut bytes_sent = 0;
         match outcome {

@@ -51,6 +51,8 @@ impl Engine {
         self.cut_log(now, outlet);
         if self.replica.is_full() && !self.log.is_full_within(self.log.settings().segment_bytes) {
             self.step(now, Event::LogRoom, outlet);
+            // A full log renewed no lease: a master whose lease ran out meanwhile is none any more.
+            self.step(now, Event::Ticked, outlet);
         }
     }
 
@@ -96,7 +98,7 @@ impl Engine {
 
     fn cut_log(&mut self, now: Instant, outlet: &mut impl Outlet) {
         if let Some((_, upto)) = self.snapshots.cutting.take_if(|(record, _)| *record <= self.durable) {
-            self.log.forget_below(synod_wal::Slot(upto.next().0));
+            self.log.cut(synod_wal::Slot(upto.next().0));
         }
         if self.snapshots.cutting.is_some() || self.snapshots.kept.len() < 2 {
             return;

@@ -55,8 +55,8 @@ impl Outlet for Bench {
 }
 
 fn turn(engine: &mut Engine, world: &mut Bench) {
-    while let Some(segment) = engine.wants_segment() {
-        engine.segment_ready(segment);
+    while let Some(upkeep) = engine.log_upkeep() {
+        engine.log_upkeep_done(upkeep);
     }
     engine.end_turn(Instant(world.now), world);
 }
