@@ -484,7 +484,8 @@ fn pack_ballot(ballot: Ballot) -> synod_wal::Ballot {
     synod_wal::Ballot(u128::from(ballot.round) << 64 | u128::from(low))
 }
 
-fn unpack_ballot(packed: synod_wal::Ballot) -> Ballot {
+/// The ballot that the log keeps as one number.
+pub fn unpack_ballot(packed: synod_wal::Ballot) -> Ballot {
     let low = packed.0 as u64;
     Ballot {
         round: (packed.0 >> 64) as u64,

@@ -130,7 +130,8 @@ pub enum DirectoryError {
 /// A directory that this process owns until it is dropped.
 pub struct Directory {
     path: PathBuf,
-    _lock: File,
+    /// None where nobody ever made one, and we only look.
+    _lock: Option<File>,
 }
 
 impl Directory {
@@ -155,9 +156,31 @@ impl Directory {
             RAMFS_MAGIC => return Err(DirectoryError::NoDirectIo { path: path.to_owned(), kind: "ramfs" }),
             _ => {}
         }
-        let directory = Self { path: path.to_owned(), _lock: lock };
+        let directory = Self { path: path.to_owned(), _lock: Some(lock) };
         directory.check_direct_io()?;
         Ok(directory)
+    }
+
+    /// Locks a directory that exists for others that only look, too. Nothing is made or changed.
+    pub fn open_to_look(path: &Path) -> Result<Self, DirectoryError> {
+        let io = |doing, path: &Path| {
+            let path = path.to_owned();
+            move |source| DirectoryError::Io { doing, path, source }
+        };
+        fs::read_dir(path).map_err(io("cannot look into", path))?;
+        let lock_path = path.join(LOCK_FILE);
+        let lock = match File::open(&lock_path) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Self { path: path.to_owned(), _lock: None });
+            }
+            Err(source) => return Err(io("cannot open", &lock_path)(source)),
+        };
+        match lock.try_lock_shared() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: Some(lock) }),
+            Err(TryLockError::WouldBlock) => Err(DirectoryError::InUse(path.to_owned())),
+            Err(TryLockError::Error(source)) => Err(io("cannot lock", &lock_path)(source)),
+        }
     }
 
     /// Where it is.

@@ -2,6 +2,8 @@
 
 #[path = "main/operate.rs"]
 mod operate;
+#[path = "main/wal.rs"]
+mod wal;
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -87,6 +89,14 @@ enum Command {
         #[command(subcommand)]
         command: operate::MemberCommand,
     },
+    /// Look at the log of a stopped replica: is it sound, what is in it
+    ///
+    /// The replica must be stopped: its directory is locked, shared, for as long as we look. Everything is read past the
+    /// page cache, and every checksum is checked; nothing is written.
+    Wal {
+        #[command(subcommand)]
+        command: wal::WalCommand,
+    },
 }
 
 #[derive(Args)]
@@ -115,6 +125,7 @@ fn main() -> ExitCode {
         Command::Del { key } => del(&cli.client, &key),
         Command::Status { json, stages } => status(&cli.client, json, stages),
         Command::Transfer { to } => operate::transfer(&cli.client, to),
+        Command::Wal { command } => wal::main(&command),
         Command::Member { command } => operate::member(&cli.client, &command),
     };
     outcome.unwrap_or_else(|error| {

@@ -176,7 +176,7 @@ const fn frame_bytes_that_fit(segment_bytes: u64) -> usize {
 }
 
 /// A log that does not open needs a person; this is what they can do.
-fn what_to_do(error: &synod_wal::OpenError) -> &'static str {
+pub fn what_to_do(error: &synod_wal::OpenError) -> &'static str {
     use synod_wal::OpenError;
     match error {
         OpenError::Damaged { .. }
