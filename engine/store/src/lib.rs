@@ -13,6 +13,7 @@
 //!
 //! - [`Store::freeze`] gives a [`ReadView`]: the database as it is now, for as long as the view lives. The first change of
 //!   a page afterwards copies that page, and nothing else.
+//! - [`Store::freeze_snapshot`] freezes it for a snapshot, which another thread writes out; [`Store::open`] begins from there.
 //! - Rows of the past are kept until [`Store::compact`] lets go of them: [`Store::get_at`], [`Store::changes_since`].
 //!
 //! | module | owns |
@@ -27,16 +28,26 @@
 //! | `space` | which places are free (rule S1) |
 //! | `bitmap` | sets of pages |
 //! | `mapping` | the pages in memory: all of this crate's unsafe code |
+//! | `open`, `meta` | opening from a snapshot, and the block that makes one |
+//! | `snapshot`, `device` | freezing, writing out, verifying (rule S2) |
+//! | `audit` | what can be reached is what is in use |
+//! | `self_test` | does the file system do what this leans on? (rule S5) |
 //! | `damage` | what happens when a page is not what was written |
 
+mod audit;
 mod bitmap;
 mod damage;
+mod device;
 mod history;
 mod image;
 mod mapping;
+mod meta;
+mod open;
 mod overflow;
 mod page;
 mod row;
+mod self_test;
+mod snapshot;
 mod space;
 mod store;
 mod tree;
@@ -45,10 +56,15 @@ mod view;
 use std::fmt;
 
 pub use damage::{DAMAGED_EXIT_STATUS, Damage};
+pub use device::Device;
 pub use history::{Changed, Changes, Compacted, RangeAt};
 pub use image::{ChangeKind, Range};
+pub use meta::{HANDLE_BYTES_MAX, IDENTITY_BYTES_MAX};
+pub use open::{OpenError, OpenOptions, Opened};
 pub use page::{PAGE_BYTES, PageNumber};
 pub use row::{KEY_BYTES_MAX, Row, VALUE_BYTES_MAX, Version};
+pub use self_test::SelfTestError;
+pub use snapshot::{Durable, Frozen, Pacing, SnapshotError};
 pub use space::ViewEnded;
 pub use store::{Change, Store};
 pub use view::{PastError, ReadView};

@@ -222,7 +222,13 @@ impl Pages {
 
     /// From here on these pages are checked at their first touch.
     pub(crate) fn distrust(&mut self, pages: &Bitmap) {
-        pages.iter().for_each(|number| self.mapping.set_unchecked(number, 1, true));
+        let words = pages.chunks().flatten();
+        self.mapping.unchecked.iter().zip(words).for_each(|(bits, word)| bits.store(*word, Ordering::Relaxed));
+    }
+
+    /// This page may be anything: the self-test's.
+    pub(crate) fn trust(&mut self, number: PageNumber) {
+        self.mapping.set_unchecked(number, 1, false);
     }
 
     /// Gives the memory of these pages back to the kernel. They are in the file, durable and verified, and nobody but the

@@ -112,6 +112,14 @@ impl Kept {
         }
     }
 
+    /// The first of the pages that the value has for itself.
+    pub(crate) fn overflow(&self) -> Option<PageNumber> {
+        match self.place {
+            Place::Inline(_) => None,
+            Place::Overflow { first, .. } => Some(first),
+        }
+    }
+
     /// The row of this payload.
     pub(crate) fn read<'a>(mapping: &'a Mapping, payload: &'a [u8]) -> Row<'a> {
         let kept = Kept::decode(payload);

@@ -10,11 +10,14 @@
 //!   - `spare` are places in `taken` that nobody uses: freed in the generation that made them;
 //!   - `fresh` has the live pages made since the last snapshot began, and none that are not live.
 
+use std::io;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock, Weak};
 
 use crate::bitmap::Bitmap;
+use crate::device::{DirectFile, GROW_PAGES};
 use crate::mapping::{Mapping, Pages};
-use crate::page::{Kind, Page, PageNumber};
+use crate::page::{Kind, PAGE_BYTES, Page, PageNumber};
 
 /// Something that was frozen, as long as it lives: a view, or a snapshot on its way to the file.
 #[derive(Debug)]
@@ -72,22 +75,41 @@ pub(crate) struct Space {
     /// The pages of the newest durable snapshot, and of the one before.
     kept: [Bitmap; 2],
     pins: Vec<Weak<Pin>>,
-    /// The file's length. Places beyond it must not be touched.
-    room: PageNumber,
+    /// None in memory. Places beyond its end must not be touched.
+    file: Option<Arc<DirectFile>>,
+    /// Pages that have memory of their own: made here, not read from the file.
+    private: Bitmap,
 }
 
 /// Fewer freed pages than this are not worth looking who uses them.
 const RELEASED_MIN: u64 = 256;
 
 impl Space {
-    pub(crate) fn new(pages: Pages, newest: Bitmap, older: Bitmap, room: PageNumber) -> Space {
-        let mut taken = newest.clone();
-        taken.insert_all(&older);
+    pub(crate) fn in_memory(pages: Pages) -> Space {
+        Space::new(pages, Bitmap::default(), [Bitmap::default(), Bitmap::default()], None)
+    }
+
+    /// With the pages of the snapshot that was opened, among them those where its own set is, and those of the other.
+    pub(crate) fn of_file(
+        pages: Pages,
+        opened: Bitmap,
+        other: Bitmap,
+        own_set: (PageNumber, u32),
+        file: Arc<DirectFile>,
+    ) -> Space {
+        let mut live = opened.clone();
+        (own_set.0.0..own_set.0.0 + own_set.1).for_each(|number| live.remove(PageNumber(number)));
+        Space::new(pages, live, [opened, other], Some(file))
+    }
+
+    fn new(pages: Pages, live: Bitmap, kept: [Bitmap; 2], file: Option<Arc<DirectFile>>) -> Space {
+        let mut taken = live.clone();
+        kept.iter().for_each(|kept| taken.insert_all(kept));
         // The meta slots.
         (0..PageNumber::FIRST.0).for_each(|number| taken.insert(PageNumber(number)));
         Space {
             pages,
-            live: newest.clone(),
+            live,
             end: taken.end(),
             taken,
             fresh: Bitmap::default(),
@@ -95,18 +117,15 @@ impl Space {
             hint: PageNumber::FIRST,
             run_hint: PageNumber::FIRST,
             released: 0,
-            kept: [newest, older],
+            kept,
             pins: Vec::new(),
-            room,
+            file,
+            private: Bitmap::default(),
         }
     }
 
     pub(crate) fn mapping(&self) -> &Mapping {
         self.pages.mapping()
-    }
-
-    pub(crate) fn pages(&mut self) -> &mut Pages {
-        &mut self.pages
     }
 
     pub(crate) fn share(&self) -> Arc<Mapping> {
@@ -164,6 +183,7 @@ impl Space {
         for number in first.0..first.0 + pages {
             self.live.remove(PageNumber(number));
             self.fresh.remove(PageNumber(number));
+            self.private.remove(PageNumber(number));
         }
         first
     }
@@ -198,18 +218,55 @@ impl Space {
         let end = PageNumber(first.0 + pages);
         assert!(end.0 <= self.pages.page_count_max(), "the database is full: whoever writes asks for room before");
         self.end = self.end.max(end);
-        if end > self.room {
-            self.grow(end);
+        if self.file.as_ref().is_some_and(|file| end > file.end()) {
+            // The helper is late; it costs a system call, not the change.
+            self.grow(end).expect("a file that could be written can be made longer");
         }
         for number in first.0..end.0 {
             self.taken.insert(PageNumber(number));
             self.live.insert(PageNumber(number));
             self.fresh.insert(PageNumber(number));
+            self.private.insert(PageNumber(number));
         }
     }
 
-    fn grow(&mut self, _end: PageNumber) {
-        unreachable!("memory has room to its end");
+    /// Makes the file long enough, and then some.
+    fn grow(&self, end: PageNumber) -> io::Result<()> {
+        let most = PageNumber(self.pages.page_count_max());
+        let end = PageNumber(end.0.saturating_add(GROW_PAGES)).min(most);
+        self.file.as_ref().map_or(Ok(()), |file| file.grow(end))
+    }
+
+    /// One past the highest place that was ever taken.
+    pub(crate) fn end(&self) -> PageNumber {
+        self.end
+    }
+
+    pub(crate) fn file(&self) -> Option<Arc<DirectFile>> {
+        self.file.clone()
+    }
+
+    pub(crate) fn live(&self) -> &Bitmap {
+        &self.live
+    }
+
+    /// The pages made since this was last called.
+    pub(crate) fn take_fresh(&mut self) -> Bitmap {
+        std::mem::take(&mut self.fresh)
+    }
+
+    /// A snapshot of these was not made. Some may have been freed since, and even made again.
+    pub(crate) fn put_fresh_back(&mut self, fresh: &Bitmap) {
+        let mut fresh = fresh.clone();
+        fresh.keep_only(&self.live);
+        self.fresh.insert_all(&fresh);
+    }
+
+    /// A snapshot of these pages is durable: it takes the place of the older of the two.
+    pub(crate) fn keep(&mut self, used: Bitmap) {
+        let newest = std::mem::replace(&mut self.kept[0], used);
+        self.kept[1] = newest;
+        self.reclaim();
     }
 
     pub(crate) fn free(&mut self, number: PageNumber) {
@@ -270,9 +327,19 @@ impl Space {
     }
 
     /// Ends the generation, and keeps its pages for as long as somebody has the pin.
-    pub(crate) fn freeze(&mut self, is_view: bool) -> Arc<Pin> {
-        let generation = self.pages.freeze();
-        let pin = Arc::new(Pin { generation, pages: self.live.clone(), ended: OnceLock::new(), is_view });
+    pub(crate) fn freeze(&mut self) -> Arc<Pin> {
+        self.pin(self.live.clone(), true)
+    }
+
+    /// The same for a snapshot, and keeps the places that were reserved for its own set.
+    pub(crate) fn freeze_snapshot(&mut self, reserved: Range<u32>) -> Arc<Pin> {
+        let mut pages = self.live.clone();
+        reserved.for_each(|number| pages.insert(PageNumber(number)));
+        self.pin(pages, false)
+    }
+
+    fn pin(&mut self, pages: Bitmap, is_view: bool) -> Arc<Pin> {
+        let pin = Arc::new(Pin { generation: self.pages.freeze(), pages, ended: OnceLock::new(), is_view });
         self.pins.retain(|pin| pin.strong_count() > 0);
         self.pins.push(Arc::downgrade(&pin));
         pin
@@ -315,6 +382,33 @@ impl Space {
         views.iter().for_each(|pin| pinned.insert_all(&pin.pages));
         pinned.remove_all(&self.live);
         self.kept.iter().for_each(|kept| pinned.remove_all(kept));
-        pinned.count() * crate::PAGE_BYTES as u64
+        pinned.count() * PAGE_BYTES as u64
+    }
+
+    /// Gives memory back to the kernel: pages that both are in the newest durable snapshot, and so in the file, and have
+    /// memory of their own. They are read again, and checked, when they are next needed.
+    ///
+    /// Nothing while something is frozen: whoever reads that must not see a page's checksum appear.
+    pub(crate) fn give_back(&mut self, bytes_max: u64) -> io::Result<u64> {
+        if self.pins().next().is_some() {
+            return Ok(0);
+        }
+        let mut pages = self.private.clone();
+        pages.keep_only(&self.live);
+        pages.keep_only(&self.kept[0]);
+        let mut left = bytes_max / PAGE_BYTES as u64;
+        let mut given = 0;
+        let mut next = pages.next(PageNumber::FIRST);
+        while let Some(first) = next.filter(|_| left > 0) {
+            let end = pages.next_absent(first);
+            // Whole runs: the pages of a value must go together.
+            self.pages.give_back(first.0..end.0)?;
+            (first.0..end.0).for_each(|number| self.private.remove(PageNumber(number)));
+            let count = u64::from(end.0 - first.0);
+            given += count;
+            left = left.saturating_sub(count);
+            next = pages.next(end);
+        }
+        Ok(given * PAGE_BYTES as u64)
     }
 }

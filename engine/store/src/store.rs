@@ -2,12 +2,12 @@
 
 use std::ops::Bound;
 
-use crate::bitmap::Bitmap;
 use crate::history::{Changes, Compacted, RangeAt};
 use crate::image::{Image, Range};
 use crate::mapping::Pages;
-use crate::page::PageNumber;
+use crate::meta::Slot;
 use crate::row::{Row, Version};
+use crate::snapshot::InFlight;
 use crate::space::Space;
 use crate::{Options, Revision};
 
@@ -19,6 +19,11 @@ pub struct Store {
     pub(crate) options: Options,
     /// What was removed up to this mark by [`Store::compact_some`].
     pub(crate) removed: Option<Revision>,
+    /// Whose it is, as every meta block has it.
+    pub(crate) identity: Vec<u8>,
+    /// The place of the newest durable snapshot's meta block.
+    pub(crate) slot: Slot,
+    pub(crate) in_flight: Option<InFlight>,
 }
 
 impl Default for Store {
@@ -42,9 +47,15 @@ impl Store {
     #[must_use]
     pub fn in_memory(options: Options) -> Store {
         let pages = Pages::anonymous(options.database_bytes_max).expect("a process has 128 TiB of addresses");
-        let room = PageNumber(pages.page_count_max());
-        let space = Space::new(pages, Bitmap::default(), Bitmap::default(), room);
-        Store { space, image: Image::EMPTY, options, removed: None }
+        Store {
+            space: Space::in_memory(pages),
+            image: Image::EMPTY,
+            options,
+            removed: None,
+            identity: Vec::new(),
+            slot: Slot::Second,
+            in_flight: None,
+        }
     }
 
     /// The revision of the last change.

@@ -5,7 +5,7 @@
 //! ([`Space::writable`]), once a generation, and remembers the way as a [`Path`].
 //!
 //! Invariants:
-//!   - all leaves are equally deep, and none is empty; a branch has at least one key, so two children;
+//!   - all leaves are equally deep, and none is empty; a branch has one child more than keys, and the root at least one key;
 //!   - a key that is not below a branch's separator, nor above the next, is in the child between them;
 //!   - no page is of a newer generation than the page that refers to it.
 //!
@@ -105,24 +105,5 @@ impl Tree {
             path.push(number, index);
             number = own;
         }
-    }
-
-    /// How many pages it has, values in pages of their own not counted. Goes through all of its branches.
-    #[cfg(test)]
-    pub(crate) fn pages(&self, mapping: &Mapping) -> Vec<PageNumber> {
-        let mut pages = Vec::new();
-        let mut next = vec![self.root];
-        while let Some(number) = next.pop().filter(|&number| number != PageNumber::NONE) {
-            pages.push(number);
-            let page = mapping.page(number);
-            if page.is_branch() {
-                assert!(page.count() > 0);
-                next.extend((0..=page.count()).map(|index| page.child(index)));
-            } else {
-                assert!(page.count() > 0);
-            }
-            assert!((1..page.count()).all(|index| page.key(index - 1) < page.key(index)));
-        }
-        pages
     }
 }

@@ -40,7 +40,7 @@ impl Store {
     #[must_use]
     pub fn freeze(&mut self) -> ReadView {
         self.space.bound_views(self.options.pinned_bytes_max);
-        ReadView { mapping: self.space.share(), image: self.image, pin: self.space.freeze(true) }
+        ReadView { mapping: self.space.share(), image: self.image, pin: self.space.freeze() }
     }
 
     /// How many bytes of pages are kept for nothing but views.

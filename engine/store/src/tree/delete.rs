@@ -1,7 +1,8 @@
 //! Removing, merging.
 //!
-//! A page that has become a third full joins a neighbour if both fit one page; else it stays. So a page is never empty,
-//! and of two neighbours that were thinned out one goes back to the space.
+//! A page that has become a third full joins a neighbour if both fit one page; else it stays. So of two neighbours that
+//! were thinned out one goes back to the space. A branch may be left with a single child, and no key, when the key
+//! between it and a full neighbour is a long one; a leaf that has become empty goes at once, and such a branch with it.
 
 use super::{Path, Tree};
 use crate::page::{self, Kind, PageNumber, ROOM_BYTES, SLOT_BYTES};
@@ -15,31 +16,50 @@ impl Tree {
     pub(crate) fn remove(&mut self, space: &mut Space, path: &Path) {
         let (leaf, index) = path.place();
         space.page_mut(leaf).remove(index);
+        let mut is_void = space.page(leaf).count() == 0;
         for depth in (1..path.height).rev() {
             let (number, _) = path.step(depth);
-            if space.page(number).used() >= USED_MIN {
-                return;
-            }
             let (parent, index) = path.step(depth - 1);
-            if !join(space, parent, index) {
+            if is_void {
+                space.free(number);
+                is_void = space.page(parent).count() == 0;
+                if !is_void {
+                    unlink(space, parent, index);
+                }
+            } else if space.page(number).used() >= USED_MIN || !join(space, parent, index) {
                 return;
             }
         }
-        self.lower(space);
+        if is_void {
+            space.free(self.root);
+            self.root = PageNumber::NONE;
+        } else {
+            self.lower(space);
+        }
     }
 
-    /// Drops a root that leads nowhere, or to one place only.
+    /// Drops a root that leads to one place only.
     fn lower(&mut self, space: &mut Space) {
-        while space.page(self.root).count() == 0 {
+        loop {
             let page = space.page(self.root);
-            let below = if page.is_branch() { page.child(0) } else { PageNumber::NONE };
-            space.free(self.root);
-            self.root = below;
-            if below == PageNumber::NONE {
+            if !page.is_branch() || page.count() > 0 {
                 return;
             }
+            let below = page.child(0);
+            space.free(self.root);
+            self.root = below;
         }
     }
+}
+
+/// Takes the child of this index out of a branch that has others.
+fn unlink(space: &mut Space, parent: PageNumber, index: usize) {
+    let page = space.page_mut(parent);
+    if index == 0 {
+        let second = page.child(1);
+        page.set_child(0, second);
+    }
+    page.remove(index.saturating_sub(1));
 }
 
 /// Joins the child of this index with a neighbour, if one page holds both.
@@ -58,7 +78,6 @@ fn join(space: &mut Space, parent: PageNumber, index: usize) -> bool {
             return true;
         }
     }
-    assert!(space.page(space.page(parent).child(index)).count() > 0, "what is empty fits any neighbour");
     false
 }
 
