@@ -32,6 +32,7 @@
 //! | `snapshot`, `device` | freezing, writing out, verifying (rule S2) |
 //! | `audit` | what can be reached is what is in use |
 //! | `self_test` | does the file system do what this leans on? (rule S5) |
+//! | `scrub` | looking for rot before somebody needs the page |
 //! | `damage` | what happens when a page is not what was written |
 
 mod audit;
@@ -46,6 +47,7 @@ mod open;
 mod overflow;
 mod page;
 mod row;
+mod scrub;
 mod self_test;
 mod snapshot;
 mod space;
@@ -63,6 +65,7 @@ pub use meta::{HANDLE_BYTES_MAX, IDENTITY_BYTES_MAX};
 pub use open::{OpenError, OpenOptions, Opened};
 pub use page::{PAGE_BYTES, PageNumber};
 pub use row::{KEY_BYTES_MAX, Row, VALUE_BYTES_MAX, Version};
+pub use scrub::{Scrub, ScrubError};
 pub use self_test::SelfTestError;
 pub use snapshot::{Durable, Frozen, Pacing, SnapshotError};
 pub use space::ViewEnded;

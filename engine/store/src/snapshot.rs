@@ -22,13 +22,26 @@ use crate::space::Pin;
 const RUN_PAGES: u32 = (2 << 20) / PAGE_BYTES as u32;
 const _: () = assert!(RUN_PAGES as usize * PAGE_BYTES >= crate::VALUE_BYTES_MAX + PAGE_BYTES);
 
-/// How fast a snapshot is written, and whether at all. The same disk takes the log.
+/// How fast the disk is used, and whether to go on at all: the same disk takes the log.
 #[derive(Clone, Debug, Default)]
 pub struct Pacing {
     /// None: as fast as the device takes it.
     pub bytes_per_second: Option<u64>,
-    /// Set it, and the snapshot fails before its next write.
+    /// Set it, and the work ends, undone, before it next touches the disk.
     pub cancel: Arc<AtomicBool>,
+}
+
+impl Pacing {
+    /// Sleeps until so many bytes were due, or it is cancelled.
+    pub(crate) fn sleep(&self, began: Instant, bytes: u64) {
+        /// So that what is cancelled ends soon, however slow it was to be.
+        const NAP: Duration = Duration::from_millis(50);
+        let Some(rate) = self.bytes_per_second else { return };
+        let due = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
+        while !self.cancel.load(Ordering::Relaxed) && began.elapsed() < due {
+            std::thread::sleep(due.saturating_sub(began.elapsed()).min(NAP));
+        }
+    }
 }
 
 /// Why a snapshot was not made. The kept ones are as they were.
@@ -319,19 +332,7 @@ impl<'a> Writer<'a> {
 
     /// Sleeps until what was written so far was due.
     fn pace(&self) -> Result<(), SnapshotError> {
-        /// So that a cancelled snapshot ends soon, however slowly it was to be written.
-        const NAP: Duration = Duration::from_millis(50);
-        loop {
-            if self.pacing.cancel.load(Ordering::Relaxed) {
-                return Err(SnapshotError::Cancelled);
-            }
-            let Some(rate) = self.pacing.bytes_per_second else { return Ok(()) };
-            let due = Duration::from_secs_f64(self.bytes as f64 / rate.max(1) as f64);
-            let early = due.saturating_sub(self.began.elapsed());
-            if early.is_zero() {
-                return Ok(());
-            }
-            std::thread::sleep(early.min(NAP));
-        }
+        self.pacing.sleep(self.began, self.bytes);
+        if self.pacing.cancel.load(Ordering::Relaxed) { Err(SnapshotError::Cancelled) } else { Ok(()) }
     }
 }

@@ -338,8 +338,19 @@ impl Space {
         self.pin(pages, false)
     }
 
+    /// Keeps the places of the newest durable snapshot, which is frozen already.
+    pub(crate) fn pin_newest(&mut self) -> Arc<Pin> {
+        let generation = self.pages.generation();
+        self.enroll(Pin { generation, pages: self.kept[0].clone(), ended: OnceLock::new(), is_view: false })
+    }
+
     fn pin(&mut self, pages: Bitmap, is_view: bool) -> Arc<Pin> {
-        let pin = Arc::new(Pin { generation: self.pages.freeze(), pages, ended: OnceLock::new(), is_view });
+        let generation = self.pages.freeze();
+        self.enroll(Pin { generation, pages, ended: OnceLock::new(), is_view })
+    }
+
+    fn enroll(&mut self, pin: Pin) -> Arc<Pin> {
+        let pin = Arc::new(pin);
         self.pins.retain(|pin| pin.strong_count() > 0);
         self.pins.push(Arc::downgrade(&pin));
         pin
