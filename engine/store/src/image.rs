@@ -1,143 +1,203 @@
-//! The map and its numbers: everything that a freeze shares, and that a change under a live view copies.
+//! Three trees and their numbers: what a freeze keeps, what a snapshot's meta block names, and what a change changes.
+//!
+//! | tree | key | payload |
+//! |---|---|---|
+//! | present | the row's key | the row |
+//! | history | the row's key, encoded; the revision that wrote it | the row, or that it was deleted |
+//! | changes | revision; index within it | put or deleted; the row's key |
 //!
 //! Invariants:
-//!   - `revision` never falls, and no row's is above it;
-//!   - `bytes` is the sum of all keys' and values' lengths;
-//!   - a row is plain or versioned from its creation to its removal.
+//!   - `revision` never falls, and no row's is above it; `compacted` never falls, and is not above it;
+//!   - `rows` and `bytes` are those of `present`: all keys' and values' lengths;
+//!   - a row is plain or versioned from its creation to its removal, and plain rows are in `present` alone.
 
-use std::collections::{BTreeMap, btree_map};
-use std::fmt;
 use std::ops::Bound;
 
 use crate::Revision;
-use crate::row::{Kept, Row, Version};
-use crate::short::Short;
+use crate::history;
+use crate::mapping::Mapping;
+use crate::row::{KEY_BYTES_MAX, Kept, New, Numbers, Row, TOMBSTONE_PAYLOAD, Version};
+use crate::space::Space;
+use crate::tree::{Cells, Tree};
 
-#[derive(Clone)]
+/// See the module.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Image {
-    rows: BTreeMap<Short, Kept>,
-    pub(crate) revision: Revision,
+    pub(crate) present: Tree,
+    pub(crate) history: Tree,
+    pub(crate) changes: Tree,
+    pub(crate) rows: u64,
     pub(crate) bytes: u64,
+    pub(crate) revision: Revision,
+    /// Reads below it are refused.
+    pub(crate) compacted: Revision,
+}
+
+/// What a change did to a key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ChangeKind {
+    /// The row was written.
+    Put,
+    /// The row was removed.
+    Delete,
 }
 
 impl Image {
-    pub(crate) fn new() -> Image {
-        Image { rows: BTreeMap::new(), revision: Revision::FIRST, bytes: 0 }
+    pub(crate) const EMPTY: Image = Image {
+        present: Tree::EMPTY,
+        history: Tree::EMPTY,
+        changes: Tree::EMPTY,
+        rows: 0,
+        bytes: 0,
+        revision: Revision::FIRST,
+        compacted: Revision::FIRST,
+    };
+
+    pub(crate) fn get<'a>(&self, mapping: &'a Mapping, key: &[u8]) -> Option<Row<'a>> {
+        self.present.get(mapping, key).map(|payload| Kept::read(mapping, payload))
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.rows.len()
+    pub(crate) fn range<'a>(&self, mapping: &'a Mapping, start: Bound<&[u8]>, end: Bound<&[u8]>) -> Range<'a> {
+        Range { cells: Cells::new(self.present, mapping, start, end), mapping }
     }
 
-    pub(crate) fn get(&self, key: &[u8]) -> Option<Row<'_>> {
-        // A short key is looked up as the map has it, because that compares faster; a long one as it came, because making
-        // a key of it is an allocation.
-        let kept = if Short::is_inline(key.len()) { self.rows.get(&Short::new(key)) } else { self.rows.get(key) };
-        kept.map(Kept::row)
-    }
-
-    pub(crate) fn range(&self, start: Bound<&[u8]>, end: Bound<&[u8]>) -> Range<'_> {
-        // The map takes crossed bounds for a bug of ours; here they are what a caller was asked for.
-        let crossed = match (start, end) {
-            (Bound::Unbounded, _) | (_, Bound::Unbounded) => false,
-            (Bound::Included(start), Bound::Included(end)) => start > end,
-            (Bound::Included(start) | Bound::Excluded(start), Bound::Included(end) | Bound::Excluded(end)) => {
-                start >= end
-            }
-        };
-        Range(if crossed { btree_map::Range::default() } else { self.rows.range::<[u8], _>((start, end)) })
-    }
-
-    pub(crate) fn prefix(&self, prefix: &[u8]) -> Range<'_> {
+    pub(crate) fn prefix<'a>(&self, mapping: &'a Mapping, prefix: &[u8]) -> Range<'a> {
         match prefix_end(prefix) {
-            Some(end) => self.range(Bound::Included(prefix), Bound::Excluded(&end)),
-            None => self.range(Bound::Included(prefix), Bound::Unbounded),
+            Some(end) => self.range(mapping, Bound::Included(prefix), Bound::Excluded(&end)),
+            None => self.range(mapping, Bound::Included(prefix), Bound::Unbounded),
         }
     }
 
-    pub(crate) fn advance(&mut self) {
+    pub(crate) fn advance(&mut self, keep_history: bool) {
         let next = self.revision.0.checked_add(1).expect("fewer than 2^64 changes");
         self.revision = Revision(next);
-    }
-
-    pub(crate) fn put(&mut self, key: &[u8], value: &[u8]) -> Version {
-        let Some(kept) = get_mut(&mut self.rows, key) else {
-            self.insert(key, Kept::versioned(value, self.revision));
-            return Version(1);
-        };
-        assert!(!kept.is_plain(), "a versioned row was put where the key has a plain row");
-        kept.version = Version(kept.version.0 + 1);
-        kept.modify_revision = self.revision;
-        replace(&mut self.bytes, &mut kept.value, value);
-        kept.version
-    }
-
-    pub(crate) fn put_plain(&mut self, key: &[u8], value: &[u8]) {
-        let Some(kept) = get_mut(&mut self.rows, key) else {
-            self.insert(key, Kept::plain(value));
-            return;
-        };
-        assert!(kept.is_plain(), "a plain row was put where the key has a versioned row");
-        replace(&mut self.bytes, &mut kept.value, value);
-    }
-
-    pub(crate) fn delete(&mut self, key: &[u8]) -> bool {
-        let removed = self.remove(key);
-        assert!(!removed.as_ref().is_some_and(Kept::is_plain), "a plain row was deleted as a versioned one");
-        removed.is_some()
-    }
-
-    pub(crate) fn delete_plain(&mut self, key: &[u8]) -> bool {
-        let removed = self.remove(key);
-        assert!(removed.as_ref().is_none_or(Kept::is_plain), "a versioned row was deleted as a plain one");
-        removed.is_some()
-    }
-
-    pub(crate) fn import(&mut self, key: &[u8], row: Row<'_>) -> bool {
-        let is_behind = self.rows.last_key_value().is_none_or(|(last, _)| last.as_slice() < key);
-        if is_behind {
-            self.insert(key, Kept::of(row));
+        if !keep_history {
+            self.compacted = self.revision;
         }
-        is_behind
     }
 
-    /// A second way down the map, but only for a key that is new; the first found the rows that are written most
-    /// without making a key of them, which for a long one is an allocation.
-    fn insert(&mut self, key: &[u8], kept: Kept) {
-        self.bytes += (key.len() + kept.value.as_slice().len()) as u64;
-        self.rows.insert(Short::new(key), kept);
+    /// `index` counts the writes of one change, if there is to be a history of them.
+    pub(crate) fn put(&mut self, space: &mut Space, key: &[u8], value: &[u8], index: Option<u32>) -> Version {
+        check_key(key);
+        let revision = self.revision;
+        if let Some(index) = index {
+            history::note(&mut self.changes, space, (revision, index), ChangeKind::Put, key);
+        }
+        let (path, found) = self.present.find(space, key);
+        if !found {
+            let numbers = Numbers { create: revision, modify: revision, version: Version(1) };
+            let new = New::new(space, Some(numbers), value, None);
+            new.encode(self.present.insert(space, &path, key, new.payload_bytes()));
+            self.count(key, value);
+            return Version(1);
+        }
+        let (leaf, at) = path.place();
+        let payload = space.page(leaf).payload(at);
+        let old = Kept::decode(payload);
+        let Some(Numbers { create, modify, version }) = old.numbers else {
+            panic!("a versioned row was put where the key has a plain row");
+        };
+        self.bytes = self.bytes - old.value_bytes() as u64 + value.len() as u64;
+        let numbers = Numbers { create, modify: revision, version: Version(version.0 + 1) };
+        // What was written by this same change nobody has seen, and never will.
+        let is_history = index.is_some() && modify < revision;
+        if is_history {
+            let payload = Copied::new(payload);
+            history::keep(&mut self.history, space, key, modify, payload.bytes());
+        }
+        let new = New::new(space, Some(numbers), value, (!is_history).then_some(old));
+        new.encode(self.present.replace(space, &path, key, new.payload_bytes()));
+        numbers.version
     }
 
-    fn remove(&mut self, key: &[u8]) -> Option<Kept> {
-        let removed = self.rows.remove(key)?;
-        self.bytes -= (key.len() + removed.value.as_slice().len()) as u64;
-        Some(removed)
+    pub(crate) fn put_plain(&mut self, space: &mut Space, key: &[u8], value: &[u8]) {
+        check_key(key);
+        let (path, found) = self.present.find(space, key);
+        if !found {
+            let new = New::new(space, None, value, None);
+            new.encode(self.present.insert(space, &path, key, new.payload_bytes()));
+            self.count(key, value);
+            return;
+        }
+        let (leaf, at) = path.place();
+        let old = Kept::decode(space.page(leaf).payload(at));
+        assert!(old.numbers.is_none(), "a plain row was put where the key has a versioned row");
+        self.bytes = self.bytes - old.value_bytes() as u64 + value.len() as u64;
+        let new = New::new(space, None, value, Some(old));
+        new.encode(self.present.replace(space, &path, key, new.payload_bytes()));
+    }
+
+    pub(crate) fn delete(&mut self, space: &mut Space, key: &[u8], index: Option<u32>) -> bool {
+        let Some(payload) = self.present.get(space.mapping(), key) else { return false };
+        let old = Kept::decode(payload);
+        let numbers = old.numbers.expect("a plain row was deleted as a versioned one");
+        match index {
+            None => old.free(space),
+            Some(index) => {
+                if numbers.modify < self.revision {
+                    let payload = Copied::new(payload);
+                    history::keep(&mut self.history, space, key, numbers.modify, payload.bytes());
+                } else {
+                    old.free(space);
+                }
+                history::keep(&mut self.history, space, key, self.revision, TOMBSTONE_PAYLOAD);
+                history::note(&mut self.changes, space, (self.revision, index), ChangeKind::Delete, key);
+            }
+        }
+        self.remove(space, key, old);
+        true
+    }
+
+    pub(crate) fn delete_plain(&mut self, space: &mut Space, key: &[u8]) -> bool {
+        let Some(payload) = self.present.get(space.mapping(), key) else { return false };
+        let old = Kept::decode(payload);
+        assert!(old.numbers.is_none(), "a versioned row was deleted as a plain one");
+        old.free(space);
+        self.remove(space, key, old);
+        true
+    }
+
+    fn count(&mut self, key: &[u8], value: &[u8]) {
+        self.rows += 1;
+        self.bytes += (key.len() + value.len()) as u64;
+    }
+
+    fn remove(&mut self, space: &mut Space, key: &[u8], old: Kept) {
+        let (path, found) = self.present.find(space, key);
+        assert!(found);
+        self.present.remove(space, &path);
+        self.rows -= 1;
+        self.bytes -= (key.len() + old.value_bytes()) as u64;
     }
 }
 
-impl fmt::Debug for Image {
-    /// The numbers, not millions of rows.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Image")
-            .field("revision", &self.revision)
-            .field("rows", &self.rows.len())
-            .field("bytes", &self.bytes)
-            .finish()
+fn check_key(key: &[u8]) {
+    assert!(key.len() <= KEY_BYTES_MAX, "a key of {} bytes", key.len());
+}
+
+/// A payload on its way from one page to another.
+struct Copied {
+    bytes: [u8; COPIED_BYTES_MAX],
+    length: usize,
+}
+
+/// The longest payload of a row: see [`row`](crate::row).
+const COPIED_BYTES_MAX: usize = 1 + 3 * 8 + crate::row::INLINE_BYTES_MAX;
+
+impl Copied {
+    fn new(payload: &[u8]) -> Copied {
+        let mut bytes = [0; COPIED_BYTES_MAX];
+        bytes[..payload.len()].copy_from_slice(payload);
+        Copied { bytes, length: payload.len() }
     }
-}
 
-fn get_mut<'a>(rows: &'a mut BTreeMap<Short, Kept>, key: &[u8]) -> Option<&'a mut Kept> {
-    if Short::is_inline(key.len()) { rows.get_mut(&Short::new(key)) } else { rows.get_mut(key) }
-}
-
-fn replace(bytes: &mut u64, old: &mut Short, new: &[u8]) {
-    *bytes -= old.as_slice().len() as u64;
-    *bytes += new.len() as u64;
-    old.set(new);
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
 }
 
 /// The lowest key that is above every key with this prefix; `None` if no key is.
-fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
     let last = prefix.iter().rposition(|&byte| byte != u8::MAX)?;
     let mut end = prefix[..=last].to_vec();
     end[last] += 1;
@@ -146,10 +206,13 @@ fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
 
 /// Rows in the order of their keys, from either end.
 #[derive(Clone)]
-pub struct Range<'a>(btree_map::Range<'a, Short, Kept>);
+pub struct Range<'a> {
+    cells: Cells<'a>,
+    mapping: &'a Mapping,
+}
 
-impl fmt::Debug for Range<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl std::fmt::Debug for Range<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Range(..)")
     }
 }
@@ -158,12 +221,12 @@ impl<'a> Iterator for Range<'a> {
     type Item = (&'a [u8], Row<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.0.next().map(|(key, kept)| (key.as_slice(), kept.row()))
+        self.cells.next().map(|(key, payload)| (key, Kept::read(self.mapping, payload)))
     }
 }
 
 impl DoubleEndedIterator for Range<'_> {
     fn next_back(&mut self) -> Option<Self::Item> {
-        self.0.next_back().map(|(key, kept)| (key.as_slice(), kept.row()))
+        self.cells.next_back().map(|(key, payload)| (key, Kept::read(self.mapping, payload)))
     }
 }

@@ -1,25 +1,34 @@
 //! A frozen database in pieces, for a replica that lags behind.
 //!
-//! A view is exported in chunks of rows, in order; whoever imports them asks for each by where the last one ended. So a
-//! transfer can stop and go on, and any replica that froze the same state can go on with it: the same rows have the same
-//! bytes everywhere. How long a chunk is, is for whoever asks first to say, and changes nothing.
+//! A view is exported in chunks, in order; whoever imports them asks for each by where the last one ended. So a transfer can
+//! stop and go on, and any replica that froze the same state can go on with it: the same state has the same rows everywhere,
+//! whatever its pages look like. How long a chunk is, is for whoever asks to say, and changes nothing else.
 //!
 //! | bytes | of a chunk's head | what it catches |
 //! |---|---|---|
 //! | 8 | the revision | chunks of two states in one transfer |
+//! | 8 | the revision below which the past is compacted | likewise |
 //! | 8 | how many rows there are | a transfer that ended early, or skipped some |
 //! | 8 | the lengths of all keys and values | likewise |
 //!
-//! Then rows: length of the key (2 bytes), of the value (4), create and modify revision, version (8 each), key, value. All
-//! numbers are little-endian. A plain row has no revisions: zeros.
+//! Then entries: the tree it is of (1 byte: 0 present, 1 history, 2 changes) with 128 for a tombstone and 64 for a plain row,
+//! the length of the key (2), of the value (4), create and modify revision, version (8 each), key, value. All numbers are
+//! little-endian. What has no numbers has zeros.
 
 use std::ops::Bound;
 
-use crate::row::Row;
-use crate::{ReadView, Revision, Store, Version};
+use crate::image::Image;
+use crate::row::{Kept, New, Numbers, Row, TOMBSTONE_PAYLOAD, is_tombstone};
+use crate::space::Space;
+use crate::tree::{Cells, Tree};
+use crate::{KEY_BYTES_MAX, ReadView, Revision, Store, VALUE_BYTES_MAX, Version, ViewEnded};
 
-const HEAD_BYTES: usize = 24;
-const ROW_HEAD_BYTES: usize = 30;
+const HEAD_BYTES: usize = 32;
+const ENTRY_HEAD_BYTES: usize = 31;
+const TOMBSTONE: u8 = 128;
+const PLAIN: u8 = 64;
+/// The keys of history are longer than those of rows: see there.
+const ENTRY_KEY_BYTES_MAX: usize = 2 * KEY_BYTES_MAX;
 
 /// A piece of a frozen database.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,88 +40,186 @@ pub struct Chunk {
 }
 
 /// Why a chunk is not imported. What was imported before is no database: drop it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ImportError {
-    /// It ends in the middle of a row, or of its head.
+    /// It ends in the middle of an entry, or of its head.
+    #[error("a chunk that ends in the middle of an entry")]
     Cut,
     /// It is of another state than the ones before.
+    #[error("chunks of two states of the database")]
     OtherState,
-    /// Its rows do not come behind those before.
+    /// Its entries do not come behind those before.
+    #[error("entries that are not in order")]
     OutOfOrder,
+    /// An entry that no database has.
+    #[error("an entry that no database has")]
+    Malformed,
     /// The last chunk was imported, and there are not as many rows as there should be, or not as long ones.
+    #[error("some rows are missing, or are not as they were")]
     Incomplete,
 }
 
-impl std::fmt::Display for ImportError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Cut => "a chunk that ends in the middle of a row",
-            Self::OtherState => "chunks of two states of the database",
-            Self::OutOfOrder => "rows that are not in order",
-            Self::Incomplete => "some rows are missing, or are not as they were",
-        })
+/// The trees, in the order in which they are sent.
+fn trees(image: &mut Image) -> [&mut Tree; 3] {
+    [&mut image.present, &mut image.history, &mut image.changes]
+}
+
+const CHANGES: u8 = 2;
+
+impl ReadView {
+    /// The entries from here on (`None`: from the first), about so many bytes of them and one at least.
+    ///
+    /// # Errors
+    ///
+    /// If the view was ended.
+    pub fn export(&self, from: Option<&[u8]>, bytes_max: usize) -> Result<Chunk, ViewEnded> {
+        let (mapping, mut image) = self.parts()?;
+        let mut bytes = Vec::with_capacity(bytes_max + bytes_max / 4);
+        for number in [image.revision.0, image.compacted.0, image.rows, image.bytes] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        let (first, start) = match from.and_then(<[u8]>::split_first) {
+            Some((tree, key)) => (*tree, Bound::Included(key)),
+            None => (0, Bound::Unbounded),
+        };
+        let all = trees(&mut image).into_iter().zip(0_u8..).skip(usize::from(first));
+        for (tree, number) in all {
+            let start = if number == first { start } else { Bound::Unbounded };
+            for (key, payload) in Cells::new(*tree, mapping, start, Bound::Unbounded) {
+                if bytes.len() >= bytes_max.max(HEAD_BYTES + 1) {
+                    return Ok(Chunk { bytes, next: Some([&[number], key].concat()) });
+                }
+                let none = Row {
+                    create_revision: Revision::NONE,
+                    modify_revision: Revision::NONE,
+                    version: Version(0),
+                    value: &[],
+                };
+                let (flags, row) = match number {
+                    CHANGES => (0, Row { value: payload, ..none }),
+                    _ if is_tombstone(payload) => (TOMBSTONE, none),
+                    _ => {
+                        let row = Kept::read(mapping, payload);
+                        (if row.create_revision == Revision::NONE { PLAIN } else { 0 }, row)
+                    }
+                };
+                put_entry(&mut bytes, number | flags, key, row);
+            }
+        }
+        Ok(Chunk { bytes, next: None })
     }
 }
 
-impl std::error::Error for ImportError {}
-
-impl ReadView {
-    /// The rows from here on (`None`: from the first), about so many bytes of them and one at least.
-    #[must_use]
-    pub fn export(&self, from: Option<&[u8]>, bytes_max: usize) -> Chunk {
-        let mut bytes = Vec::with_capacity(bytes_max + bytes_max / 4);
-        for number in [self.revision().0, self.len() as u64, self.bytes()] {
-            bytes.extend_from_slice(&number.to_le_bytes());
-        }
-        let start = from.map_or(Bound::Unbounded, Bound::Included);
-        for (key, row) in self.range(start, Bound::Unbounded) {
-            if bytes.len() >= bytes_max.max(HEAD_BYTES + 1) {
-                return Chunk { bytes, next: Some(key.to_vec()) };
-            }
-            let Row { create_revision, modify_revision, version, value } = row;
-            bytes.extend_from_slice(&u16::try_from(key.len()).expect("keys are short").to_le_bytes());
-            bytes.extend_from_slice(&u32::try_from(value.len()).expect("values are bounded").to_le_bytes());
-            for number in [create_revision.0, modify_revision.0, version.0] {
-                bytes.extend_from_slice(&number.to_le_bytes());
-            }
-            bytes.extend_from_slice(key);
-            bytes.extend_from_slice(value);
-        }
-        Chunk { bytes, next: None }
+fn put_entry(out: &mut Vec<u8>, kind: u8, key: &[u8], row: Row<'_>) {
+    out.push(kind);
+    out.extend_from_slice(&u16::try_from(key.len()).expect("keys are short").to_le_bytes());
+    out.extend_from_slice(&u32::try_from(row.value.len()).expect("values are bounded").to_le_bytes());
+    for number in [row.create_revision.0, row.modify_revision.0, row.version.0] {
+        out.extend_from_slice(&number.to_le_bytes());
     }
+    out.extend_from_slice(key);
+    out.extend_from_slice(row.value);
+}
+
+/// One entry of a chunk.
+struct Entry<'a> {
+    kind: u8,
+    key: &'a [u8],
+    numbers: Numbers,
+    value: &'a [u8],
+}
+
+/// Takes an entry off the front.
+fn take_entry<'a>(bytes: &mut &'a [u8]) -> Result<Entry<'a>, ImportError> {
+    let (head, rest) = bytes.split_at_checked(ENTRY_HEAD_BYTES).ok_or(ImportError::Cut)?;
+    let key_bytes = usize::from(u16::from_le_bytes([head[1], head[2]]));
+    let value_bytes = u32::from_le_bytes([head[3], head[4], head[5], head[6]]) as usize;
+    if key_bytes > ENTRY_KEY_BYTES_MAX || value_bytes > VALUE_BYTES_MAX {
+        return Err(ImportError::Malformed);
+    }
+    let (key, rest) = rest.split_at_checked(key_bytes).ok_or(ImportError::Cut)?;
+    let (value, rest) = rest.split_at_checked(value_bytes).ok_or(ImportError::Cut)?;
+    *bytes = rest;
+    let numbers = Numbers {
+        create: Revision(number(&head[7..15])),
+        modify: Revision(number(&head[15..23])),
+        version: Version(number(&head[23..])),
+    };
+    Ok(Entry { kind: head[0], key, numbers, value })
 }
 
 impl Store {
-    /// Adds a chunk's rows to a database that has nothing but the chunks before; `last`: it is whole now.
+    /// Adds a chunk's entries to a database that has nothing but the chunks before; `last`: it is whole now. A store that keeps
+    /// no history takes the present alone.
+    ///
+    /// # Errors
+    ///
+    /// If this is no chunk, or not the next one, or some are missing.
     pub fn import(&mut self, chunk: &[u8], last: bool) -> Result<(), ImportError> {
-        let (head, mut rows) = chunk.split_at_checked(HEAD_BYTES).ok_or(ImportError::Cut)?;
-        let (revision, len, bytes) = (Revision(number(&head[..8])), number(&head[8..16]), number(&head[16..]));
-        if !self.is_empty() && self.revision() != revision {
+        let (head, mut entries) = chunk.split_at_checked(HEAD_BYTES).ok_or(ImportError::Cut)?;
+        let [revision, compacted, rows, bytes] = [0, 8, 16, 24].map(|at| number(&head[at..at + 8]));
+        let compacted = if self.options.keep_history { Revision(compacted) } else { Revision(revision) };
+        if !self.is_empty() && (self.image.revision, self.image.compacted) != (Revision(revision), compacted) {
             return Err(ImportError::OtherState);
         }
-        self.begin_import(revision);
-        while !rows.is_empty() {
-            let (head, rest) = rows.split_at_checked(ROW_HEAD_BYTES).ok_or(ImportError::Cut)?;
-            let key_bytes = usize::from(u16::from_le_bytes([head[0], head[1]]));
-            let value_bytes = u32::from_le_bytes([head[2], head[3], head[4], head[5]]) as usize;
-            let (key, rest) = rest.split_at_checked(key_bytes).ok_or(ImportError::Cut)?;
-            let (value, rest) = rest.split_at_checked(value_bytes).ok_or(ImportError::Cut)?;
-            let row = Row {
-                create_revision: Revision(number(&head[6..14])),
-                modify_revision: Revision(number(&head[14..22])),
-                version: Version(number(&head[22..])),
-                value,
-            };
-            if !self.import_row(key, row) {
-                return Err(ImportError::OutOfOrder);
+        (self.image.revision, self.image.compacted) = (Revision(revision), compacted);
+        while !entries.is_empty() {
+            let entry = take_entry(&mut entries)?;
+            if entry.kind & !(TOMBSTONE | PLAIN) > 0 && !self.options.keep_history {
+                continue;
             }
-            rows = rest;
+            self.import_entry(&entry)?;
         }
-        if last && (self.len() as u64, self.bytes()) != (len, bytes) {
+        if last && (self.image.rows, self.image.bytes) != (rows, bytes) {
             return Err(ImportError::Incomplete);
         }
         Ok(())
     }
+
+    fn import_entry(&mut self, entry: &Entry<'_>) -> Result<(), ImportError> {
+        let Entry { kind, key, numbers, value } = *entry;
+        let tree = kind & !(TOMBSTONE | PLAIN);
+        let is_sound = match tree {
+            0 => key.len() <= KEY_BYTES_MAX && kind & TOMBSTONE == 0,
+            1 => kind & PLAIN == 0,
+            _ => kind == CHANGES && value.len() <= 1 + KEY_BYTES_MAX,
+        };
+        if !is_sound {
+            return Err(ImportError::Malformed);
+        }
+        if tree == 0 {
+            self.image.rows += 1;
+            self.image.bytes += (key.len() + value.len()) as u64;
+        }
+        let space = &mut self.space;
+        let into = trees(&mut self.image).into_iter().nth(usize::from(tree)).ok_or(ImportError::Malformed)?;
+        if kind & TOMBSTONE > 0 {
+            return append(into, space, key, TOMBSTONE_PAYLOAD.len(), |to| to.copy_from_slice(TOMBSTONE_PAYLOAD));
+        }
+        if tree == CHANGES {
+            return append(into, space, key, value.len(), |to| to.copy_from_slice(value));
+        }
+        let numbers = (kind & PLAIN == 0).then_some(numbers);
+        let new = New::new(space, numbers, value, None);
+        append(into, space, key, new.payload_bytes(), |to| new.encode(to))
+    }
+}
+
+/// Adds a cell behind all others.
+fn append(
+    tree: &mut Tree,
+    space: &mut Space,
+    key: &[u8],
+    payload_bytes: usize,
+    fill: impl FnOnce(&mut [u8]),
+) -> Result<(), ImportError> {
+    let last = Cells::new(*tree, space.mapping(), Bound::Unbounded, Bound::Unbounded).next_back();
+    if last.is_some_and(|(last, _)| last >= key) {
+        return Err(ImportError::OutOfOrder);
+    }
+    let (path, _) = tree.find(space, key);
+    fill(tree.insert(space, &path, key, payload_bytes));
+    Ok(())
 }
 
 fn number(field: &[u8]) -> u64 {
@@ -122,64 +229,84 @@ fn number(field: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Options;
 
-    fn store() -> Store {
-        let mut store = Store::new();
+    fn store(keep_history: bool) -> Store {
+        let mut store = Store::in_memory(Options { keep_history, ..Options::default() });
         store.put_plain(b"\x01", b"plain");
         for at in 0..100_u32 {
             let mut change = store.change();
-            change.put(&at.to_be_bytes(), &vec![7; at as usize]);
+            change.put(&at.to_be_bytes(), &vec![7; 30 * at as usize]);
             change.put(b"again", b"and again");
         }
         store.change().delete(&5_u32.to_be_bytes());
+        store.compact(Revision(20));
         store
     }
 
-    fn chunks(store: &Store, bytes_max: usize) -> Vec<Chunk> {
+    fn chunks(store: &mut Store, bytes_max: usize) -> Vec<Chunk> {
         let view = store.freeze();
-        let mut chunks = vec![view.export(None, bytes_max)];
+        let mut chunks = vec![view.export(None, bytes_max).unwrap()];
         while let Some(next) = chunks.last().unwrap().next.clone() {
-            chunks.push(view.export(Some(&next), bytes_max));
+            chunks.push(view.export(Some(&next), bytes_max).unwrap());
         }
         chunks
     }
 
-    fn import(chunks: &[Chunk]) -> Result<Store, ImportError> {
-        let mut store = Store::new();
+    fn import(chunks: &[Chunk], keep_history: bool) -> Result<Store, ImportError> {
+        let mut store = Store::in_memory(Options { keep_history, ..Options::default() });
         for (at, chunk) in chunks.iter().enumerate() {
             store.import(&chunk.bytes, at + 1 == chunks.len())?;
         }
         Ok(store)
     }
 
+    const ALL: (Bound<&[u8]>, Bound<&[u8]>) = (Bound::Unbounded, Bound::Unbounded);
+
     #[test]
     fn what_is_imported_is_what_was_frozen() {
-        for bytes_max in [1, 100, 1000, 1 << 20] {
-            let (store, chunks) = (store(), chunks(&store(), bytes_max));
-            let imported = import(&chunks).unwrap();
-            assert_eq!((imported.revision(), imported.len(), imported.bytes()), (store.revision(), 101, store.bytes()));
-            let all = (Bound::Unbounded, Bound::Unbounded);
-            assert!(imported.range(all.0, all.1).eq(store.range(all.0, all.1)));
+        for bytes_max in [1, 100, 10_000, 1 << 20] {
+            let mut store = store(true);
+            let chunks = chunks(&mut store, bytes_max);
             assert_eq!(chunks.len() > 1, bytes_max < 1 << 20);
+            let imported = import(&chunks, true).unwrap();
+            let numbers = |store: &Store| (store.revision(), store.compacted(), store.len(), store.bytes());
+            assert_eq!(numbers(&imported), numbers(&store));
+            assert!(imported.range(ALL.0, ALL.1).eq(store.range(ALL.0, ALL.1)));
+            let changes = |store: &Store| format!("{:?}", store.changes_since(Revision(20)).unwrap().collect::<Vec<_>>());
+            assert_eq!(changes(&imported), changes(&store));
+            let past = Revision(50);
+            assert!(imported.range_at(ALL.0, ALL.1, past).unwrap().eq(store.range_at(ALL.0, ALL.1, past).unwrap()));
         }
     }
 
     #[test]
+    fn who_keeps_no_history_takes_the_present() {
+        let mut store = store(true);
+        let imported = import(&chunks(&mut store, 1000), false).unwrap();
+        assert_eq!(imported.compacted(), store.revision());
+        assert!(imported.range(ALL.0, ALL.1).eq(store.range(ALL.0, ALL.1)));
+    }
+
+    #[test]
     fn what_is_missing_twice_there_or_cut_is_refused() {
-        let chunks = chunks(&store(), 500);
+        let chunks = chunks(&mut store(false), 2000);
         let mut missing = chunks.clone();
         missing.remove(3);
-        assert_eq!(import(&missing).unwrap_err(), ImportError::Incomplete);
+        assert_eq!(import(&missing, false).unwrap_err(), ImportError::Incomplete);
         let mut twice = chunks.clone();
         twice.insert(3, chunks[2].clone());
-        assert_eq!(import(&twice).unwrap_err(), ImportError::OutOfOrder);
+        assert_eq!(import(&twice, false).unwrap_err(), ImportError::OutOfOrder);
         let mut cut = chunks.clone();
         cut[1].bytes.pop();
-        assert_eq!(import(&cut).unwrap_err(), ImportError::Cut);
-        let mut other = store();
+        assert_eq!(import(&cut, false).unwrap_err(), ImportError::Cut);
+        let mut other = store(false);
         other.change().put(b"x", b"y");
         let mut mixed = chunks.clone();
-        mixed[2] = other.freeze().export(chunks[1].next.as_deref(), 500);
-        assert_eq!(import(&mixed).unwrap_err(), ImportError::OtherState);
+        mixed[2] = other.freeze().export(chunks[1].next.as_deref(), 500).unwrap();
+        assert_eq!(import(&mixed, false).unwrap_err(), ImportError::OtherState);
+        let mut malformed = chunks;
+        malformed[0].bytes[HEAD_BYTES] = 3;
+        assert!(import(&malformed, true).is_err());
     }
 }

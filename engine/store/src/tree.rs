@@ -1,0 +1,109 @@
+//! A B+tree of byte strings: payloads in leaves, separators in branches, copy on write.
+//!
+//! A tree is the number of its root page; everything else is in the pages. Pages know their children and nobody else, so
+//! a copied page changes its parent alone: a writer comes down from the root and makes every page on its way its own
+//! ([`Space::writable`]), once a generation, and remembers the way as a [`Path`].
+//!
+//! Invariants:
+//!   - all leaves are equally deep, and none is empty; a branch has one child more than keys, and the root at least one key;
+//!   - a key that is not below a branch's separator, nor above the next, is in the child between them;
+//!   - no page is of a newer generation than the page that refers to it.
+//!
+//! | module | owns |
+//! |---|---|
+//! | `insert` | making room, splitting |
+//! | `delete` | removing, merging |
+//! | `cursor` | positions, and ranges from both ends |
+
+mod cursor;
+mod delete;
+mod insert;
+
+pub(crate) use cursor::Cells;
+
+use crate::mapping::Mapping;
+use crate::page::PageNumber;
+use crate::space::Space;
+
+/// A root. The empty tree has no page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Tree {
+    pub(crate) root: PageNumber,
+}
+
+/// More than any tree can have: a branch has at least two children, and there are 2^32 pages.
+const HEIGHT_MAX: usize = 33;
+
+/// The way from the root to a place in a leaf. Every page on it may be written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Path {
+    height: usize,
+    /// In a branch the index of a child, in the leaf, which is last, of a cell.
+    steps: [(PageNumber, u16); HEIGHT_MAX],
+}
+
+impl Path {
+    fn empty() -> Path {
+        Path { height: 0, steps: [(PageNumber::NONE, 0); HEIGHT_MAX] }
+    }
+
+    fn push(&mut self, page: PageNumber, index: usize) {
+        self.steps[self.height] = (page, index as u16);
+        self.height += 1;
+    }
+
+    fn step(&self, depth: usize) -> (PageNumber, usize) {
+        let (page, index) = self.steps[depth];
+        (page, usize::from(index))
+    }
+
+    /// The leaf, and which of its cells.
+    pub(crate) fn place(&self) -> (PageNumber, usize) {
+        self.step(self.height - 1)
+    }
+}
+
+impl Tree {
+    pub(crate) const EMPTY: Tree = Tree { root: PageNumber::NONE };
+
+    /// The payload of this key.
+    pub(crate) fn get<'a>(&self, mapping: &'a Mapping, key: &[u8]) -> Option<&'a [u8]> {
+        let mut number = self.root;
+        if number == PageNumber::NONE {
+            return None;
+        }
+        loop {
+            let page = mapping.page(number);
+            if !page.is_branch() {
+                return page.search(key).ok().map(|index| page.payload(index));
+            }
+            number = page.child(page.child_index(key));
+        }
+    }
+
+    /// Goes to where the key is, or is to be, and makes the way there the writer's own. Whether it is there.
+    pub(crate) fn find(&mut self, space: &mut Space, key: &[u8]) -> (Path, bool) {
+        let mut path = Path::empty();
+        if self.root == PageNumber::NONE {
+            return (path, false);
+        }
+        self.root = space.writable(self.root);
+        let mut number = self.root;
+        loop {
+            let page = space.page(number);
+            if !page.is_branch() {
+                let found = page.search(key);
+                path.push(number, found.unwrap_or_else(|index| index));
+                return (path, found.is_ok());
+            }
+            let index = page.child_index(key);
+            let child = page.child(index);
+            let own = space.writable(child);
+            if own != child {
+                space.page_mut(number).set_child(index, own);
+            }
+            path.push(number, index);
+            number = own;
+        }
+    }
+}
