@@ -11,10 +11,10 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use synod_api::{Command, Operation, Sequence, SessionId};
 use synod_cell::Cell;
 use synod_node::codec;
-use synod_node::engine::{Caller, Engine, LogRead, Outlet, Start};
+use synod_node::engine::{Caller, Engine, LogRead, Outlet, Retention, Start};
 use synod_paxos::{
     Ballot, Batch, BatchBuilder, Configuration, Configurations, Incarnation, Instant, Message, Recovered, ReplicaId,
-    Role, Settings, Slot, StateMachine,
+    Role, Settings, Slot, SnapshotHandle, StateMachine,
 };
 
 const SIZES: [u64; 3] = [1, 50, 1000];
@@ -168,6 +168,30 @@ impl Outlet for Nowhere {
     fn reconfigure(&mut self, _: &Configurations) {
         unreachable!("nobody changes the members");
     }
+
+    fn send_snapshot(&mut self, to: ReplicaId, _: codec::SnapshotMessage) {
+        unreachable!("a cell of one has no replica {to}");
+    }
+
+    fn keep_snapshot(&mut self, _: &SnapshotHandle, _: &mut Cell) {
+        unreachable!("no snapshot is ever due");
+    }
+
+    fn make_database(&mut self) {
+        unreachable!("nobody lags behind in a cell of one");
+    }
+
+    fn keep_incoming(&mut self, _: &SnapshotHandle, _: &mut Cell) {
+        unreachable!("nobody lags behind in a cell of one");
+    }
+
+    fn replace_database(&mut self) {
+        unreachable!("nobody lags behind in a cell of one");
+    }
+
+    fn drop_database(&mut self) {
+        unreachable!("nobody lags behind in a cell of one");
+    }
 }
 
 struct Alone {
@@ -190,6 +214,7 @@ impl Alone {
             cell: Cell::new(),
             client_addresses: BTreeMap::new(),
             gather_time_max: std::time::Duration::ZERO,
+            retention: Retention::default(),
         };
         let mut alone = Self { engine: Engine::new(start, Instant(0)), world: Nowhere::default(), sequence: 0 };
         while alone.engine.replica().role() != Role::Coordinating {

@@ -45,6 +45,16 @@ pub struct ServeArgs {
     /// Refuse writes when the log has this size, in MiB [default: 16384]
     #[arg(long, value_name = "MIB")]
     pub log_mb_max: Option<u64>,
+    /// Make a snapshot of the database after so much log, in MiB; the log is cut at the one before [default: a quarter of
+    /// --log-mb-max, 1024 at most]
+    #[arg(long, value_name = "MIB")]
+    pub snapshot_log_mb: Option<u64>,
+    /// Write snapshots at this rate at most, in MiB a second: the log needs the same disk [default: 128]
+    #[arg(long, value_name = "MIB")]
+    pub snapshot_mb_per_s: Option<u64>,
+    /// How large the database may become, in GiB: so many addresses are reserved, and no memory [default: 256]
+    #[arg(long, value_name = "GIB")]
+    pub database_gb_max: Option<u64>,
     /// How many slots may be open at once [default: 1]
     #[arg(long, value_name = "SLOTS")]
     pub window: Option<u64>,
@@ -91,6 +101,9 @@ impl ServeArgs {
         let set = |value: &mut u64, flag: Option<u64>| *value = flag.unwrap_or(*value);
         set(&mut config.segment_mb, self.segment_mb);
         set(&mut config.log_mb_max, self.log_mb_max);
+        config.snapshot_log_mb = self.snapshot_log_mb.or(config.snapshot_log_mb);
+        set(&mut config.snapshot_mb_per_s, self.snapshot_mb_per_s);
+        set(&mut config.database_gb_max, self.database_gb_max);
         set(&mut config.window, self.window);
         set(&mut config.gather_us, self.gather_us);
         set(&mut config.heartbeat_ms, self.heartbeat_ms);
@@ -143,6 +156,9 @@ const _: () = {
     // The help texts above name the defaults; clap cannot compute them there.
     assert!(defaults::segment_mb() == 64);
     assert!(defaults::log_mb_max() == 16384);
+    assert!(defaults::snapshot_log_mb() == 1024);
+    assert!(defaults::snapshot_mb_per_s() == 128);
+    assert!(defaults::database_gb_max() == 256);
     assert!(defaults::window() == 1);
     assert!(defaults::gather_us() == 120);
     assert!(defaults::heartbeat_ms() == 200);

@@ -43,6 +43,15 @@ pub struct Config {
     /// Writes are refused when the log has this size, in MiB, until snapshots can shorten it.
     #[serde(default = "defaults::log_mb_max")]
     pub log_mb_max: u64,
+    /// A snapshot of the database is made after so much log, in MiB; not said: a quarter of `log_mb_max`, 1024 at most.
+    #[serde(default)]
+    pub snapshot_log_mb: Option<u64>,
+    /// Snapshots are written at this rate at most, in MiB a second: the log needs the same disk.
+    #[serde(default = "defaults::snapshot_mb_per_s")]
+    pub snapshot_mb_per_s: u64,
+    /// How large the database may become, in GiB: so many addresses are reserved, and no memory.
+    #[serde(default = "defaults::database_gb_max")]
+    pub database_gb_max: u64,
     /// How many slots may be open at once.
     #[serde(default = "defaults::window")]
     pub window: u64,
@@ -73,6 +82,18 @@ pub mod defaults {
     /// MiB of log.
     pub const fn log_mb_max() -> u64 {
         16 * 1024
+    }
+    /// MiB of log between two snapshots, at most.
+    pub const fn snapshot_log_mb() -> u64 {
+        1024
+    }
+    /// MiB a second of a snapshot.
+    pub const fn snapshot_mb_per_s() -> u64 {
+        128
+    }
+    /// GiB of database.
+    pub const fn database_gb_max() -> u64 {
+        256
     }
     /// Slots open at once: one, because the log's flushes are serial and batching is nearly free (`ceiling.md`).
     pub const fn window() -> u64 {
@@ -172,6 +193,9 @@ impl Config {
             volatile: false,
             segment_mb: defaults::segment_mb(),
             log_mb_max: defaults::log_mb_max(),
+            snapshot_log_mb: None,
+            snapshot_mb_per_s: defaults::snapshot_mb_per_s(),
+            database_gb_max: defaults::database_gb_max(),
             window: defaults::window(),
             gather_us: defaults::gather_us(),
             heartbeat_ms: defaults::heartbeat_ms(),
@@ -212,6 +236,11 @@ impl Config {
         within("segment_mb", self.segment_mb, Self::SEGMENT_MB_MIN, Self::SEGMENT_MB_MAX, "4 to 1024 MiB")?;
         let log_min = Self::LOG_SEGMENTS_MIN * self.segment_mb;
         within("log_mb_max", self.log_mb_max, log_min, 1 << 24, "at least six segments, at most 16 TiB")?;
+        // Two snapshots, the log behind them, and what is written while the next one is.
+        let log_max = self.log_mb_max / 3;
+        within("snapshot_log_mb", self.snapshot_log_mb(), 1, log_max, "1 to a third of log_mb_max")?;
+        within("snapshot_mb_per_s", self.snapshot_mb_per_s, 1, 1 << 20, "1 to 1048576 MiB/s")?;
+        within("database_gb_max", self.database_gb_max, 1, 16 << 10, "1 to 16384 GiB")?;
         within("window", self.window, 1, Configuration::HORIZON_DEFAULT, "1 to the horizon of 16 slots")?;
         within("gather_us", self.gather_us, 0, 10_000, "0 (off) to 10000 us")?;
         within("heartbeat_ms", self.heartbeat_ms, 1, 10_000, "1 to 10000 ms")?;
@@ -229,6 +258,11 @@ impl Config {
     /// The member this replica is.
     pub fn me(&self) -> &Member {
         self.members.iter().find(|member| member.id == self.id).expect("validate found this replica among the members")
+    }
+
+    /// How much log there is between two snapshots, in MiB.
+    pub fn snapshot_log_mb(&self) -> u64 {
+        self.snapshot_log_mb.unwrap_or(defaults::snapshot_log_mb().min(self.log_mb_max / 4))
     }
 
     /// The gather as a duration.

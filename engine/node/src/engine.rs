@@ -36,7 +36,7 @@ use catch_up::CatchUp;
 use entries::Recent;
 use snapshots::Snapshots;
 
-pub use entries::{LogRead, RECENT_BYTES_MAX};
+pub use entries::LogRead;
 
 /// The gather never waits for more commands than this: with so many on their way the batch is large enough.
 const GATHER_COMMANDS_MAX: usize = 2048;
@@ -227,16 +227,36 @@ pub struct Start {
     pub client_addresses: BTreeMap<ReplicaId, String>,
     /// How long a batch may wait, right after a commit, for the clients just answered to ask again. Zero: never.
     pub gather_time_max: Duration,
+    /// What is kept beside the log, and for how long.
+    pub retention: Retention,
+}
+
+/// What is kept of the database and of the log, for this replica's own restart and for those that lag behind.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
     /// So many bytes of applied batches are kept in memory for replicas that lag a little.
     pub recent_bytes_max: usize,
     /// All up to here is in the snapshot that the database was opened from.
     pub snapshot: Slot,
     /// The next one is due after so many bytes of log.
     pub snapshot_log_bytes: u64,
-    /// How much of one a message to a laggard carries, in bytes: that, and one row more.
-    pub chunk_bytes: usize,
     /// As many of them are there already.
     pub log_bytes_since_snapshot: u64,
+    /// How much of a snapshot a message to a laggard carries, in bytes: that, and one row more.
+    pub chunk_bytes: usize,
+}
+
+impl Default for Retention {
+    /// Of an empty database, of which no snapshot is ever made.
+    fn default() -> Self {
+        Self {
+            recent_bytes_max: entries::RECENT_BYTES_MAX,
+            snapshot: Slot::NONE,
+            snapshot_log_bytes: u64::MAX,
+            log_bytes_since_snapshot: 0,
+            chunk_bytes: codec::CHUNK_BYTES,
+        }
+    }
 }
 
 impl Engine {
@@ -247,16 +267,12 @@ impl Engine {
         let configurations = start.recovered.configurations.clone();
         let voters: Vec<ReplicaId> = configurations.current.voters().iter().collect();
         let rank = voters.iter().position(|id| *id == me).unwrap_or(0);
-        let snapshots = Snapshots::new(
-            start.snapshot_log_bytes,
-            start.log_bytes_since_snapshot,
-            start.snapshot,
-            (rank as u64, voters.len() as u64),
-        );
+        let retention = start.retention;
+        let snapshots = Snapshots::new(retention, (rank as u64, voters.len() as u64));
         let mut engine = Self {
             me,
             snapshots,
-            catch_up: CatchUp::new(start.chunk_bytes),
+            catch_up: CatchUp::new(retention.chunk_bytes),
             members: BTreeSet::new(),
             replica: Replica::new(start.settings, &start.recovered, now),
             log: start.log,
@@ -273,7 +289,7 @@ impl Engine {
             next_ticket: 1,
             reign: None,
             gather: Gather { time_max: start.gather_time_max, waiting: None },
-            recent: Recent::new(chosen, start.recent_bytes_max),
+            recent: Recent::new(chosen, retention.recent_bytes_max),
             reading_for: BTreeSet::new(),
             answer: Vec::new(),
             was_coordinating: false,
@@ -697,6 +713,11 @@ impl Engine {
     /// The database, to look at.
     pub fn cell(&self) -> &Cell {
         &self.cell
+    }
+
+    /// The database, to be told what became of its snapshots.
+    pub fn cell_mut(&mut self) -> &mut Cell {
+        &mut self.cell
     }
 
     /// What was counted since the start.

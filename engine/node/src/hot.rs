@@ -22,20 +22,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use synod_api::FrameKind;
+use synod_cell::Cell;
 use synod_net::hello::{HELLO_VERSION, KIND_HELLO, Local};
 use synod_net::{FrameError, FrameId, FrameRef, Hello, HelloAnswer};
 use synod_paxos::{Configuration, Configurations, Instant, Member, ReplicaId, Role, Slot, VotingStatus};
 use synod_ring::{Completion, FlushError, Handle, Options, Outcome, Ring, SetupError, Waker};
+use synod_store::{Durable, SnapshotError};
 
+use crate::cli::chain;
+use crate::codec::{self, PeerMessage};
 use crate::config::{self, Config};
+use crate::databases::{Databases, Done};
 use crate::directory::{Directory, Identity};
 use crate::engine::{Caller, Engine, Outlet, member_addresses};
+use crate::introduction;
 use crate::operator::{self, OperatorAnswer, OperatorRequest};
 use crate::segments::SegmentMaker;
 use crate::start::Opened;
 use crate::status::{CountersStatus, DatabaseStatus, LogStatus, MemberStatus, Status};
-use crate::codec::{self, PeerMessage};
-use crate::introduction;
 use connections::{ConnectionId, Door, Role as ConnectionRole};
 use outlet::World;
 use token::Token;
@@ -120,7 +124,7 @@ pub struct HotCore {
 impl HotCore {
     /// Binds the ports and sets up the ring; [`HotCore::run`] then serves. To be called on the thread that will run it.
     pub fn new(config: &Config, opened: Opened, stop: Arc<AtomicBool>) -> Result<Self, HotError> {
-        let Opened { directory, identity, start, .. } = opened;
+        let Opened { directory, identity, databases, start, .. } = opened;
         raise_open_files_limit();
         let ring = Ring::new(Options { entries: RING_ENTRIES, operations_max: OPERATIONS_MAX })?;
         let me = config.me();
@@ -128,6 +132,9 @@ impl HotCore {
         let segment_bytes = start.log.settings().segment_bytes;
         let segments = SegmentMaker::start(directory.path().to_owned(), segment_bytes, ring.waker())
             .map_err(|source| HotError::System { doing: "cannot start the segment thread", source })?;
+        let waker = ring.waker();
+        let databases = Databases::start(databases, config.snapshot_mb_per_s << 20, waker)
+            .map_err(|source| HotError::System { doing: "cannot start the snapshot thread", source })?;
         let hello = Hello {
             version: HELLO_VERSION,
             cell: identity.cell,
@@ -136,7 +143,7 @@ impl HotCore {
             configuration: outlet::fingerprint(&start.recovered.configurations),
         };
         let configurations = start.recovered.configurations.clone();
-        let mut world = World::new(ring, directory.path().to_owned(), doors, hello, start.settings.seed);
+        let mut world = World::new(ring, directory.path().to_owned(), databases, doors, hello, start.settings.seed);
         for member in config.members.iter().filter(|member| member.id != config.id) {
             world.add_peer(ReplicaId(member.id), member.peer);
         }
@@ -178,6 +185,7 @@ impl HotCore {
         }
         if self.world.ring.take_woken() {
             self.take_finished_segment()?;
+            self.take_finished_snapshots(now);
         }
         if now >= self.engine.deadline() {
             self.engine.tick(now, &mut self.world);
@@ -547,6 +555,27 @@ impl HotCore {
         Ok(())
     }
 
+    fn take_finished_snapshots(&mut self, now: Instant) {
+        while let Some(done) = self.world.databases.take_done() {
+            match done {
+                Done::Kept(outcome) => {
+                    let kept = tell_store(self.engine.cell_mut(), outcome);
+                    self.engine.snapshot_kept(kept);
+                }
+                Done::Made(outcome) => {
+                    let made =
+                        outcome.map_err(|error| eprintln!("synod: cannot make a database to catch up with: {error}"));
+                    self.engine.database_made(now, made.ok(), &mut self.world);
+                }
+                Done::IncomingKept(outcome) => {
+                    let cell = self.engine.incoming_cell().expect("it is being kept");
+                    let kept = tell_store(cell, outcome);
+                    self.engine.incoming_kept(now, kept, &mut self.world);
+                }
+            }
+        }
+    }
+
     fn members(&self) -> Vec<MemberStatus> {
         let configurations = self.engine.replica().configurations();
         let alive = self.engine.replica().alive(self.world.clock.now());
@@ -597,11 +626,15 @@ impl HotCore {
                 rows: cell.rows,
                 bytes: cell.bytes,
                 sessions: cell.sessions,
+                snapshot: self.engine.snapshot().0.map_or(0, |slot| slot.0),
+                snapshot_under_way: self.engine.snapshot().1,
             },
             log: LogStatus {
                 appended: log.appended().0,
                 durable: log.durable().0,
                 unflushed_bytes: log.unflushed_bytes(),
+                cut: replica.cut().0,
+                segments: log.segment_counts().0,
                 full: self.engine.refuses_writes(),
             },
             peers: self.world.peer_statuses().collect(),
@@ -617,6 +650,21 @@ impl HotCore {
                 taken.map(|(row, count)| (row.to_string(), count)).collect()
             },
             stages: self.engine.stages().figures(),
+        }
+    }
+}
+
+/// Tells a database what became of its snapshot, and says whether it is kept.
+fn tell_store(cell: &mut Cell, outcome: Result<Durable, SnapshotError>) -> bool {
+    match outcome {
+        Ok(durable) => {
+            cell.store_mut().snapshot_done(durable);
+            true
+        }
+        Err(error) => {
+            eprintln!("synod: a snapshot failed, and will be tried again: {}", chain(&error));
+            cell.store_mut().snapshot_failed();
+            false
         }
     }
 }

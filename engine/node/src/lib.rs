@@ -17,6 +17,7 @@
 pub mod cli;
 pub mod codec;
 pub mod config;
+pub mod databases;
 pub mod directory;
 pub mod engine;
 pub mod hot;

@@ -16,8 +16,9 @@ use synod_wal::{CellId, Log, SegmentId, StartId};
 
 use crate::codec::{self, CodecError};
 use crate::config::{Config, ConfigError};
+use crate::databases;
 use crate::directory::{Directory, DirectoryError, Identity};
-use crate::engine;
+use crate::engine::{self, Retention};
 use crate::introduction::{self, IntroductionError};
 
 /// Why a replica does not start.
@@ -40,6 +41,9 @@ pub enum StartError {
         /// Why.
         source: synod_wal::OpenError,
     },
+    /// The database.
+    #[error("the database does not open: {0}")]
+    Database(#[from] synod_store::OpenError),
     /// Sizes that make no log.
     #[error("the log's settings: {0}")]
     LogSettings(#[from] synod_wal::SettingsError),
@@ -71,6 +75,8 @@ pub struct Opened {
     pub directory: Directory,
     /// Whose it is.
     pub identity: Identity,
+    /// Where its databases are.
+    pub databases: databases::Place,
     /// What the engine starts from.
     pub start: engine::Start,
     /// What recovery found, for the log line.
@@ -88,6 +94,8 @@ pub struct RecoveryReport {
     pub bytes: u64,
     /// Whether a flush was cut short by the crash: never acknowledged, cut off.
     pub torn_tail: bool,
+    /// All up to here came from the snapshot, and the rest from the log.
+    pub snapshot: Slot,
 }
 
 /// What an empty directory means (rule P12).
@@ -112,7 +120,14 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
     };
     directory.expect_replica(&identity, config.id)?;
 
-    let mut replay = Replay::new(None, Cell::new());
+    let databases = databases::Place::new(config, &identity);
+    databases
+        .drop_incoming()
+        .map_err(|source| StartError::Io { doing: "cannot remove a database half taken over", source })?;
+    let (store, opened) = databases.open()?;
+    let handle = if opened.handle.is_empty() { None } else { Some(codec::decode_handle(&opened.handle)?) };
+    let snapshot = handle.as_ref().map_or(Slot::NONE, |handle| handle.slot);
+    let mut replay = Replay::new(handle, Cell::of(store));
     let mut storage = DirectoryStorage::open(directory.path()).map_err(io_error("cannot open the log's directory"))?;
     let log_identity = log_identity(&identity)?;
     let mut on_record = |record: synod_wal::RecordRef<'_>| replay.take_raw(&record);
@@ -123,7 +138,9 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
         records: recovered.records,
         bytes: recovered.bytes,
         torn_tail: recovered.tail != synod_wal::Tail::Clean,
+        snapshot,
     };
+    let log_bytes_since_snapshot = replay.bytes;
     let Some((incarnation, protocol, cell)) = replay.finish()? else {
         return Err(StartError::LogLost(config.dir.clone()));
     };
@@ -143,13 +160,14 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
         cell,
         client_addresses,
         gather_time_max: config.gather(),
-        recent_bytes_max: engine::RECENT_BYTES_MAX,
-        snapshot: Slot::NONE,
-        snapshot_log_bytes: u64::MAX,
-        log_bytes_since_snapshot: report.bytes,
-        chunk_bytes: codec::CHUNK_BYTES,
+        retention: Retention {
+            snapshot,
+            snapshot_log_bytes: config.snapshot_log_mb() * MIB,
+            log_bytes_since_snapshot,
+            ..Retention::default()
+        },
     };
-    Ok(Opened { directory, identity, start, report })
+    Ok(Opened { directory, identity, databases, start, report })
 }
 
 /// The sizes of the log. A segment must hold its opening and two of the longest frames, so small segments have shorter
@@ -285,6 +303,9 @@ fn random_u128() -> Result<u128, StartError> {
 /// Rebuilds protocol state and database from the log's records, in the order in which they were appended.
 pub struct Replay {
     recovery: Recovery,
+    snapshot: Slot,
+    /// Of records behind the snapshot.
+    bytes: u64,
     cell: Cell,
     answer: Vec<u8>,
     error: Option<StartError>,
@@ -293,13 +314,17 @@ pub struct Replay {
 impl Replay {
     /// Goes on from the snapshot that this database was opened from; or both are empty.
     pub fn new(snapshot: Option<SnapshotHandle>, cell: Cell) -> Self {
-        Self { recovery: Recovery::new(snapshot), cell, answer: Vec::new(), error: None }
+        let slot = snapshot.as_ref().map_or(Slot::NONE, |snapshot| snapshot.slot);
+        Self { recovery: Recovery::new(snapshot), snapshot: slot, bytes: 0, cell, answer: Vec::new(), error: None }
     }
 
     /// Takes a record as the log hands it out; the first error is kept for [`Replay::finish`].
     pub fn take_raw(&mut self, record: &synod_wal::RecordRef<'_>) {
         if self.error.is_some() {
             return;
+        }
+        if record.slot.0 > self.snapshot.0 {
+            self.bytes += record.payload.len() as u64;
         }
         let decoded = codec::decode_record(record.kind, record.slot, record.ballot, record.payload);
         self.error = decoded.map_err(StartError::from).and_then(|record| self.take(record)).err();

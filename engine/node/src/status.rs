@@ -83,6 +83,10 @@ pub struct DatabaseStatus {
     pub bytes: u64,
     /// Open sessions.
     pub sessions: u64,
+    /// All up to this slot is in the newest snapshot; 0: there is none yet.
+    pub snapshot: u64,
+    /// Whether another one is being written.
+    pub snapshot_under_way: bool,
 }
 
 /// The log's size.
@@ -94,6 +98,10 @@ pub struct LogStatus {
     pub durable: u64,
     /// Bytes that wait for the disk.
     pub unflushed_bytes: u64,
+    /// All up to this slot may be gone from it: two snapshots have it.
+    pub cut: u64,
+    /// Segments in use.
+    pub segments: usize,
     /// The log is at its bound: writes are refused.
     pub full: bool,
 }

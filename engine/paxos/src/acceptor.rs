@@ -138,7 +138,12 @@ fn promise(proposed: Proposed, world: &mut World<'_>) {
     let accepted = world.core.acceptor.accepted.iter();
     let accepted =
         accepted.map(|(slot, (ballot, batch))| AcceptedSlot { slot: *slot, ballot: *ballot, batch: batch.clone() });
-    let message = Message::Promise { ballot, cut: world.core.learner.cut(), chosen: world.chosen(), accepted: accepted.collect() };
+    let message = Message::Promise {
+        ballot,
+        cut: world.core.learner.cut(),
+        chosen: world.chosen(),
+        accepted: accepted.collect(),
+    };
     // Not a moment earlier: forgotten in a crash, it would let an older coordinator get a second value chosen.
     world.effects.push(Effect::SendOnceDurable { to: from, message, upto });
 }

@@ -268,6 +268,13 @@ impl Recovered {
 
     /// Nothing but who the members are.
     pub(crate) fn of(configurations: Configurations) -> Self {
-        Self { configurations, promised: Ballot::NONE, chosen: Slot::NONE, accepted: BTreeMap::new(), cut: Slot::NONE, passed_by: Slot::NONE }
+        Self {
+            configurations,
+            promised: Ballot::NONE,
+            chosen: Slot::NONE,
+            accepted: BTreeMap::new(),
+            cut: Slot::NONE,
+            passed_by: Slot::NONE,
+        }
     }
 }

@@ -55,7 +55,10 @@ impl std::fmt::Display for RecoveryError {
                 write!(f, "the log says that all up to slot {chosen} is chosen, but holds nothing for slot {missing}")
             }
             Self::Cut { cut, snapshot: Slot::NONE } => {
-                write!(f, "the log was cut at slot {cut}, because a snapshot held what came before, and there is no snapshot")
+                write!(
+                    f,
+                    "the log was cut at slot {cut}, because a snapshot held what came before, and there is no snapshot"
+                )
             }
             Self::Cut { cut, snapshot } => {
                 write!(f, "the log was cut at slot {cut}, and the snapshot is older: it ends at slot {snapshot}")

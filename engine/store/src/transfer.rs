@@ -273,7 +273,8 @@ mod tests {
             let numbers = |store: &Store| (store.revision(), store.compacted(), store.len(), store.bytes());
             assert_eq!(numbers(&imported), numbers(&store));
             assert!(imported.range(ALL.0, ALL.1).eq(store.range(ALL.0, ALL.1)));
-            let changes = |store: &Store| format!("{:?}", store.changes_since(Revision(20)).unwrap().collect::<Vec<_>>());
+            let changes =
+                |store: &Store| format!("{:?}", store.changes_since(Revision(20)).unwrap().collect::<Vec<_>>());
             assert_eq!(changes(&imported), changes(&store));
             let past = Revision(50);
             assert!(imported.range_at(ALL.0, ALL.1, past).unwrap().eq(store.range_at(ALL.0, ALL.1, past).unwrap()));

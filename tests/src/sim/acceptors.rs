@@ -76,7 +76,8 @@ impl Acceptors {
             );
             return violation(Checker::Recovery, what);
         }
-        let missing = disk.accepted.range(older.next()..).find(|(slot, ballot)| found.accepted.get(slot) < Some(*ballot));
+        let missing =
+            disk.accepted.range(older.next()..).find(|(slot, ballot)| found.accepted.get(slot) < Some(*ballot));
         if let Some((slot, ballot)) = missing {
             let what = format!("replica {replica} misses slot {slot}, accepted under {ballot}, which was durable");
             return violation(Checker::Recovery, what);

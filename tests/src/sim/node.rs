@@ -7,7 +7,7 @@ use fastrand::Rng;
 use synod_api::{Command, Operation, Sequence, SessionId};
 use synod_cell::Cell;
 use synod_node::codec::{self, SnapshotMessage};
-use synod_node::engine::{Caller, Engine, LogRead, Outlet, Start};
+use synod_node::engine::{Caller, Engine, LogRead, Outlet, Retention, Start};
 use synod_node::start::Replay;
 use synod_paxos::{
     Ballot, Configuration, Configurations, HardState, Incarnation, Instant, Message, Record, Recovered, ReplicaId,
@@ -91,7 +91,7 @@ impl Outlet for Wishes {
     }
 
     fn keep_snapshot(&mut self, handle: &SnapshotHandle, cell: &mut Cell) {
-        self.databases.push(DatabaseWish::Keep(handle.clone(), cell.store().freeze()));
+        self.databases.push(DatabaseWish::Keep(handle.clone(), cell.store_mut().freeze()));
     }
 
     fn make_database(&mut self) {
@@ -99,7 +99,7 @@ impl Outlet for Wishes {
     }
 
     fn keep_incoming(&mut self, handle: &SnapshotHandle, cell: &mut Cell) {
-        self.databases.push(DatabaseWish::KeepIncoming(handle.clone(), cell.store().freeze()));
+        self.databases.push(DatabaseWish::KeepIncoming(handle.clone(), cell.store_mut().freeze()));
     }
 
     fn replace_database(&mut self) {
@@ -324,11 +324,13 @@ impl Node {
             cell,
             client_addresses,
             gather_time_max: swarm.gather_max,
-            recent_bytes_max: swarm.recent_bytes_max,
-            snapshot,
-            snapshot_log_bytes: swarm.snapshot_log_bytes,
-            log_bytes_since_snapshot: 0,
-            chunk_bytes: swarm.chunk_bytes,
+            retention: Retention {
+                recent_bytes_max: swarm.recent_bytes_max,
+                snapshot,
+                snapshot_log_bytes: swarm.snapshot_log_bytes,
+                log_bytes_since_snapshot: 0,
+                chunk_bytes: swarm.chunk_bytes,
+            },
         };
         self.engine = Some(Box::new(Engine::new(start, Instant(self.clock.at(now)))));
         self.life += 1;

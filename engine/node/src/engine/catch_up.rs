@@ -88,7 +88,7 @@ impl Engine {
         let now = outlet.now();
         self.catch_up.pinned(now);
         let handout = self.catch_up.handout.get_or_insert_with(|| {
-            let (handle, view) = (self.replica.snapshot_handle(), self.cell.store().freeze());
+            let (handle, view) = (self.replica.snapshot_handle(), self.cell.store_mut().freeze());
             Handout { handle, view, since: now, asked: now }
         });
         handout.asked = now;
@@ -123,15 +123,17 @@ impl Engine {
     fn chunk(&mut self, now: Instant, slot: Slot, from: Option<Bytes>) -> SnapshotMessage {
         self.catch_up.pinned(now);
         let chunk_bytes = self.catch_up.chunk_bytes;
-        match self.catch_up.handout.as_mut().filter(|handout| handout.handle.slot == slot) {
-            Some(handout) => {
-                handout.asked = now;
-                let chunk = handout.view.export(from.as_deref(), chunk_bytes);
-                self.counters.chunks_sent += 1;
-                SnapshotMessage::Chunk { slot, from, next: chunk.next.map(Bytes::from), rows: chunk.bytes.into() }
-            }
-            None => SnapshotMessage::Gone { slot },
-        }
+        let Some(handout) = self.catch_up.handout.as_mut().filter(|handout| handout.handle.slot == slot) else {
+            return SnapshotMessage::Gone { slot };
+        };
+        handout.asked = now;
+        let Ok(chunk) = handout.view.export(from.as_deref(), chunk_bytes) else {
+            // It kept too many pages from being used again.
+            self.catch_up.handout = None;
+            return SnapshotMessage::Gone { slot };
+        };
+        self.counters.chunks_sent += 1;
+        SnapshotMessage::Chunk { slot, from, next: chunk.next.map(Bytes::from), rows: chunk.bytes.into() }
     }
 
     fn offered(&mut self, now: Instant, of: ReplicaId, handle: SnapshotHandle, outlet: &mut impl Outlet) {
@@ -141,6 +143,14 @@ impl Engine {
         let again = now.after(CHUNK_PATIENCE);
         self.catch_up.incoming = Some(Incoming { handle, of, from: None, again, in_vain: 0, stage: Stage::Waiting });
         outlet.make_database();
+    }
+
+    /// The database that is being filled, or kept, if there is one: whoever keeps it says when it is done.
+    pub fn incoming_cell(&mut self) -> Option<&mut Cell> {
+        match &mut self.catch_up.incoming.as_mut()?.stage {
+            Stage::Filling(cell) | Stage::Keeping(cell) => Some(cell),
+            Stage::Waiting => None,
+        }
     }
 
     /// The empty database that the outlet was asked for is there, or could not be made.

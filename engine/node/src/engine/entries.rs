@@ -24,7 +24,7 @@ const LOG_READ_BYTES_MAX: u64 = 2 << 20;
 /// One message of entries carries about this much, in bytes (and at least one batch).
 const ENTRIES_BYTES_MAX: usize = 1 << 20;
 /// Applied batches that are kept in memory for replicas that lag a little: how many bytes.
-pub const RECENT_BYTES_MAX: usize = 16 << 20;
+pub(super) const RECENT_BYTES_MAX: usize = 16 << 20;
 /// And how many batches.
 const RECENT_BATCHES_MAX: usize = 16 << 10;
 

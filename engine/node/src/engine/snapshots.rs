@@ -26,10 +26,11 @@ pub(super) struct Snapshots {
 }
 
 impl Snapshots {
-    /// A snapshot is due every so many bytes of log; so many were written since the last one, of this slot. `rank`: which of how
-    /// many replicas this is.
-    pub(super) fn new(log_bytes: u64, log_bytes_since: u64, kept: Slot, (rank, replicas): (u64, u64)) -> Self {
-        let kept = (kept > Slot::NONE).then_some(kept).into_iter().collect();
+    /// `rank`: which of how many replicas this is.
+    pub(super) fn new(retention: Retention, (rank, replicas): (u64, u64)) -> Self {
+        let Retention { snapshot, snapshot_log_bytes: log_bytes, log_bytes_since_snapshot: log_bytes_since, .. } =
+            retention;
+        let kept = (snapshot > Slot::NONE).then_some(snapshot).into_iter().collect();
         let offset = log_bytes / replicas.max(1) * rank;
         Self { log_bytes, log_bytes_since, offset, writing: None, kept, cutting: None }
     }
@@ -59,7 +60,7 @@ impl Engine {
     fn begin_snapshot(&mut self, outlet: &mut impl Outlet) {
         let applied = self.replica.chosen();
         let snapshots = &mut self.snapshots;
-        let is_due = snapshots.log_bytes_since >= snapshots.log_bytes + snapshots.offset;
+        let is_due = snapshots.log_bytes_since >= snapshots.log_bytes.saturating_add(snapshots.offset);
         let is_news = snapshots.kept.back().is_none_or(|last| applied > *last);
         // With a full log nothing new is applied: what frees it may be a second snapshot of the same state.
         let would_free = self.refuses_writes && snapshots.kept.front().is_none_or(|older| applied > *older);

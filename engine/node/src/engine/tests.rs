@@ -85,11 +85,7 @@ fn coordinating() -> (Engine, Bench) {
         cell: Cell::new(),
         client_addresses: BTreeMap::new(),
         gather_time_max: Duration::from_micros(120),
-        recent_bytes_max: RECENT_BYTES_MAX,
-        snapshot: Slot::NONE,
-        snapshot_log_bytes: SNAPSHOT_LOG_BYTES,
-        log_bytes_since_snapshot: 0,
-        chunk_bytes: codec::CHUNK_BYTES,
+        retention: Retention { snapshot_log_bytes: SNAPSHOT_LOG_BYTES, ..Retention::default() },
     };
     let mut world = Bench::default();
     let mut engine = Engine::new(start, Instant(0));

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use synod_api::{FrameKind, limits};
+use synod_cell::Cell;
 use synod_net::connection::InboundSizes;
 use synod_net::{Attempt, FrameId, FrameLimits, Hello, Inbound, SharedFrame};
-use synod_cell::Cell;
 use synod_paxos::{Ballot, Configuration, Configurations, Instant, Message, ReplicaId, Slot, SnapshotHandle};
 use synod_ring::{Handle, Ring};
 use synod_wal::{SegmentId, directory};
@@ -18,6 +18,7 @@ use super::connections::{ConnectionId, Connections, Door};
 use super::peers::Peer;
 use super::token::Token;
 use crate::codec;
+use crate::databases::Databases;
 use crate::engine::{Caller, LogRead, Outlet, member_addresses};
 use crate::status::PeerStatus;
 
@@ -78,6 +79,7 @@ pub(crate) struct World {
     peers: Vec<Peer>,
     /// The log's segment in use and those ready for use.
     segments: BTreeMap<SegmentId, Handle>,
+    pub(crate) databases: Databases,
     flushing: bool,
     log_reads: BTreeMap<ReplicaId, LogRead>,
     /// Reads that could not even begin.
@@ -90,6 +92,7 @@ impl World {
     pub(crate) fn new(
         ring: Ring<Token>,
         dir: PathBuf,
+        databases: Databases,
         doors: [(Door, TcpListener); 2],
         hello: Hello,
         seed: u64,
@@ -109,6 +112,7 @@ impl World {
             shut_doors: Vec::new(),
             peers: Vec::new(),
             segments: BTreeMap::new(),
+            databases,
             flushing: false,
             log_reads: BTreeMap::new(),
             failed_reads: Vec::new(),
@@ -388,20 +392,30 @@ impl Outlet for World {
         }
     }
 
-    fn keep_snapshot(&mut self, _: &SnapshotHandle, _: &mut Cell) {
-        unreachable!()
+    fn keep_snapshot(&mut self, handle: &SnapshotHandle, cell: &mut Cell) {
+        self.databases.keep(cell.store_mut().freeze_snapshot(&codec::encode_handle(handle), 0));
     }
+
     fn make_database(&mut self) {
-        unreachable!()
+        self.databases.make();
     }
-    fn keep_incoming(&mut self, _: &SnapshotHandle, _: &mut Cell) {
-        unreachable!()
+
+    fn keep_incoming(&mut self, handle: &SnapshotHandle, cell: &mut Cell) {
+        self.databases.keep_incoming(cell.store_mut().freeze_snapshot(&codec::encode_handle(handle), 0));
     }
+
+    /// The one rename and sync of a directory, once in a catch-up, is what this thread waits for: the replica could not go on
+    /// before it is done.
     fn replace_database(&mut self) {
-        unreachable!()
+        if let Err(error) = self.databases.place().replace() {
+            self.failure = Some(error);
+        }
     }
+
     fn drop_database(&mut self) {
-        unreachable!()
+        if let Err(error) = self.databases.place().drop_incoming() {
+            eprintln!("synod: cannot remove a database that was not taken over: {error}");
+        }
     }
 
     fn flush(&mut self, flush: synod_wal::Flush) {

@@ -1,0 +1,173 @@
+//! A replica's database files, and the thread that writes snapshots out: a gigabyte is not the hot core's work.
+//!
+//! | file | what |
+//! |---|---|
+//! | `database` | the own database: the two newest snapshots, and between them what is not yet one |
+//! | `database.incoming` | another replica's, while it is taken over: renamed to `database` when it is durable |
+//!
+//! One job after the other, so snapshots of the own database end before another one takes its place. A plain thread, as for the
+//! log's segments.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use synod_ring::Waker;
+use synod_store::{Durable, Frozen, OpenError, OpenOptions, Opened, Options, Pacing, SnapshotError, Store};
+
+use crate::config::Config;
+use crate::directory::Identity;
+
+const DATABASE_FILE: &str = "database";
+const INCOMING_FILE: &str = "database.incoming";
+
+/// At most: a snapshot of the own database, an empty one, and a snapshot of that one.
+const JOBS_MAX: usize = 3;
+
+enum Job {
+    Keep(Frozen),
+    Make,
+    KeepIncoming(Frozen),
+}
+
+/// What the thread has done.
+pub enum Done {
+    /// A snapshot of the own database is durable.
+    Kept(Result<Durable, SnapshotError>),
+    /// An empty database is there.
+    Made(Result<Store, OpenError>),
+    /// A snapshot of the database beside the own one is durable.
+    IncomingKept(Result<Durable, SnapshotError>),
+}
+
+/// Where a replica's databases are, and how they are opened.
+#[derive(Clone)]
+pub struct Place {
+    dir: PathBuf,
+    options: OpenOptions,
+}
+
+impl Place {
+    /// The place for this replica's.
+    pub fn new(config: &Config, identity: &Identity) -> Self {
+        let Identity { cell, replica, incarnation, introduced: _ } = identity;
+        let stamp = [&cell.to_le_bytes()[..], &replica.to_le_bytes(), &incarnation.to_le_bytes()].concat();
+        let bytes_max = usize::try_from(config.database_gb_max << 30).expect("validated");
+        let store = Options { keep_history: false, database_bytes_max: bytes_max, ..Options::default() };
+        Self { dir: config.dir.clone(), options: OpenOptions { store, identity: stamp, older: false } }
+    }
+
+    /// Opens the own database as its newest snapshot has it, made empty if there is none.
+    pub fn open(&self) -> Result<(Store, Opened), OpenError> {
+        let path = self.dir.join(DATABASE_FILE);
+        if !path.exists() {
+            Store::create(&path, &self.options.identity)?;
+        }
+        Store::open(&path, &self.options)
+    }
+
+    fn make(&self) -> Result<Store, OpenError> {
+        let path = self.dir.join(INCOMING_FILE);
+        remove(&path).map_err(|source| OpenError::File { doing: "removing", path: path.clone(), source })?;
+        Store::create(&path, &self.options.identity)?;
+        Ok(Store::open(&path, &self.options)?.0)
+    }
+
+    /// What a crash left of another one's is of no use.
+    pub fn drop_incoming(&self) -> io::Result<()> {
+        remove(&self.dir.join(INCOMING_FILE))
+    }
+
+    /// The other one's takes the place of the own one, durably.
+    pub fn replace(&self) -> io::Result<()> {
+        fs::rename(self.dir.join(INCOMING_FILE), self.dir.join(DATABASE_FILE))?;
+        File::open(&self.dir)?.sync_all()
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// The thread's two ends as the hot core sees them. Dropping it ends the thread, and what it is writing.
+pub struct Databases {
+    place: Place,
+    jobs: Option<mpsc::SyncSender<Job>>,
+    done: mpsc::Receiver<Done>,
+    cancel: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Databases {
+    /// Starts the thread; it writes so many bytes a second at most, because the log needs the same disk.
+    pub fn start(place: Place, bytes_per_second: u64, waker: Waker) -> io::Result<Self> {
+        let (jobs, to_do) = mpsc::sync_channel::<Job>(JOBS_MAX);
+        let (tell, done) = mpsc::sync_channel(JOBS_MAX);
+        let pacing = Pacing { bytes_per_second: Some(bytes_per_second), ..Pacing::default() };
+        let cancel = Arc::clone(&pacing.cancel);
+        let making = place.clone();
+        let work = move || {
+            while let Ok(job) = to_do.recv() {
+                let done = match job {
+                    Job::Keep(frozen) => Done::Kept(frozen.write_out(&pacing)),
+                    Job::Make => Done::Made(making.make()),
+                    Job::KeepIncoming(frozen) => Done::IncomingKept(frozen.write_out(&pacing)),
+                };
+                if tell.send(done).is_err() {
+                    return;
+                }
+                waker.wake();
+            }
+        };
+        let thread = std::thread::Builder::new().name("snapshots".to_owned()).spawn(work)?;
+        Ok(Self { place, jobs: Some(jobs), done, cancel, thread: Some(thread) })
+    }
+
+    fn ask(&self, job: Job) {
+        let jobs = self.jobs.as_ref().expect("it is there until drop");
+        jobs.try_send(job).ok().expect("the engine asks for one of each at a time");
+    }
+
+    /// Writes out a snapshot of the own database.
+    pub fn keep(&self, frozen: Frozen) {
+        self.ask(Job::Keep(frozen));
+    }
+
+    /// Makes an empty database beside the own one.
+    pub fn make(&self) {
+        self.ask(Job::Make);
+    }
+
+    /// Writes out a snapshot of that one.
+    pub fn keep_incoming(&self, frozen: Frozen) {
+        self.ask(Job::KeepIncoming(frozen));
+    }
+
+    /// What is done since it was last asked.
+    pub fn take_done(&mut self) -> Option<Done> {
+        self.done.try_recv().ok()
+    }
+
+    /// Where the files are.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+}
+
+impl Drop for Databases {
+    fn drop(&mut self) {
+        self.cancel.store(true, Ordering::Relaxed);
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic there has already ended the process (panic = "abort").
+            let _ = thread.join();
+        }
+    }
+}
