@@ -264,8 +264,11 @@ fn load_bitmap(file: &DirectFile, meta: &Meta) -> Result<Bitmap, OpenError> {
     let mut chunks: Vec<Chunk> = Vec::with_capacity(count as usize);
     let mut buffer = AlignedBuffer::zeroed(PAGE_BYTES * count as usize);
     if count > 0 {
-        file.read_at(&mut buffer, first.offset() as u64)
-            .map_err(|source| OpenError::File { doing: "reading", path: file.path.clone(), source })?;
+        file.read_at(&mut buffer, first.offset() as u64).map_err(|source| OpenError::File {
+            doing: "reading",
+            path: file.path.clone(),
+            source,
+        })?;
     }
     for (index, bytes) in buffer.chunks(PAGE_BYTES).take(count as usize).enumerate() {
         let number = PageNumber(first.0 + index as u32);

@@ -308,9 +308,11 @@ impl<'a> Writer<'a> {
         let offset = self.first.offset() as u64;
         self.bytes += bytes.len() as u64;
         self.pace()?;
-        self.device
-            .write_at(bytes, offset)
-            .map_err(|source| SnapshotError::Write { offset, bytes: bytes.len(), source })?;
+        self.device.write_at(bytes, offset).map_err(|source| SnapshotError::Write {
+            offset,
+            bytes: bytes.len(),
+            source,
+        })?;
         self.written.push(Written { offset, bytes: bytes.len(), checksum: crc32c::crc32c(bytes) });
         self.first = PageNumber(self.first.0 + self.pages);
         self.pages = 0;

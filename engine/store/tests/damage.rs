@@ -54,10 +54,7 @@ fn what_opening_says() {
     let older = OpenOptions { older: true, ..options() };
     assert_eq!(opening(&path, &older), "generation 3, other Some(4)");
     let foreign = OpenOptions { identity: vec![7], ..options() };
-    assert_eq!(
-        opening(&path, &foreign),
-        "DB is another one's: its identity is [63, 65, 6c, 6c, 20, 31], not [07]"
-    );
+    assert_eq!(opening(&path, &foreign), "DB is another one's: its identity is [63, 65, 6c, 6c, 20, 31], not [07]");
     let held = Store::open(&path, &options()).unwrap();
     assert_eq!(opening(&path, &options()), "DB is in use");
     drop(held);

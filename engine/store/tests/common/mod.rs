@@ -39,13 +39,7 @@ pub(crate) struct Model {
 
 impl Default for Model {
     fn default() -> Model {
-        Model {
-            present: BTreeMap::new(),
-            past: BTreeMap::new(),
-            changes: Vec::new(),
-            revision: 1,
-            compacted: 1,
-        }
+        Model { present: BTreeMap::new(), past: BTreeMap::new(), changes: Vec::new(), revision: 1, compacted: 1 }
     }
 }
 
@@ -114,13 +108,9 @@ impl Model {
             assert_eq!(store.get_at(b"v", Revision(revision)).map(drop), Err(refused));
             return;
         }
-        let found: Vec<(Key, ModelRow)> =
-            range.unwrap().map(|(key, row)| (key.to_vec(), ModelRow::of(row))).collect();
-        let expected: Vec<(Key, ModelRow)> = self
-            .past
-            .keys()
-            .filter_map(|key| self.row_at(key, revision).map(|row| (key.clone(), row)))
-            .collect();
+        let found: Vec<(Key, ModelRow)> = range.unwrap().map(|(key, row)| (key.to_vec(), ModelRow::of(row))).collect();
+        let expected: Vec<(Key, ModelRow)> =
+            self.past.keys().filter_map(|key| self.row_at(key, revision).map(|row| (key.clone(), row))).collect();
         assert!(found == expected, "at revision {revision} of {}", self.revision);
         for key in self.past.keys().step_by(7) {
             let row = store.get_at(key, Revision(revision)).unwrap().map(ModelRow::of);
