@@ -224,7 +224,10 @@ impl Pages {
     pub(crate) fn claim(&mut self, first: PageNumber, pages: u32, kind: Kind) {
         self.mapping.set_unchecked(first, pages, false);
         let generation = self.generation;
-        self.page_to_write(first).clear(kind, generation);
+        let page = self.page_to_write(first);
+        // What was here before must not reach the file with it: the same history makes the same bytes.
+        page.0.fill(0);
+        page.clear(kind, generation);
     }
 
     /// Makes this place the current generation's copy of another page.
@@ -248,6 +251,11 @@ impl Pages {
     /// This page may be anything: the self-test's.
     pub(crate) fn trust(&mut self, number: PageNumber) {
         self.mapping.set_unchecked(number, 1, false);
+    }
+
+    /// Whether a view, a snapshot or a chore has the mapping too.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.mapping) > 1
     }
 
     /// Gives the memory of these pages back to the kernel. They are in the file, durable and verified, and nobody but the
