@@ -86,7 +86,7 @@ impl Image {
         let (path, found) = self.present.find(space, key);
         if !found {
             let numbers = Numbers { create: revision, modify: revision, version: Version(1) };
-            let new = New::new(space, Some(numbers), value, None);
+            let new = New::place(space, Some(numbers), value, None);
             new.encode(self.present.insert(space, &path, key, new.payload_bytes()));
             self.count(key, value);
             return Version(1);
@@ -105,7 +105,7 @@ impl Image {
             let payload = Copied::new(payload);
             history::keep(&mut self.history, space, key, modify, payload.bytes());
         }
-        let new = New::new(space, Some(numbers), value, (!is_history).then_some(old));
+        let new = New::place(space, Some(numbers), value, (!is_history).then_some(old));
         new.encode(self.present.replace(space, &path, key, new.payload_bytes()));
         numbers.version
     }
@@ -114,7 +114,7 @@ impl Image {
         check_key(key);
         let (path, found) = self.present.find(space, key);
         if !found {
-            let new = New::new(space, None, value, None);
+            let new = New::place(space, None, value, None);
             new.encode(self.present.insert(space, &path, key, new.payload_bytes()));
             self.count(key, value);
             return;
@@ -123,7 +123,7 @@ impl Image {
         let old = Kept::decode(space.page(leaf).payload(at));
         assert!(old.numbers.is_none(), "a plain row was put where the key has a versioned row");
         self.bytes = self.bytes - old.value_bytes() as u64 + value.len() as u64;
-        let new = New::new(space, None, value, Some(old));
+        let new = New::place(space, None, value, Some(old));
         new.encode(self.present.replace(space, &path, key, new.payload_bytes()));
     }
 

@@ -16,6 +16,8 @@
 //! - [`Store::freeze_snapshot`] freezes it for a snapshot, which another thread writes out; [`Store::open`] begins from there.
 //! - Rows of the past are kept until [`Store::compact`] lets go of them: [`Store::get_at`], [`Store::changes_since`].
 //!
+//! The bytes of the file are in `docs/format.md`, figures in `docs/performance.md`.
+//!
 //! | module | owns |
 //! |---|---|
 //! | `store`, `view` | the owner's face, and the readers' |
@@ -33,11 +35,13 @@
 //! | `audit` | what can be reached is what is in use |
 //! | `self_test` | does the file system do what this leans on? (rule S5) |
 //! | `transfer` | a frozen database in pieces, for another replica |
+//! | `chore` | what a helper does ahead of need (rule S4) |
 //! | `scrub` | looking for rot before somebody needs the page |
 //! | `damage` | what happens when a page is not what was written |
 
 mod audit;
 mod bitmap;
+mod chore;
 mod damage;
 mod device;
 mod history;
@@ -59,6 +63,7 @@ mod view;
 
 use std::fmt;
 
+pub use chore::Chore;
 pub use damage::{DAMAGED_EXIT_STATUS, Damage};
 pub use device::Device;
 pub use history::{Changed, Changes, Compacted, RangeAt};

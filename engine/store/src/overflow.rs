@@ -44,7 +44,7 @@ fn fill(space: &mut Space, first: PageNumber, value: &[u8]) {
     let run = space.run_mut(first, pages(value.len() as u32));
     let (content, rest) = run[HEADER_BYTES..].split_at_mut(value.len());
     content.copy_from_slice(value);
-    // What was here before must not reach the file: two databases with the same history have the same bytes.
+    // What was here before must not reach the file with it.
     rest.fill(0);
 }
 

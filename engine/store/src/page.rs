@@ -232,25 +232,25 @@ impl Page {
     pub(crate) fn search(&self, key: &[u8]) -> Result<usize, usize> {
         let skip = self.skip();
         let slots = self.slots();
-        if skip > 0 && !slots.is_empty() {
-            let shared = &self.key(0)[..skip];
-            match key[..skip.min(key.len())].cmp(shared) {
-                Ordering::Less => return Err(0),
-                Ordering::Greater => return Err(slots.len()),
-                Ordering::Equal => {}
-            }
-        }
-        let rest = key.get(skip..).unwrap_or_default();
+        let Some(rest) = key.get(skip..) else { return Err(self.outside(key).unwrap_or(0)) };
         let head = head_of(rest);
         let head_at = |slot: &[u8; SLOT_BYTES]| Slot(u64::from_le_bytes(*slot)).head();
         let mut low = slots.partition_point(|slot| head_at(slot) < head);
         let mut high = low;
         if slots.get(low).is_some_and(|slot| head_at(slot) == head) {
-            // Most often this one alone.
+            // Most often it is this one. If so, how the first key begins need not be fetched from its cell.
+            if self.key(low) == key {
+                return Ok(low);
+            }
             high += 1;
             if slots.get(high).is_some_and(|slot| head_at(slot) == head) {
                 high += slots[high..].partition_point(|slot| head_at(slot) == head);
             }
+        }
+        if skip > 0
+            && let Some(outside) = self.outside(key)
+        {
+            return Err(outside);
         }
         while low < high {
             let middle = low.midpoint(high);
@@ -261,6 +261,19 @@ impl Page {
             }
         }
         Err(low)
+    }
+
+    /// Where a key belongs that does not begin as all keys here do: before all of them, or behind.
+    fn outside(&self, key: &[u8]) -> Option<usize> {
+        if self.count() == 0 {
+            return None;
+        }
+        let shared = &self.key(0)[..self.skip()];
+        match key[..shared.len().min(key.len())].cmp(shared) {
+            Ordering::Less => Some(0),
+            Ordering::Greater => Some(self.count()),
+            Ordering::Equal => None,
+        }
     }
 
     /// Which child has this key.

@@ -151,7 +151,12 @@ pub(crate) struct New<'a> {
 impl<'a> New<'a> {
     /// Finds a place for the value. If it replaces one that nobody needs any more, that one's pages are used again, or
     /// given back.
-    pub(crate) fn new(space: &mut Space, numbers: Option<Numbers>, value: &'a [u8], replaces: Option<Kept>) -> New<'a> {
+    pub(crate) fn place(
+        space: &mut Space,
+        numbers: Option<Numbers>,
+        value: &'a [u8],
+        replaces: Option<Kept>,
+    ) -> New<'a> {
         assert!(value.len() <= VALUE_BYTES_MAX, "a value of {} bytes", value.len());
         let length = value.len() as u32;
         if let Some(Kept { place: Place::Overflow { first, bytes }, .. }) = replaces {

@@ -66,7 +66,7 @@ impl Scrub {
         let mut count = 0;
         let mut next = self.pin.pages.next(PageNumber::FIRST);
         while let Some(first) = next {
-            let mut read = |buffer: &mut [u8]| {
+            let read = |buffer: &mut [u8]| {
                 file.read_at(buffer, first.offset() as u64).map_err(|source| ScrubError::Read {
                     page: first,
                     file: file.path.clone(),

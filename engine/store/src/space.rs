@@ -79,7 +79,12 @@ pub(crate) struct Space {
     file: Option<Arc<DirectFile>>,
     /// Pages that have memory of their own: made here, not read from the file.
     private: Bitmap,
+    /// Free places below this one were handed to a helper, to be touched before they are taken.
+    prefaulted: PageNumber,
 }
+
+/// How many free places are touched ahead of need: 8 MiB.
+const PREFAULTED_PAGES: u32 = 2048;
 
 /// Fewer freed pages than this are not worth looking who uses them.
 const RELEASED_MIN: u64 = 256;
@@ -121,6 +126,7 @@ impl Space {
             pins: Vec::new(),
             file,
             private: Bitmap::default(),
+            prefaulted: PageNumber::FIRST,
         }
     }
 
@@ -237,6 +243,37 @@ impl Space {
         self.file.as_ref().map_or(Ok(()), |file| file.grow(end))
     }
 
+    /// How far the file should grow, and which free places to touch, if it is time for either.
+    #[expect(clippy::type_complexity, reason = "it has one caller")]
+    pub(crate) fn chore(&mut self) -> Option<(Option<(Arc<DirectFile>, PageNumber)>, Vec<Range<u32>>)> {
+        let file = self.file.clone()?;
+        let end = PageNumber((self.end.0 + GROW_PAGES).min(self.pages.page_count_max()));
+        let is_short = file.end().0 < (self.end.0 + GROW_PAGES / 2).min(end.0);
+        let grown = if is_short { end } else { file.end() };
+        let mut places = Vec::new();
+        let mut from = self.prefaulted.max(self.hint);
+        // Only when half of what was touched ahead has been taken.
+        if from.0 < self.hint.0 + PREFAULTED_PAGES / 2 {
+            let mut left = PREFAULTED_PAGES;
+            while left > 0 {
+                let first = self.taken.next_absent(from);
+                let end = self.taken.next(first).unwrap_or(grown).0.min(first.0 + left).min(grown.0);
+                if end <= first.0 {
+                    break;
+                }
+                // Freed places have memory already.
+                let mut run = (first.0..end).filter(|&number| !self.private.contains(PageNumber(number)));
+                if let Some(start) = run.next() {
+                    places.push(start..end);
+                }
+                left -= end - first.0;
+                from = PageNumber(end);
+            }
+            self.prefaulted = from;
+        }
+        (is_short || !places.is_empty()).then(|| (is_short.then_some((file, end)), places))
+    }
+
     /// One past the highest place that was ever taken.
     pub(crate) fn end(&self) -> PageNumber {
         self.end
@@ -323,6 +360,7 @@ impl Space {
         // They are free places like any other from here on.
         self.spare.clear();
         (self.hint, self.run_hint) = (PageNumber::FIRST, PageNumber::FIRST);
+        self.prefaulted = PageNumber::FIRST;
         self.released = 0;
     }
 
@@ -401,7 +439,7 @@ impl Space {
     ///
     /// Nothing while something is frozen: whoever reads that must not see a page's checksum appear.
     pub(crate) fn give_back(&mut self, bytes_max: u64) -> io::Result<u64> {
-        if self.pins().next().is_some() {
+        if self.pages.is_shared() || self.pins().next().is_some() {
             return Ok(0);
         }
         let mut pages = self.private.clone();

@@ -27,6 +27,7 @@ struct Tally {
     compactions: u64,
     reads_of_the_past: u64,
     given_back: u64,
+    chores: u64,
     pages_most: u64,
 }
 
@@ -240,6 +241,12 @@ impl Run {
             997 => {
                 self.views.clear();
                 self.tally.given_back += self.store.give_back(self.random.u64(..4 << 20)).unwrap();
+            }
+            998 if self.random.bool() => {
+                if let Some(chore) = self.store.chore() {
+                    std::thread::spawn(move || chore.run()).join().unwrap().unwrap();
+                    self.tally.chores += 1;
+                }
             }
             998 => self.model.check(&self.store),
             _ => self.crash(),
