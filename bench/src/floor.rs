@@ -359,7 +359,7 @@ fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
 }
 
 /// The temporary directory, unless it is in memory, where nothing is durable.
-fn directory_on_disk() -> anyhow::Result<PathBuf> {
+pub(crate) fn directory_on_disk() -> anyhow::Result<PathBuf> {
     let temporary = env::temp_dir();
     let directory = File::open(&temporary).with_context(|| format!("opening {}", temporary.display()))?;
     let kind = rustix::fs::fstatfs(&directory)?.f_type;

@@ -10,4 +10,5 @@ pub mod measure;
 pub mod probe;
 mod progress;
 pub mod table1;
+pub mod wal;
 pub mod workload;
