@@ -5,8 +5,8 @@
 //! | `database` | the own database: the two newest snapshots, and between them what is not yet one |
 //! | `database.incoming` | another replica's, while it is taken over: renamed to `database` when it is durable |
 //!
-//! One job after the other, so snapshots of the own database end before another one takes its place. A plain thread, as for the
-//! log's segments.
+//! One job after the other, so snapshots of the own database end before another one takes its place. Plain threads, as for the
+//! log's segments: another one does the database's chores (rule S4), which must not wait for a snapshot.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,7 +17,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use synod_ring::Waker;
-use synod_store::{Durable, Frozen, OpenError, OpenOptions, Opened, Options, Pacing, SnapshotError, Store};
+use synod_store::{Chore, Durable, Frozen, OpenError, OpenOptions, Opened, Options, Pacing, SnapshotError, Store};
 
 use crate::config::Config;
 use crate::directory::Identity;
@@ -28,6 +28,7 @@ const INCOMING_FILE: &str = "database.incoming";
 /// At most: a snapshot of the own database, an empty one, and a snapshot of that one.
 const JOBS_MAX: usize = 3;
 
+#[derive(Debug)]
 enum Job {
     Keep(Frozen),
     Make,
@@ -39,7 +40,7 @@ pub enum Done {
     /// A snapshot of the own database is durable.
     Kept(Result<Durable, SnapshotError>),
     /// An empty database is there.
-    Made(Result<Store, OpenError>),
+    Made(Box<Result<Store, OpenError>>),
     /// A snapshot of the database beside the own one is durable.
     IncomingKept(Result<Durable, SnapshotError>),
 }
@@ -102,7 +103,10 @@ pub struct Databases {
     jobs: Option<mpsc::SyncSender<Job>>,
     done: mpsc::Receiver<Done>,
     cancel: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    chores: Option<mpsc::SyncSender<Chore>>,
+    /// A chore is under way.
+    tidying: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Databases {
@@ -117,7 +121,7 @@ impl Databases {
             while let Ok(job) = to_do.recv() {
                 let done = match job {
                     Job::Keep(frozen) => Done::Kept(frozen.write_out(&pacing)),
-                    Job::Make => Done::Made(making.make()),
+                    Job::Make => Done::Made(Box::new(making.make())),
                     Job::KeepIncoming(frozen) => Done::IncomingKept(frozen.write_out(&pacing)),
                 };
                 if tell.send(done).is_err() {
@@ -126,13 +130,38 @@ impl Databases {
                 waker.wake();
             }
         };
-        let thread = std::thread::Builder::new().name("snapshots".to_owned()).spawn(work)?;
-        Ok(Self { place, jobs: Some(jobs), done, cancel, thread: Some(thread) })
+        let (chores, to_do) = mpsc::sync_channel::<Chore>(1);
+        let tidying = Arc::new(AtomicBool::new(false));
+        let is_tidying = Arc::clone(&tidying);
+        let tidy = move || {
+            while let Ok(chore) = to_do.recv() {
+                if let Err(error) = chore.run() {
+                    // What was not done ahead is done when it is needed.
+                    eprintln!("synod: the database's file could not be prepared ahead of need: {error}");
+                }
+                is_tidying.store(false, Ordering::Release);
+            }
+        };
+        let spawn =
+            |name: &str, run: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.to_owned()).spawn(run);
+        let threads = vec![spawn("snapshots", Box::new(work))?, spawn("chores", Box::new(tidy))?];
+        Ok(Self { place, jobs: Some(jobs), done, cancel, chores: Some(chores), tidying, threads })
+    }
+
+    /// Has the database's next chore done, unless one is being done.
+    pub fn tend(&self, store: &mut Store) {
+        if !self.tidying.load(Ordering::Acquire)
+            && let Some(chore) = store.chore()
+        {
+            self.tidying.store(true, Ordering::Relaxed);
+            let chores = self.chores.as_ref().expect("it is there until drop");
+            chores.try_send(chore).expect("one chore at a time");
+        }
     }
 
     fn ask(&self, job: Job) {
         let jobs = self.jobs.as_ref().expect("it is there until drop");
-        jobs.try_send(job).ok().expect("the engine asks for one of each at a time");
+        jobs.try_send(job).expect("the engine asks for one of each at a time");
     }
 
     /// Writes out a snapshot of the own database.
@@ -164,8 +193,8 @@ impl Databases {
 impl Drop for Databases {
     fn drop(&mut self) {
         self.cancel.store(true, Ordering::Relaxed);
-        self.jobs = None;
-        if let Some(thread) = self.thread.take() {
+        (self.jobs, self.chores) = (None, None);
+        for thread in self.threads.drain(..) {
             // A panic there has already ended the process (panic = "abort").
             let _ = thread.join();
         }

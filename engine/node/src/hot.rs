@@ -201,6 +201,7 @@ impl HotCore {
             self.engine.log_read(read, Err(error), &mut self.world);
         }
         self.want_segment();
+        self.world.databases.tend(self.engine.cell_mut().store_mut());
         if let Some(error) = self.world.failure.take() {
             return Err(HotError::Segment(error));
         }

@@ -200,7 +200,7 @@ impl Store {
             return append(into, space, key, value.len(), |to| to.copy_from_slice(value));
         }
         let numbers = (kind & PLAIN == 0).then_some(numbers);
-        let new = New::new(space, numbers, value, None);
+        let new = New::place(space, numbers, value, None);
         append(into, space, key, new.payload_bytes(), |to| new.encode(to))
     }
 }
