@@ -43,6 +43,12 @@ impl Store {
         ReadView { mapping: self.space.share(), image: self.image, pin: self.space.freeze() }
     }
 
+    /// Ends the oldest views, if all of them together keep more than [`Options::pinned_bytes_max`](crate::Options): for whoever
+    /// freezes seldom, and changes much meanwhile. Takes a time that grows with the database, a bit a page.
+    pub fn bound_views(&mut self) {
+        self.space.bound_views(self.options.pinned_bytes_max);
+    }
+
     /// How many bytes of pages are kept for nothing but views.
     #[must_use]
     pub fn pinned_bytes(&self) -> u64 {
