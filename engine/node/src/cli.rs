@@ -52,6 +52,16 @@ pub struct ServeArgs {
     /// Write snapshots at this rate at most, in MiB a second: the log needs the same disk [default: 128]
     #[arg(long, value_name = "MIB")]
     pub snapshot_mb_per_s: Option<u64>,
+    /// Let one replica of the cell copy the database there by itself: an absolute path that all replicas can write to, or
+    /// s3://bucket/prefix. Say it on every member
+    #[arg(long, value_name = "URL")]
+    pub snapshot_to: Option<String>,
+    /// So often [default: 60]
+    #[arg(long, value_name = "MINUTES")]
+    pub snapshot_every_minutes: Option<u64>,
+    /// Keep so many of these copies; those that `synod snapshot save` made are not counted, and stay [default: 24]
+    #[arg(long, value_name = "COPIES")]
+    pub snapshots_kept: Option<u64>,
     /// How large the database may become, in GiB: so many addresses are reserved, and no memory [default: 256]
     #[arg(long, value_name = "GIB")]
     pub database_gb_max: Option<u64>,
@@ -103,6 +113,9 @@ impl ServeArgs {
         set(&mut config.log_mb_max, self.log_mb_max);
         config.snapshot_log_mb = self.snapshot_log_mb.or(config.snapshot_log_mb);
         set(&mut config.snapshot_mb_per_s, self.snapshot_mb_per_s);
+        config.snapshot_to = self.snapshot_to.clone().or(config.snapshot_to);
+        set(&mut config.snapshot_every_minutes, self.snapshot_every_minutes);
+        set(&mut config.snapshots_kept, self.snapshots_kept);
         set(&mut config.database_gb_max, self.database_gb_max);
         set(&mut config.window, self.window);
         set(&mut config.gather_us, self.gather_us);
@@ -158,6 +171,8 @@ const _: () = {
     assert!(defaults::log_mb_max() == 16384);
     assert!(defaults::snapshot_log_mb() == 1024);
     assert!(defaults::snapshot_mb_per_s() == 128);
+    assert!(defaults::snapshot_every_minutes() == 60);
+    assert!(defaults::snapshots_kept() == 24);
     assert!(defaults::database_gb_max() == 256);
     assert!(defaults::window() == 1);
     assert!(defaults::gather_us() == 120);

@@ -8,6 +8,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use synod_paxos::{Configuration, ConfigurationError, ReplicaId};
 
+use crate::remote::{self, RemoteError};
+
 /// One member of the cell, as every replica of it must know it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -49,6 +51,15 @@ pub struct Config {
     /// Snapshots are written at this rate at most, in MiB a second: the log needs the same disk.
     #[serde(default = "defaults::snapshot_mb_per_s")]
     pub snapshot_mb_per_s: u64,
+    /// Copies of the database go there by themselves: an absolute path, `file:///a/path` or `s3://bucket/prefix`.
+    #[serde(default)]
+    pub snapshot_to: Option<String>,
+    /// So often, in minutes; one replica does it for all.
+    #[serde(default = "defaults::snapshot_every_minutes")]
+    pub snapshot_every_minutes: u64,
+    /// So many of these copies are kept. What an operator asked for is not counted, and stays.
+    #[serde(default = "defaults::snapshots_kept")]
+    pub snapshots_kept: u64,
     /// How large the database may become, in GiB: so many addresses are reserved, and no memory.
     #[serde(default = "defaults::database_gb_max")]
     pub database_gb_max: u64,
@@ -90,6 +101,14 @@ pub mod defaults {
     /// MiB a second of a snapshot.
     pub const fn snapshot_mb_per_s() -> u64 {
         128
+    }
+    /// Minutes between two copies to a remote place.
+    pub const fn snapshot_every_minutes() -> u64 {
+        60
+    }
+    /// Copies kept there.
+    pub const fn snapshots_kept() -> u64 {
+        24
     }
     /// GiB of database.
     pub const fn database_gb_max() -> u64 {
@@ -162,6 +181,9 @@ pub enum ConfigError {
          (insecure = true) if the network between replicas and clients is trusted"
     )]
     BeyondLoopback(SocketAddr),
+    /// Where copies are to go.
+    #[error("snapshot_to: {0}")]
+    SnapshotTo(#[from] RemoteError),
     /// A number out of its bounds.
     #[error("{name} = {value} is out of its bounds: {bounds}")]
     Bounds {
@@ -195,6 +217,9 @@ impl Config {
             log_mb_max: defaults::log_mb_max(),
             snapshot_log_mb: None,
             snapshot_mb_per_s: defaults::snapshot_mb_per_s(),
+            snapshot_to: None,
+            snapshot_every_minutes: defaults::snapshot_every_minutes(),
+            snapshots_kept: defaults::snapshots_kept(),
             database_gb_max: defaults::database_gb_max(),
             window: defaults::window(),
             gather_us: defaults::gather_us(),
@@ -240,6 +265,11 @@ impl Config {
         let log_max = self.log_mb_max / 3;
         within("snapshot_log_mb", self.snapshot_log_mb(), 1, log_max, "1 to a third of log_mb_max")?;
         within("snapshot_mb_per_s", self.snapshot_mb_per_s, 1, 1 << 20, "1 to 1048576 MiB/s")?;
+        if let Some(url) = &self.snapshot_to {
+            remote::check_url(url)?;
+        }
+        within("snapshot_every_minutes", self.snapshot_every_minutes, 1, 60 * 24 * 31, "1 minute to 31 days")?;
+        within("snapshots_kept", self.snapshots_kept, 1, 10_000, "1 to 10000")?;
         within("database_gb_max", self.database_gb_max, 1, 16 << 10, "1 to 16384 GiB")?;
         within("window", self.window, 1, Configuration::HORIZON_DEFAULT, "1 to the horizon of 16 slots")?;
         within("gather_us", self.gather_us, 0, 10_000, "0 (off) to 10000 us")?;

@@ -55,11 +55,16 @@ pub struct Place {
 impl Place {
     /// The place for this replica's.
     pub fn new(config: &Config, identity: &Identity) -> Self {
+        Self::at(&config.dir, identity, config.database_gb_max << 30)
+    }
+
+    /// The same, for whoever has a directory and no configuration.
+    pub fn at(dir: &Path, identity: &Identity, bytes_max: u64) -> Self {
         let Identity { cell, replica, incarnation, introduced: _ } = identity;
         let stamp = [&cell.to_le_bytes()[..], &replica.to_le_bytes(), &incarnation.to_le_bytes()].concat();
-        let bytes_max = usize::try_from(config.database_gb_max << 30).expect("validated");
+        let bytes_max = usize::try_from(bytes_max).expect("64-bit addresses");
         let store = Options { keep_history: false, database_bytes_max: bytes_max, ..Options::default() };
-        Self { dir: config.dir.clone(), options: OpenOptions { store, identity: stamp, older: false } }
+        Self { dir: dir.to_owned(), options: OpenOptions { store, identity: stamp, older: false } }
     }
 
     /// Opens the own database as its newest snapshot has it, made empty if there is none.
@@ -69,6 +74,16 @@ impl Place {
             Store::create(&path, &self.options.identity)?;
         }
         Store::open(&path, &self.options)
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Opens the own database as its newest snapshot has it.
+    pub fn open_existing(&self) -> Result<(Store, Opened), OpenError> {
+        Store::open(&self.dir.join(DATABASE_FILE), &self.options)
     }
 
     fn make(&self) -> Result<Store, OpenError> {

@@ -11,6 +11,7 @@
 //!   - a failed flush ends the process: nothing is retried on those blocks, and nobody gets another vote (L2).
 
 mod connections;
+mod copying;
 mod outlet;
 mod peers;
 mod token;
@@ -37,6 +38,7 @@ use crate::directory::{Directory, Identity};
 use crate::engine::{Caller, Engine, Outlet, member_addresses};
 use crate::introduction;
 use crate::operator::{self, OperatorAnswer, OperatorRequest};
+use crate::remote::copies::{Copies, Schedule};
 use crate::segments::SegmentMaker;
 use crate::start::Opened;
 use crate::status::{CountersStatus, DatabaseStatus, LogStatus, MemberStatus, Status};
@@ -113,6 +115,9 @@ pub struct HotCore {
     directory: Directory,
     identity: Identity,
     segments: SegmentMaker,
+    copies: Copies,
+    /// When views are next held to their bound, while one is copied (rule S6).
+    bound_views_at: Option<Instant>,
     stop: Arc<AtomicBool>,
     /// Where the members are that the flags name: of those of the first start the log does not say it.
     flags: Vec<config::Member>,
@@ -135,6 +140,9 @@ impl HotCore {
         let waker = ring.waker();
         let databases = Databases::start(databases, config.snapshot_mb_per_s << 20, waker)
             .map_err(|source| HotError::System { doing: "cannot start the snapshot thread", source })?;
+        let schedule = Schedule::new(config, identity.cell);
+        let copies = Copies::start(schedule, config.snapshot_mb_per_s << 20, ring.waker())
+            .map_err(|source| HotError::System { doing: "cannot start the thread of remote copies", source })?;
         let hello = Hello {
             version: HELLO_VERSION,
             cell: identity.cell,
@@ -151,7 +159,19 @@ impl HotCore {
         // The log knows the members; what the flags say is at most where those of the first start are.
         world.reconfigure(&configurations);
         let (flags, is_insecure) = (config.members.clone(), config.insecure);
-        Ok(Self { engine, world, directory, identity, segments, stop, flags, is_insecure, mark_at: None })
+        Ok(Self {
+            engine,
+            world,
+            directory,
+            identity,
+            segments,
+            copies,
+            bound_views_at: None,
+            stop,
+            flags,
+            is_insecure,
+            mark_at: None,
+        })
     }
 
     /// Wakes the loop from another thread.
@@ -186,7 +206,9 @@ impl HotCore {
         if self.world.ring.take_woken() {
             self.take_finished_segment()?;
             self.take_finished_snapshots(now);
+            self.take_news_of_copies(now);
         }
+        self.bound_views(now);
         if now >= self.engine.deadline() {
             self.engine.tick(now, &mut self.world);
         }
@@ -215,7 +237,8 @@ impl HotCore {
 
     fn deadline(&self) -> Instant {
         let mut deadline = self.engine.deadline();
-        for other in [self.mark_at, self.world.links_deadline(), self.world.doors_deadline()].into_iter().flatten() {
+        let (links, doors) = (self.world.links_deadline(), self.world.doors_deadline());
+        for other in [self.mark_at, self.bound_views_at, links, doors].into_iter().flatten() {
             deadline = deadline.min(other);
         }
         deadline
@@ -355,6 +378,7 @@ impl HotCore {
                 let outcome = self.engine.transfer(now, ReplicaId(*to), &mut self.world);
                 OperatorAnswer::of_transfer(outcome, self.engine.coordinator_address())
             }
+            (OperatorRequest::SaveSnapshot { to }, None) => self.copy_asked(now, to.as_deref()),
             (OperatorRequest::AddMember { .. } | OperatorRequest::RemoveMember { .. }, None) => {
                 unreachable!("these are changes")
             }
@@ -629,6 +653,7 @@ impl HotCore {
                 sessions: cell.sessions,
                 snapshot: self.engine.snapshot().0.map_or(0, |slot| slot.0),
                 snapshot_under_way: self.engine.snapshot().1,
+                remote_copy: self.copies.status(),
             },
             log: LogStatus {
                 appended: log.appended().0,

@@ -8,6 +8,7 @@
 //! | [`start`] | from a directory to a replica that is ready to run |
 //! | [`directory`], [`introduction`] | whose directory it is; how a new cell's members learn its id |
 //! | [`config`] | flags and file, checked |
+//! | [`databases`], [`remote`] | the database's files; copies of snapshots in another place |
 //! | [`segments`] | the thread that makes log segments ahead of need |
 //! | [`stages`], [`status`] | where the time goes; what a replica says of itself |
 //! | [`cli`] | the flags of `serve`, shared by every binary that runs replicas |
@@ -24,6 +25,7 @@ pub mod hot;
 pub mod introduction;
 pub mod local_cell;
 pub mod operator;
+pub mod remote;
 pub mod segments;
 pub mod serve;
 pub mod stages;

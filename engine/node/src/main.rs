@@ -2,6 +2,8 @@
 
 #[path = "main/operate.rs"]
 mod operate;
+#[path = "main/snapshot.rs"]
+mod snapshot;
 #[path = "main/wal.rs"]
 mod wal;
 
@@ -89,6 +91,19 @@ enum Command {
         #[command(subcommand)]
         command: operate::MemberCommand,
     },
+    /// Copy the database to another place, look at such copies, and make a new cell of one
+    ///
+    /// A place is an absolute path (a directory of another disk, or a mounted share: make it first), the same as
+    /// file:///a/path, or s3://bucket/prefix (with credentials, region and endpoint in AWS_ACCESS_KEY_ID,
+    /// AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT; for the replica's process, when it makes the copy). A copy is named
+    /// CELL/SLOT-REVISION; where only one cell has copies, SLOT-REVISION is enough, and `newest` names the newest.
+    ///
+    /// The way to a copy that can be trusted: save, then verify, from another machine if there is one. A replica makes copies
+    /// by itself with `synod serve --snapshot-to URL`.
+    Snapshot {
+        #[command(subcommand)]
+        command: snapshot::SnapshotCommand,
+    },
     /// Look at the log of a stopped replica: is it sound, what is in it
     ///
     /// The replica must be stopped: its directory is locked, shared, for as long as we look. Everything is read past the
@@ -125,6 +140,7 @@ fn main() -> ExitCode {
         Command::Del { key } => del(&cli.client, &key),
         Command::Status { json, stages } => status(&cli.client, json, stages),
         Command::Transfer { to } => operate::transfer(&cli.client, to),
+        Command::Snapshot { command } => snapshot::main(&cli.client, &command),
         Command::Wal { command } => wal::main(&command),
         Command::Member { command } => operate::member(&cli.client, &command),
     };

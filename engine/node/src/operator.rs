@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use synod_paxos::{Change, ChangeError, ReplicaId, TransferError};
 
-/// A wish. Only the master grants it; any replica says who that is.
+/// A wish. But for copies of snapshots only the master grants it; any replica says who that is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum OperatorRequest {
@@ -29,6 +29,11 @@ pub enum OperatorRequest {
         id: u16,
         /// Even if the cell survives no failure afterwards.
         force: bool,
+    },
+    /// Copy this replica's database to a remote place. Any replica does.
+    SaveSnapshot {
+        /// The place: see [`crate::remote::Remote::open`]. None: where its schedule puts them.
+        to: Option<String>,
     },
 }
 
@@ -56,7 +61,7 @@ impl OperatorRequest {
     /// The change of the members that it asks for, if it asks for one. The new member's addresses go into the log with it.
     pub fn change(&self) -> Option<Change> {
         match self {
-            OperatorRequest::Transfer { .. } => None,
+            OperatorRequest::Transfer { .. } | OperatorRequest::SaveSnapshot { .. } => None,
             OperatorRequest::AddMember { id, peer, client } => {
                 Some(Change::Add { id: ReplicaId(*id), address: format!("{peer},{client}") })
             }

@@ -257,23 +257,33 @@ fn begin(config: &Config, directory: &Directory, first_start: FirstStart) -> Res
         _ => (introduction::ask(config)?, config.configuration()),
     };
     let identity = Identity { cell, replica: config.id, incarnation: 1, introduced: Vec::new() };
-    let settings = log_settings(config)?;
-    let mut log = synod_wal::create(settings, log_identity(&identity)?);
-    let first = log.upkeep().expect("an empty log wants its first segment");
-    let file = carry_out(directory.path(), first, settings.segment_bytes)
-        .map_err(io_error("cannot make the first segment"))?
-        .expect("a segment was made");
-    log.upkeep_done(first);
     let hard_state = HardState {
         promised: Ballot::NONE,
         incarnation: Incarnation(identity.incarnation),
         configurations: Configurations::first(configuration.map_err(ConfigError::from)?),
         cut: Slot::NONE,
     };
-    codec::append_record(&mut log, &Record::HardState(hard_state));
-    flush_all(&mut log, &file).map_err(|source| StartError::Io { doing: "cannot write the first frame", source })?;
+    begin_log(config, directory, &identity, hard_state)?;
     directory.write_identity(&identity)?;
     Ok(identity)
+}
+
+/// Makes the first segment of a log, which says this and nothing else, durably.
+pub(crate) fn begin_log(
+    config: &Config,
+    directory: &Directory,
+    identity: &Identity,
+    hard_state: HardState,
+) -> Result<(), StartError> {
+    let settings = log_settings(config)?;
+    let mut log = synod_wal::create(settings, log_identity(identity)?);
+    let first = log.upkeep().expect("an empty log wants its first segment");
+    let file = carry_out(directory.path(), first, settings.segment_bytes)
+        .map_err(io_error("cannot make the first segment"))?
+        .expect("a segment was made");
+    log.upkeep_done(first);
+    codec::append_record(&mut log, &Record::HardState(hard_state));
+    flush_all(&mut log, &file).map_err(|source| StartError::Io { doing: "cannot write the first frame", source })
 }
 
 /// Writes all that is queued to the first segment, blocking. Before the hot core runs there is no ring.
@@ -296,7 +306,7 @@ fn random_u64() -> Result<u64, StartError> {
         .map_err(|error| StartError::Io { doing: "cannot draw a random number", source: io::Error::other(error) })
 }
 
-fn random_u128() -> Result<u128, StartError> {
+pub(crate) fn random_u128() -> Result<u128, StartError> {
     Ok(u128::from(random_u64()?) << 64 | u128::from(random_u64()?))
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Counters;
+use crate::remote::manifest::MadeBy;
 use crate::stages::StageFigures;
 
 /// One replica's own view, at one moment.
@@ -87,6 +88,31 @@ pub struct DatabaseStatus {
     pub snapshot: u64,
     /// Whether another one is being written.
     pub snapshot_under_way: bool,
+    /// The last copy that this replica made in a remote place since its start, or is making.
+    pub remote_copy: Option<RemoteCopyStatus>,
+}
+
+/// A copy of a snapshot in a remote place.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RemoteCopyStatus {
+    /// The how manieth since the start.
+    pub number: u64,
+    /// What it is called.
+    pub name: String,
+    /// Where it goes.
+    pub to: String,
+    /// Who wanted it.
+    pub made_by: MadeBy,
+    /// Bytes written so far.
+    pub bytes: u64,
+    /// Bytes of keys and values: the copy is somewhat longer.
+    pub bytes_total: u64,
+    /// It is made, or was given up.
+    pub done: bool,
+    /// There was a whole copy of this state already, and nothing was written.
+    pub was_there: bool,
+    /// Why it was given up.
+    pub error: Option<String>,
 }
 
 /// The log's size.

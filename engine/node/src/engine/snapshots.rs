@@ -5,6 +5,8 @@
 //! that says so is durable (P2). A snapshot that fails costs nothing but another try.
 
 use super::*;
+use synod_paxos::SnapshotHandle;
+use synod_store::ReadView;
 
 /// After a failed snapshot the next one is tried when the log has grown by this part of what there usually is between two.
 const RETRY_PART: u64 = 4;
@@ -111,6 +113,11 @@ impl Engine {
             self.step(now, Event::Cut { upto }, outlet);
             self.snapshots.cutting = Some((PersistId(self.log.appended().0), upto));
         }
+    }
+
+    /// The database as it is now, to be read by another thread, and which state that is.
+    pub fn freeze(&mut self) -> (SnapshotHandle, ReadView) {
+        (self.replica.snapshot_handle(), self.cell.store_mut().freeze())
     }
 
     /// The snapshot that is kept of the database, and whether another one is being written.
