@@ -654,6 +654,7 @@ impl HotCore {
                 snapshot: self.engine.snapshot().0.map_or(0, |slot| slot.0),
                 snapshot_under_way: self.engine.snapshot().1,
                 remote_copy: self.copies.status(),
+                remote_schedule: self.copies.schedule_status(),
             },
             log: LogStatus {
                 appended: log.appended().0,

@@ -351,6 +351,14 @@ fn print_status(out: &mut impl Write, endpoint: &str, status: &Status) -> std::i
         if status.catching_up { ", catching up" } else { "" },
         if status.log.full { ", LOG FULL: writes are refused" } else { "" },
     )?;
+    let schedule = status.database.remote_schedule.as_ref();
+    if let Some((schedule, why)) = schedule.and_then(|schedule| Some((schedule, schedule.trouble.as_ref()?))) {
+        writeln!(out, "    CANNOT COPY SNAPSHOTS to {}: {why}", schedule.to)?;
+    }
+    if let Some((copy, why)) = status.database.remote_copy.as_ref().and_then(|copy| Some((copy, copy.error.as_ref()?)))
+    {
+        writeln!(out, "    the last copy of a snapshot, {}, failed: {why}", copy.name)?;
+    }
     for peer in &status.peers {
         if let (false, Some(why)) = (peer.connected, &peer.last_failure) {
             writeln!(out, "    cannot reach replica {} at {}: {why}", peer.replica, peer.address)?;

@@ -90,6 +90,21 @@ pub struct DatabaseStatus {
     pub snapshot_under_way: bool,
     /// The last copy that this replica made in a remote place since its start, or is making.
     pub remote_copy: Option<RemoteCopyStatus>,
+    /// By which copies are made, if this replica has one.
+    pub remote_schedule: Option<RemoteScheduleStatus>,
+}
+
+/// The schedule of remote copies.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RemoteScheduleStatus {
+    /// Where they go.
+    pub to: String,
+    /// How often.
+    pub every_minutes: u64,
+    /// How many of them stay.
+    pub kept: u64,
+    /// Why it cannot be kept at present.
+    pub trouble: Option<String>,
 }
 
 /// A copy of a snapshot in a remote place.

@@ -346,6 +346,19 @@ fn a_schedule_makes_copies_by_itself_and_one_replica_does() {
     // The others have looked by now, and found it.
     std::thread::sleep(Duration::from_secs(8));
     assert_eq!(place.list().len(), 1);
+    // The place goes away, and comes back: whoever looks at the cell sees it.
+    let elsewhere = temp_dir();
+    let away = elsewhere.path().join("copies");
+    fs::rename(place.url(), &away).unwrap();
+    wait_for("the trouble to show", || {
+        let told = members.ask(&["status"]);
+        String::from_utf8(told.stdout).unwrap().contains("CANNOT COPY SNAPSHOTS").then_some(())
+    });
+    fs::rename(&away, place.url()).unwrap();
+    wait_for("the trouble to be over", || {
+        let told = members.ask(&["status"]);
+        (!String::from_utf8(told.stdout).unwrap().contains("CANNOT COPY SNAPSHOTS")).then_some(())
+    });
     // A replica that has a schedule knows where to.
     members.ask(&["snapshot", "save"]).says(0, &[]);
     stop_all(processes);

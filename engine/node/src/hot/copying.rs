@@ -37,6 +37,8 @@ impl HotCore {
         while let Some(news) = self.copies.take_news() {
             match news {
                 News::Due(due) => self.copy_due(now, due),
+                News::Trouble(Some(why)) => eprintln!("synod: the schedule of remote copies cannot be kept: {why}"),
+                News::Trouble(None) => eprintln!("synod: the schedule of remote copies can be kept again"),
                 News::Ended(outcome) => {
                     self.bound_views_at = None;
                     match outcome {

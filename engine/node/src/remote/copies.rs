@@ -20,7 +20,7 @@ use super::save::{Pace, SaveError, Saved, Source, save};
 use super::{Remote, RemoteError};
 use crate::cli::chain;
 use crate::config::Config;
-use crate::status::RemoteCopyStatus;
+use crate::status::{RemoteCopyStatus, RemoteScheduleStatus};
 
 /// How often the place is looked at, as a part of the time between two copies; also what each member waits longer than the
 /// one before it.
@@ -94,6 +94,8 @@ struct Job {
 pub enum News {
     /// The schedule wants a copy.
     Due(Due),
+    /// The schedule cannot be kept, for this reason; or again, after it could not.
+    Trouble(Option<String>),
     /// A copy is made, or was given up.
     Ended(Result<Saved, SaveError>),
 }
@@ -107,6 +109,8 @@ pub struct Copies {
     news: mpsc::Receiver<News>,
     pace: Pace,
     schedule: Option<Schedule>,
+    /// Why the schedule cannot be kept.
+    trouble: Option<String>,
     /// The last copy, as the status has it.
     last: Option<RemoteCopyStatus>,
 }
@@ -127,12 +131,13 @@ impl Copies {
         let work = move || {
             let mut wait = Duration::ZERO;
             loop {
-                let news = match to_do.recv_timeout(wait) {
-                    Ok(Job { source, url }) => Some(News::Ended(worker.copy(&source, &url))),
-                    Err(RecvTimeoutError::Timeout) => worker.look().map(News::Due),
+                let mut all = Vec::new();
+                match to_do.recv_timeout(wait) {
+                    Ok(Job { source, url }) => all.push(News::Ended(worker.copy(&source, &url))),
+                    Err(RecvTimeoutError::Timeout) => worker.look(&mut all),
                     Err(RecvTimeoutError::Disconnected) => return,
-                };
-                if let Some(news) = news {
+                }
+                for news in all {
                     if tell.send(news).is_err() {
                         return;
                     }
@@ -142,7 +147,7 @@ impl Copies {
             }
         };
         std::thread::Builder::new().name("copies".to_owned()).spawn(work)?;
-        Ok(Self { jobs, news, pace, schedule, last: None })
+        Ok(Self { jobs, news, pace, schedule, trouble: None, last: None })
     }
 
     /// Whether a copy is being made.
@@ -176,6 +181,9 @@ impl Copies {
     /// What the thread has to tell.
     pub fn take_news(&mut self) -> Option<News> {
         let news = self.news.try_recv().ok()?;
+        if let News::Trouble(trouble) = &news {
+            self.trouble.clone_from(trouble);
+        }
         if let (News::Ended(outcome), Some(last)) = (&news, &mut self.last) {
             last.done = true;
             match outcome {
@@ -187,6 +195,17 @@ impl Copies {
             }
         }
         Some(news)
+    }
+
+    /// The schedule, if there is one.
+    pub fn schedule_status(&self) -> Option<RemoteScheduleStatus> {
+        let schedule = self.schedule.as_ref()?;
+        Some(RemoteScheduleStatus {
+            to: schedule.url.clone(),
+            every_minutes: schedule.every.as_secs() / 60,
+            kept: schedule.kept as u64,
+            trouble: self.trouble.clone(),
+        })
     }
 
     /// The last copy, or the one that is being made.
@@ -222,21 +241,15 @@ impl Worker {
         Ok(saved)
     }
 
-    fn look(&mut self) -> Option<Due> {
-        let schedule = self.schedule.as_ref()?;
-        let newest = match newest(schedule) {
-            Ok(newest) => newest,
-            Err(error) => {
-                let error = chain(&error);
-                if self.trouble.as_ref() != Some(&error) {
-                    eprintln!("synod: the schedule of remote copies cannot be kept: {error}");
-                }
-                self.trouble = Some(error);
-                return None;
-            }
-        };
-        self.trouble = None;
-        match newest {
+    fn look(&mut self, news: &mut Vec<News>) {
+        let Some(schedule) = &self.schedule else { return };
+        let found = newest(schedule);
+        let trouble = found.as_ref().err().map(|error| chain(error));
+        if self.trouble != trouble {
+            self.trouble.clone_from(&trouble);
+            news.push(News::Trouble(trouble));
+        }
+        let due = match found.unwrap_or(Newest::BeingMade) {
             Newest::Taken(taken_ms) => {
                 let age = Duration::from_millis(now_ms().saturating_sub(taken_ms));
                 age.checked_sub(schedule.every).and_then(|waited| schedule.due(waited))
@@ -248,7 +261,8 @@ impl Worker {
                 self.looks_without_any += 1;
                 schedule.due(schedule.look_every() * looks)
             }
-        }
+        };
+        news.extend(due.map(News::Due));
     }
 }
 
@@ -343,6 +357,19 @@ mod tests {
         remote.remove(name(10)).unwrap();
         assert!(!dir.path().join(name(10).to_string()).exists());
         assert!(matches!(newest(&schedule), Ok(Newest::Taken(1234))));
+        // What schedules made goes, but for the newest two; and the folders with it.
+        for slot in [4, 5, 6] {
+            remote.put(&remote.chunk_path(name(slot), 0), b"one".to_vec()).unwrap();
+            let manifest = example(name(slot), slot, MadeBy::Schedule, &[b"one"]);
+            remote.put(&remote.manifest_path(name(slot)), manifest.encode()).unwrap();
+        }
+        let by_operator = example(name(2), 1, MadeBy::Operator, &[]);
+        remote.put(&remote.manifest_path(name(2)), by_operator.encode()).unwrap();
+        remove_surplus(&remote, &schedule).unwrap();
+        assert_eq!(remote.names(None).unwrap(), [name(2), name(5), name(6)]);
+        assert_eq!(std::fs::read_dir(dir.path().join(name(5).to_string()).parent().unwrap()).unwrap().count(), 3);
+        [2, 5, 6].into_iter().for_each(|slot| remote.remove(name(slot)).unwrap());
+        remote.put(&remote.manifest_path(name(3)), manifest.encode()).unwrap();
         // What others keep there is none of ours.
         std::fs::create_dir_all(dir.path().join("photos/2026-1")).unwrap();
         assert_eq!(remote.names(None).unwrap(), [name(3)]);

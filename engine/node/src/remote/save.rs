@@ -137,3 +137,57 @@ pub fn save(remote: &Remote, source: &Source, pace: &Pace) -> Result<Saved, Save
     remote.put(&remote.manifest_path(name), manifest.encode())?;
     Ok(Saved { name, bytes, was_there: false })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use synod_paxos::{Ballot, Configuration, Configurations, Slot};
+    use synod_store::{Options, Store};
+
+    fn source(store: &mut Store) -> Source {
+        let configurations = Configurations::first(Configuration::of(&[1]));
+        let handle = SnapshotHandle { slot: Slot(9), ballot: Ballot::NONE, configurations };
+        let view = store.freeze();
+        Source { view, handle, cell: 7, replica: 1, incarnation: 1, taken_ms: 1, made_by: MadeBy::Operator }
+    }
+
+    fn fill(store: &mut Store, byte: u8) {
+        let mut change = store.change();
+        for key in 0..2000_u32 {
+            change.put(&key.to_be_bytes(), &[byte; 3000]);
+        }
+    }
+
+    #[test]
+    fn a_view_that_keeps_too_much_is_ended_and_so_is_its_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        let remote = Remote::open(dir.path().to_str().unwrap()).unwrap();
+        let mut store =
+            Store::in_memory(Options { pinned_bytes_max: 1 << 20, keep_history: false, ..Options::default() });
+        fill(&mut store, b'a');
+        let source = source(&mut store);
+        store.bound_views();
+        let saved = save(&remote, &source, &Pace::default()).unwrap();
+        assert!(!saved.was_there);
+        assert!(save(&remote, &source, &Pace::default()).unwrap().was_there);
+        remote.remove(source.name()).unwrap();
+
+        fill(&mut store, b'b');
+        store.bound_views();
+        let error = save(&remote, &source, &Pace::default()).unwrap_err().to_string();
+        assert!(error.contains("of at most 1048576; the copy is given up"), "{error}");
+        assert!(remote.manifest(source.name()).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_cancelled_leaves_no_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        let remote = Remote::open(dir.path().to_str().unwrap()).unwrap();
+        let mut store = Store::new();
+        fill(&mut store, b'a');
+        let pace = Pace::default();
+        pace.cancel.store(true, Ordering::Relaxed);
+        assert!(matches!(save(&remote, &source(&mut store), &pace), Err(SaveError::Cancelled)));
+        assert!(remote.names(None).unwrap().is_empty());
+    }
+}
