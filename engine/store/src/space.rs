@@ -86,6 +86,9 @@ pub(crate) struct Space {
 /// How many free places are touched ahead of need: 8 MiB.
 const PREFAULTED_PAGES: u32 = 2048;
 
+/// A run that becomes a mapping of its own must be worth one: a process may have 65530.
+const MAPPED_PAGES_MIN: u32 = 64;
+
 /// Fewer freed pages than this are not worth looking who uses them.
 const RELEASED_MIN: u64 = 256;
 
@@ -447,16 +450,21 @@ impl Space {
         pages.keep_only(&self.kept[0]);
         let mut left = bytes_max / PAGE_BYTES as u64;
         let mut given = 0;
+        let Some(file) = self.file.clone() else { return Ok(0) };
+        let backed = self.pages.backed();
         let mut next = pages.next(PageNumber::FIRST);
         while let Some(first) = next.filter(|_| left > 0) {
+            // Whole runs: the pages of a value must go together. One that lies across is left for another time.
             let end = pages.next_absent(first);
-            // Whole runs: the pages of a value must go together.
-            self.pages.give_back(first.0..end.0)?;
+            next = pages.next(end);
+            if end > backed && (first < backed || end.0 - first.0 < MAPPED_PAGES_MIN) {
+                continue;
+            }
+            self.pages.give_back(&file.file, first.0..end.0)?;
             (first.0..end.0).for_each(|number| self.private.remove(PageNumber(number)));
             let count = u64::from(end.0 - first.0);
             given += count;
             left = left.saturating_sub(count);
-            next = pages.next(end);
         }
         Ok(given * PAGE_BYTES as u64)
     }
