@@ -145,6 +145,11 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
         return Err(StartError::LogLost(config.dir.clone()));
     };
 
+    // The hard state says so too, a moment earlier; whoever took the log's last segments away took that with them.
+    if recovered.cut.0 > snapshot.next().0 {
+        return Err(RecoveryError::Cut { cut: Slot(recovered.cut.0).before(), snapshot }.into());
+    }
+
     notice_other_members(config, &protocol.configurations);
     let seed = random_u64()?;
     let mut settings = Settings::new(ReplicaId(config.id), incarnation, seed);
