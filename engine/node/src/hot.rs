@@ -355,6 +355,10 @@ impl HotCore {
                 let outcome = self.engine.transfer(now, ReplicaId(*to), &mut self.world);
                 OperatorAnswer::of_transfer(outcome, self.engine.coordinator_address())
             }
+            (OperatorRequest::Snapshot, None) => {
+                self.engine.snapshot_now();
+                OperatorAnswer::Accepted
+            }
             (OperatorRequest::AddMember { .. } | OperatorRequest::RemoveMember { .. }, None) => {
                 unreachable!("these are changes")
             }

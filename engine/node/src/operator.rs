@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use synod_paxos::{Change, ChangeError, ReplicaId, TransferError};
 
-/// A wish. Only the master grants it; any replica says who that is.
+/// A wish. Only the master grants it, and any replica says who that is; but of a snapshot each replica makes its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum OperatorRequest {
@@ -30,6 +30,8 @@ pub enum OperatorRequest {
         /// Even if the cell survives no failure afterwards.
         force: bool,
     },
+    /// Make a snapshot of the database now, whatever the log's length.
+    Snapshot,
 }
 
 /// What became of a wish.
@@ -56,7 +58,7 @@ impl OperatorRequest {
     /// The change of the members that it asks for, if it asks for one. The new member's addresses go into the log with it.
     pub fn change(&self) -> Option<Change> {
         match self {
-            OperatorRequest::Transfer { .. } => None,
+            OperatorRequest::Transfer { .. } | OperatorRequest::Snapshot => None,
             OperatorRequest::AddMember { id, peer, client } => {
                 Some(Change::Add { id: ReplicaId(*id), address: format!("{peer},{client}") })
             }

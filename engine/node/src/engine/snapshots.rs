@@ -41,7 +41,7 @@ impl Snapshots {
 
     /// The log grew.
     pub(super) fn flushed(&mut self, bytes: u64) {
-        self.log_bytes_since += bytes;
+        self.log_bytes_since = self.log_bytes_since.saturating_add(bytes);
     }
 }
 
@@ -73,6 +73,11 @@ impl Engine {
         snapshots.offset = 0;
         snapshots.writing = Some(applied);
         outlet.keep_snapshot(&self.replica.snapshot_handle(), &mut self.cell);
+    }
+
+    /// An operator wants a snapshot now. It begins with the next turn, unless one is under way or nothing has changed.
+    pub fn snapshot_now(&mut self) {
+        self.snapshots.log_bytes_since = u64::MAX;
     }
 
     /// The snapshot that the outlet was asked to keep is durable and verified, or was given up.
