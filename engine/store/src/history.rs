@@ -50,6 +50,11 @@ const GROUP_BYTES: usize = 8;
 const MORE: u8 = GROUP_BYTES as u8 + 1;
 const REVISION_BYTES: usize = 8;
 const ENTRY_KEY_BYTES_MAX: usize = (KEY_BYTES_MAX / GROUP_BYTES) * (GROUP_BYTES + 1) + REVISION_BYTES;
+
+/// How long this row's key is in `history`.
+pub(crate) fn entry_key_bytes(key: &[u8]) -> usize {
+    key.len().div_ceil(GROUP_BYTES).max(1) * (GROUP_BYTES + 1) + REVISION_BYTES
+}
 const _: () = assert!(KEY_BYTES_MAX.is_multiple_of(GROUP_BYTES));
 const CHANGE_KEY_BYTES: usize = REVISION_BYTES + 4;
 

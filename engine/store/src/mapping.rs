@@ -171,6 +171,8 @@ impl Pages {
     ) -> io::Result<Pages> {
         // SAFETY: the mapping is private, and the file beneath is written only by this process: see the module, 5.
         let memory = unsafe { MmapOptions::new().len(bytes_max).no_reserve_swap().map_copy(file)? };
+        // Pages are needed one by one, in no order that the kernel could guess: what it read ahead would be in vain.
+        memory.advise(Advice::Random)?;
         let rest = memory.len().saturating_sub(backed.offset());
         if rest > 0 {
             let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;

@@ -204,8 +204,7 @@ impl Store {
         };
         let newest = other.as_deref().map_or(0, |other| other.generation).max(meta.generation);
         let backed = other.as_deref().map_or(meta.end, |other| meta.end.max(other.end));
-        let mut pages =
-            Pages::of_file(&file.file, path, bytes_max, newest + 1, backed).map_err(error("mapping"))?;
+        let mut pages = Pages::of_file(&file.file, path, bytes_max, newest + 1, backed).map_err(error("mapping"))?;
         pages.distrust(&used);
         let space = Space::of_file(pages, used, other_used, meta.bitmap, Arc::new(file));
         let opened = Opened {

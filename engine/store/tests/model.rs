@@ -66,7 +66,8 @@ fn keys(random: &mut Rng, count: usize) -> Vec<Key> {
 fn value(random: &mut Rng) -> Vec<u8> {
     let length = match random.u8(..100) {
         0 => random.usize(50_000..300_000),
-        1..=5 => random.usize(760..780),
+        1..=3 => random.usize(800..850),
+        4 | 5 => random.usize(1940..2000),
         6..=12 => random.usize(1000..10_000),
         13 => 4096 - 32,
         14 => 4096 - 31,
