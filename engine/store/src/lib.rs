@@ -205,6 +205,19 @@ mod tests {
     }
 
     #[test]
+    fn what_goes_to_other_threads_may() {
+        fn goes<T: Send>() {}
+        fn is_shared<T: Sync>() {}
+        goes::<Store>();
+        goes::<Frozen>();
+        goes::<Durable>();
+        goes::<Chore>();
+        goes::<Scrub>();
+        goes::<ReadView>();
+        is_shared::<ReadView>();
+    }
+
+    #[test]
     fn a_view_stays_as_it_was() {
         let mut store = Store::new();
         store.change().put(b"a", b"1");

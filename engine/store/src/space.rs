@@ -282,6 +282,11 @@ impl Space {
         self.end
     }
 
+    /// What is beyond the highest place that was ever taken.
+    pub(crate) fn room_bytes(&self) -> u64 {
+        u64::from(self.pages.page_count_max() - self.end.0) * PAGE_BYTES as u64
+    }
+
     pub(crate) fn file(&self) -> Option<Arc<DirectFile>> {
         self.file.clone()
     }

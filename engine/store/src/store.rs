@@ -82,6 +82,13 @@ impl Store {
         self.image.bytes
     }
 
+    /// How much the database may still grow, in bytes of pages; what is free within it is not counted. A batch may take
+    /// several times its own bytes: refuse writes well before none is left, because a change that finds none panics.
+    #[must_use]
+    pub fn room_bytes(&self) -> u64 {
+        self.space.room_bytes()
+    }
+
     /// The row of this key.
     #[must_use]
     pub fn get(&self, key: &[u8]) -> Option<Row<'_>> {
