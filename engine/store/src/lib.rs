@@ -11,9 +11,10 @@
 //!
 //! The inside is a copy-on-write B+tree in pages that are mapped from a file, or from nothing ([`Store::new`]):
 //!
-//! - [`Store::freeze`] gives a [`ReadView`]: the database as it is now, for as long as the view lives. The first change of
-//!   a page afterwards copies that page, and nothing else.
-//! - [`Store::freeze_snapshot`] freezes it for a snapshot, which another thread writes out; [`Store::open`] begins from there.
+//! - [`Store::freeze`] gives a [`ReadView`]: the database as it is now, for as long as the view lives. The first change
+//!   of a page afterwards copies that page, and nothing else.
+//! - [`Store::freeze_snapshot`] freezes it for a snapshot, which another thread writes out; [`Store::open`] begins from
+//!   there.
 //! - Rows of the past are kept until [`Store::compact`] lets go of them: [`Store::get_at`], [`Store::changes_since`].
 //!
 //! The bytes of the file are in `docs/format.md`, figures in `docs/performance.md`.

@@ -20,8 +20,8 @@ pub const KEY_BYTES_MAX: usize = 1032;
 /// The longest value. A result kept for a retry may be a little longer than what users may write.
 pub const VALUE_BYTES_MAX: usize = 1 << 20;
 
-/// Longer values of this key get pages of their own. Whether a row is one of now or has moved to the history, where its key
-/// is longer, it fits a leaf: so it moves as it is.
+/// Longer values of this key get pages of their own. Whether a row is one of now or has moved to the history, where its
+/// key is longer, it fits a leaf: so it moves as it is.
 pub(crate) fn inline_bytes_max(key: &[u8]) -> usize {
     CELL_BYTES_MAX - leaf_cell_bytes(&[], 1 + NUMBERS_BYTES) - history::entry_key_bytes(key)
 }

@@ -95,7 +95,8 @@ impl Store {
         self.image.get(self.space.mapping(), key)
     }
 
-    /// The rows between two keys, in order; from the other end with [`rev`](Iterator::rev). Empty when the bounds cross.
+    /// The rows between two keys, in order; from the other end with [`rev`](Iterator::rev). Empty when the bounds
+    /// cross.
     pub fn range(&self, start: Bound<&[u8]>, end: Bound<&[u8]>) -> Range<'_> {
         self.image.range(self.space.mapping(), start, end)
     }

@@ -1,7 +1,7 @@
 //! The store against the model, through snapshots, crashes, compaction and views.
 //!
-//! A run is its seed. `STORE_OPERATIONS=1000000 cargo test -p synod-store --release --test model -- --ignored --nocapture`
-//! makes a long one.
+//! A run is its seed. `STORE_OPERATIONS=1000000 cargo test -p synod-store --release --test model -- --ignored
+//! --nocapture` makes a long one.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
