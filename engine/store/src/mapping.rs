@@ -1,24 +1,25 @@
 //! The island: the pages in memory, and the one place of this crate with unsafe code.
 //!
-//! A [`Mapping`] is a private mapping of the snapshots' part of the file and of nothing behind it, or of nothing at all:
-//! `database_bytes_max` of addresses, of which only what is touched takes memory. Its pages are read through `&Mapping`, by the owner and by every view, in any
-//! thread. They are written through [`Pages`] alone, of which there is one for a mapping, and only through `&mut`.
+//! A [`Mapping`] is a private mapping of the snapshots' part of the file and of nothing behind it, or of nothing at
+//! all: `database_bytes_max` of addresses, of which only what is touched takes memory. Its pages are read through
+//! `&Mapping`, by the owner and by every view, in any thread. They are written through [`Pages`] alone, of which there
+//! is one for a mapping, and only through `&mut`.
 //!
 //! What the unsafe code leans on:
 //!
 //!   1. [`Pages::page_mut`] and [`Pages::run_mut`] give out only pages of the current generation: it is asserted.
 //!   2. A view reaches, from the roots it was given by [`Pages::freeze`], only pages of generations before the current
 //!      one: freezing raises the generation, and a page refers to none that is newer than itself.
-//!   3. A page gets the current generation in [`Pages::claim`] alone, which [`space`](crate::space) calls for places that
-//!      no view uses (rule S1).
+//!   3. A page gets the current generation in [`Pages::claim`] alone, which [`space`](crate::space) calls for places
+//!      that no view uses (rule S1).
 //!   4. The owner's own reads borrow [`Pages`], so none of them is alive when it is borrowed mutably.
-//!   5. Of the file only what is a snapshot's is mapped: it is never shorter than that. It is written beneath the mapping
-//!      only at places that no page of a view or of the owner is read from: each was written in memory first, or is the
-//!      snapshot's own set, which is not read through the mapping (rule S5).
+//!   5. Of the file only what is a snapshot's is mapped: it is never shorter than that. It is written beneath the
+//!      mapping only at places that no page of a view or of the owner is read from: each was written in memory first,
+//!      or is the snapshot's own set, which is not read through the mapping (rule S5).
 //!
 //! From 1 to 4: memory that is written is not being read. So a `&[u8]` into a page stays what it was for as long as the
-//! borrow of the view, or of the owner, that it came from. Within the crate these are promises of one module to another;
-//! none of the types here is public.
+//! borrow of the view, or of the owner, that it came from. Within the crate these are promises of one module to
+//! another; none of the types here is public.
 
 #![allow(unsafe_code, reason = "the island")]
 
@@ -124,8 +125,8 @@ impl Mapping {
     }
 }
 
-/// Has the processor fetch the first slots while the header is still on its way: a search wants both, and finds neither in
-/// the cache when the database is larger than that.
+/// Has the processor fetch the first slots while the header is still on its way: a search wants both, and finds neither
+/// in the cache when the database is larger than that.
 #[inline]
 fn fetch_slots(page: &Page) {
     #[cfg(target_arch = "x86_64")]
@@ -157,11 +158,11 @@ impl Pages {
         Ok(Pages::new(memory, None, 1))
     }
 
-    /// The pages of this file up to `backed`, and memory of no file behind them. Whoever opened it holds its lock: nobody
-    /// else writes to it.
+    /// The pages of this file up to `backed`, and memory of no file behind them. Whoever opened it holds its lock:
+    /// nobody else writes to it.
     ///
-    /// What is behind is new: it will be in the file, but need not be read from there. A page of a hole of the file would
-    /// be, by way of the kernel's cache, and that takes ten times as long as one of no file.
+    /// What is behind is new: it will be in the file, but need not be read from there. A page of a hole of the file
+    /// would be, by way of the kernel's cache, and that takes ten times as long as one of no file.
     pub(crate) fn of_file(
         file: &File,
         path: &Path,
@@ -171,6 +172,8 @@ impl Pages {
     ) -> io::Result<Pages> {
         // SAFETY: the mapping is private, and the file beneath is written only by this process: see the module, 5.
         let memory = unsafe { MmapOptions::new().len(bytes_max).no_reserve_swap().map_copy(file)? };
+        // Pages are needed one by one, in no order that the kernel could guess: what it read ahead would be in vain.
+        memory.advise(Advice::Random)?;
         let rest = memory.len().saturating_sub(backed.offset());
         if rest > 0 {
             let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
@@ -228,8 +231,8 @@ impl Pages {
     fn page_to_write(&mut self, number: PageNumber) -> &mut Page {
         let offset = number.offset();
         assert!(offset < self.mapping.memory.len());
-        // SAFETY: within the mapping and aligned, as in `Mapping::page`. It is of the current generation, so no view has
-        // it, and `&mut self` makes this the owner's only borrow: see the module, 1 to 4.
+        // SAFETY: within the mapping and aligned, as in `Mapping::page`. It is of the current generation, so no view
+        // has it, and `&mut self` makes this the owner's only borrow: see the module, 1 to 4.
         unsafe { &mut *self.mapping.memory.as_mut_ptr().add(offset).cast::<Page>() }
     }
 
@@ -287,8 +290,8 @@ impl Pages {
         self.backed
     }
 
-    /// Gives the memory of these pages back to the kernel. They are in the file, durable and verified, and nobody but the
-    /// owner reads this mapping now: views would see the checksum, which memory did not have, appear under them.
+    /// Gives the memory of these pages back to the kernel. They are in the file, durable and verified, and nobody but
+    /// the owner reads this mapping now: views would see the checksum, which memory did not have, appear under them.
     ///
     /// # Panics
     ///

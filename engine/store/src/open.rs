@@ -178,8 +178,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// If there is no such file, if it is not a database or another one's, if no snapshot can be found in it, if another
-    /// process has it, or if its file system is none that this works on.
+    /// If there is no such file, if it is not a database or another one's, if no snapshot can be found in it, if
+    /// another process has it, or if its file system is none that this works on.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<(Store, Opened), OpenError> {
         let error = |doing| move |source| OpenError::File { doing, path: path.to_owned(), source };
         let file = DirectFile::open(path, false).map_err(error("opening, with O_DIRECT,"))?;

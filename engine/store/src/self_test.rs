@@ -1,8 +1,8 @@
 //! Does this file system do what a mapped snapshot leans on? (Rule S5.)
 //!
-//! The file under a private mapping is written past the cache, at places whose pages are private. That such a page stays
-//! as it is, and that a page which is not private shows what was written, is so on ext4 and is no promise of POSIX. So it
-//! is tried, on a file of its own in the same directory, each time a database is opened there.
+//! The file under a private mapping is written past the cache, at places whose pages are private. That such a page
+//! stays as it is, and that a page which is not private shows what was written, is so on ext4 and is no promise of
+//! POSIX. So it is tried, on a file of its own in the same directory, each time a database is opened there.
 
 use std::fs;
 use std::io;

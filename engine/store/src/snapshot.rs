@@ -1,8 +1,9 @@
 //! Freezing, writing out, and what then is durable.
 //!
-//! A frozen image is written by another thread while the owner goes on: only what is new since the last snapshot, to places
-//! that neither kept snapshot uses, so that a crash at any moment leaves both (rule S1). In this order: pages and the set
-//! of all pages; sync; read all of it back; the meta block; sync; read it back (rule S2). Nothing is told before the end.
+//! A frozen image is written by another thread while the owner goes on: only what is new since the last snapshot, to
+//! places that neither kept snapshot uses, so that a crash at any moment leaves both (rule S1). In this order: pages
+//! and the set of all pages; sync; read all of it back; the meta block; sync; read it back (rule S2). Nothing is told
+//! before the end.
 
 use std::io;
 use std::sync::Arc;
@@ -114,7 +115,8 @@ pub(crate) struct InFlight {
 impl Store {
     /// Freezes the database for a snapshot. Takes constant time, or nearly.
     ///
-    /// `handle` is for the caller: what ties the snapshot to its log. It comes back from [`Store::open`]; so does `digest`.
+    /// `handle` is for the caller: what ties the snapshot to its log. It comes back from [`Store::open`]; so does
+    /// `digest`.
     ///
     /// # Panics
     ///
@@ -173,8 +175,8 @@ impl Store {
         self.space.put_fresh_back(&in_flight.fresh);
     }
 
-    /// Gives the memory of about so many bytes of pages back to the kernel, pages that the newest snapshot has in the file,
-    /// and returns how many bytes that were. Nothing while a view lives or a snapshot is on its way.
+    /// Gives the memory of about so many bytes of pages back to the kernel, pages that the newest snapshot has in the
+    /// file, and returns how many bytes that were. Nothing while a view lives or a snapshot is on its way.
     ///
     /// # Errors
     ///

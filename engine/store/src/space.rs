@@ -1,9 +1,9 @@
 //! Which places are free: rule S1, in one place.
 //!
 //! A place may be written when none of these uses it: the live roots, either of the two snapshots that the meta blocks
-//! name, a snapshot on its way there, a view. Each of them has the set of its pages, so what is free is found by joining
-//! sets, and not by remembering who let go of what, when. The sets share what has not changed; joining those of a
-//! database of 2 GB takes microseconds.
+//! name, a snapshot on its way there, a view. Each of them has the set of its pages, so what is free is found by
+//! joining sets, and not by remembering who let go of what, when. The sets share what has not changed; joining those of
+//! a database of 2 GB takes microseconds.
 //!
 //! Invariants:
 //!   - `taken` has every page of `live`, of both kept snapshots, of the one in flight and of every view;
@@ -282,6 +282,11 @@ impl Space {
         self.end
     }
 
+    /// What is beyond the highest place that was ever taken.
+    pub(crate) fn room_bytes(&self) -> u64 {
+        u64::from(self.pages.page_count_max() - self.end.0) * PAGE_BYTES as u64
+    }
+
     pub(crate) fn file(&self) -> Option<Arc<DirectFile>> {
         self.file.clone()
     }
@@ -437,8 +442,8 @@ impl Space {
         pinned.count() * PAGE_BYTES as u64
     }
 
-    /// Gives memory back to the kernel: pages that both are in the newest durable snapshot, and so in the file, and have
-    /// memory of their own. They are read again, and checked, when they are next needed.
+    /// Gives memory back to the kernel: pages that both are in the newest durable snapshot, and so in the file, and
+    /// have memory of their own. They are read again, and checked, when they are next needed.
     ///
     /// Nothing while something is frozen: whoever reads that must not see a page's checksum appear.
     pub(crate) fn give_back(&mut self, bytes_max: u64) -> io::Result<u64> {
