@@ -25,6 +25,9 @@ use crate::directory::Identity;
 const DATABASE_FILE: &str = "database";
 const INCOMING_FILE: &str = "database.incoming";
 
+/// How much the snapshots' thread steps back behind those that serve.
+const NICE: i32 = 10;
+
 /// At most: a snapshot of the own database, an empty one, and a snapshot of that one.
 const JOBS_MAX: usize = 3;
 
@@ -118,6 +121,10 @@ impl Databases {
         let cancel = Arc::clone(&pacing.cancel);
         let making = place.clone();
         let work = move || {
+            // Whoever serves comes first. Linux has this by thread.
+            if let Err(error) = rustix::process::nice(NICE) {
+                eprintln!("synod: the snapshots' thread keeps its priority: {error}");
+            }
             while let Ok(job) = to_do.recv() {
                 let done = match job {
                     Job::Keep(frozen) => Done::Kept(frozen.write_out(&pacing)),

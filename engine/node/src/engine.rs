@@ -82,6 +82,10 @@ pub trait Outlet {
 
 /// Commands that wait for their batch, in bytes. Above it a client is told "busy".
 const QUEUED_BYTES_MAX: usize = 16 << 20;
+/// A database with less room than this takes no writes from clients: what is under way, and the other replicas' files, which are
+/// laid out otherwise, must still fit.
+const DATABASE_RESERVE_BYTES: u64 = 256 << 20;
+
 /// Commands that wait for a slot.
 #[derive(Default)]
 struct Pending {
@@ -360,6 +364,9 @@ impl Engine {
         decoded.check_limits().map_err(|error| Refusal::Limit(error.to_string()))?;
         if self.refuses_writes && decoded.operation.changes() || self.refuses_reads {
             return Err(Refusal::LogFull);
+        }
+        if decoded.operation.changes() && self.cell.store().room_bytes() < DATABASE_RESERVE_BYTES {
+            return Err(Refusal::DatabaseFull);
         }
         if self.queued_bytes + command.len() > QUEUED_BYTES_MAX {
             return Err(Refusal::Busy);

@@ -101,6 +101,13 @@ fn decode(entry: &[u8]) -> (Vec<u8>, Revision) {
     (key, Revision(number(revision)))
 }
 
+/// The row's key in an entry's key that came from elsewhere, if it is one.
+pub(crate) fn key_of(entry: &[u8]) -> Option<Vec<u8>> {
+    let groups = entry.len().checked_sub(REVISION_BYTES).filter(|groups| groups.is_multiple_of(GROUP_BYTES + 1))?;
+    let (key, _) = (groups > 0).then(|| decode(entry))?;
+    (key.len() <= KEY_BYTES_MAX).then_some(key)
+}
+
 /// Keeps what a row was.
 pub(crate) fn keep(history: &mut Tree, space: &mut Space, key: &[u8], written: Revision, payload: &[u8]) {
     let entry = EntryKey::new(key, written);
