@@ -16,6 +16,9 @@ use synod_store::{ReadView, Store};
 const HANDOUT_IDLE_MAX: Duration = Duration::from_secs(10);
 /// And so long in all: a laggard that is not done by then begins again, with a newer one (rule S6).
 const HANDOUT_TIME_MAX: Duration = Duration::from_secs(600);
+/// While the laggard makes what it has durable it asks now and then, so that the log behind that state stays.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+const _: () = assert!(KEEP_ALIVE.as_secs() * 3 < HANDOUT_IDLE_MAX.as_secs());
 /// A chunk that has not come after this is asked for again, from the next replica.
 const CHUNK_PATIENCE: Duration = Duration::from_millis(500);
 /// After so many of them in vain the transfer is given up; the next offer begins another.
@@ -68,6 +71,11 @@ impl CatchUp {
         self.incoming.as_ref().is_some_and(|incoming| matches!(incoming.stage, Stage::Keeping(_)))
     }
 
+    /// The log is too short to be kept for anybody.
+    pub(super) fn unpin(&mut self) {
+        self.handout = None;
+    }
+
     /// The log is kept from behind this slot on: somebody fetches the state there.
     pub(super) fn pinned(&mut self, now: Instant) -> Option<Slot> {
         self.handout.take_if(|handout| {
@@ -77,8 +85,8 @@ impl CatchUp {
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let is_filling = |incoming: &&Incoming| matches!(incoming.stage, Stage::Filling(_));
-        self.incoming.as_ref().filter(is_filling).map(|incoming| incoming.again)
+        let asks = |incoming: &&Incoming| !matches!(incoming.stage, Stage::Waiting);
+        self.incoming.as_ref().filter(asks).map(|incoming| incoming.again)
     }
 }
 
@@ -207,6 +215,7 @@ impl Engine {
         let Stage::Filling(mut cell) = std::mem::replace(&mut incoming.stage, Stage::Waiting) else {
             unreachable!("it was filled just now")
         };
+        incoming.again = outlet.now().after(KEEP_ALIVE);
         outlet.keep_incoming(&incoming.handle, &mut cell);
         incoming.stage = Stage::Keeping(cell);
     }
@@ -235,7 +244,14 @@ impl Engine {
 
     /// A chunk has not come: the next replica may have the same state.
     pub(super) fn tend_catch_up(&mut self, now: Instant, outlet: &mut impl Outlet) {
-        if self.catch_up.deadline().is_some_and(|again| now >= again) {
+        if self.catch_up.deadline().is_none_or(|again| now < again) {
+            return;
+        }
+        if self.catch_up.is_keeping() {
+            self.want(now, outlet);
+            let incoming = self.catch_up.incoming.as_mut().expect("it is being kept");
+            incoming.again = now.after(KEEP_ALIVE);
+        } else {
             self.ask_next(now, outlet);
         }
     }
