@@ -3,6 +3,7 @@
 //! | row | what | bar |
 //! |---|---|---|
 //! | pause | p99 of writes all over the database at about half of the peak, while one replica after the other writes a snapshot, as their schedules are apart, over p99 without; windows in turn | 1.25 |
+//! | memory | how much the private memory of all replicas grew meanwhile, over what their snapshots wrote: pages that were changed | 1 |
 //! | faults | major page faults of the hot cores meanwhile | 0 |
 //! | incremental | bytes written when one page in a hundred has changed, over the database | 3 % |
 //! | opening | to the mapped database, whatever its size | 50 ms |
@@ -182,6 +183,20 @@ fn writing(cell: &LocalCell) -> usize {
     statuses.filter(|status| status.database.snapshot_under_way).count()
 }
 
+/// Private memory of all replicas, in bytes.
+fn private_memory(cell: &LocalCell) -> u64 {
+    let of = |pid: u32| -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    cell.ids().into_iter().filter_map(|id| of(cell.pid(id)?)).map(|kib| kib << 10).sum()
+}
+
+fn snapshot_bytes(cell: &LocalCell) -> u64 {
+    cell.ids().into_iter().filter_map(|id| cell.status(id)).map(|status| status.counters.snapshot_bytes).sum()
+}
+
 /// Major faults of the threads that serve: the first of each process.
 fn major_faults(cell: &LocalCell) -> u64 {
     let of = |pid: u32| -> Option<u64> {
@@ -237,6 +252,7 @@ fn pause(options: &SnapshotsOptions, dir: &Path) -> anyhow::Result<Vec<Row>> {
     workload.run(2 * WINDOW, u64::MAX)?;
     let (mut without, mut with) = (Windows::default(), Windows::default());
     let faults_before = major_faults(&cell);
+    let (memory_before, bytes_before) = (private_memory(&cell), snapshot_bytes(&cell));
     let mut longest = 0;
     for (_, id) in (0..options.snapshots).zip(cell.ids().into_iter().cycle()) {
         probe.slowest();
@@ -257,6 +273,8 @@ fn pause(options: &SnapshotsOptions, dir: &Path) -> anyhow::Result<Vec<Row>> {
         longest = longest.max(windows);
     }
     let faults = major_faults(&cell) - faults_before;
+    let grown = private_memory(&cell).saturating_sub(memory_before);
+    let written = snapshot_bytes(&cell) - bytes_before;
     workload.finish()?;
     let ratio = with.p99() / without.p99();
     let what = format!(
@@ -273,7 +291,9 @@ fn pause(options: &SnapshotsOptions, dir: &Path) -> anyhow::Result<Vec<Row>> {
     let void = with.why_void().or(without.why_void());
     let pause = Row::at_most("pause", ratio, 1.25, what).void(void);
     let what = "major page faults of the three hot cores meanwhile".to_owned();
-    Ok(vec![pause, Row::at_most("faults", faults as f64, 0.0, what)])
+    let grew = format!("private memory grew by {} MiB, snapshots wrote {} MiB", grown >> 20, written >> 20);
+    let memory = Row::at_most("memory", grown as f64 / written as f64, 1.0, grew);
+    Ok(vec![pause, memory, Row::at_most("faults", faults as f64, 0.0, what)])
 }
 
 fn wait_for_no_snapshot(cell: &LocalCell) -> anyhow::Result<()> {

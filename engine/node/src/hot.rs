@@ -119,6 +119,8 @@ pub struct HotCore {
     is_insecure: bool,
     /// When the log has been idle long enough for a mark.
     mark_at: Option<Instant>,
+    /// What snapshots of the own database wrote.
+    snapshot_bytes: u64,
 }
 
 impl HotCore {
@@ -151,7 +153,18 @@ impl HotCore {
         // The log knows the members; what the flags say is at most where those of the first start are.
         world.reconfigure(&configurations);
         let (flags, is_insecure) = (config.members.clone(), config.insecure);
-        Ok(Self { engine, world, directory, identity, segments, stop, flags, is_insecure, mark_at: None })
+        Ok(Self {
+            engine,
+            world,
+            directory,
+            identity,
+            segments,
+            stop,
+            flags,
+            is_insecure,
+            mark_at: None,
+            snapshot_bytes: 0,
+        })
     }
 
     /// Wakes the loop from another thread.
@@ -564,6 +577,7 @@ impl HotCore {
         while let Some(done) = self.world.databases.take_done() {
             match done {
                 Done::Kept(outcome) => {
+                    self.snapshot_bytes += outcome.as_ref().map_or(0, |durable| durable.bytes);
                     let kept = tell_store(self.engine.cell_mut(), outcome);
                     self.engine.snapshot_kept(kept);
                 }
@@ -649,6 +663,7 @@ impl HotCore {
                 kernel_entries: self.world.ring.enters(),
                 bad_connections: self.world.bad_connections,
                 refused_hellos: self.world.refused_hellos,
+                snapshot_bytes: self.snapshot_bytes,
             },
             protocol: {
                 let taken = replica.counts().rows().filter(|(_, count)| *count > 0);

@@ -71,11 +71,6 @@ impl CatchUp {
         self.incoming.as_ref().is_some_and(|incoming| matches!(incoming.stage, Stage::Keeping(_)))
     }
 
-    /// The log is too short to be kept for anybody.
-    pub(super) fn unpin(&mut self) {
-        self.handout = None;
-    }
-
     /// The log is kept from behind this slot on: somebody fetches the state there.
     pub(super) fn pinned(&mut self, now: Instant) -> Option<Slot> {
         self.handout.take_if(|handout| {

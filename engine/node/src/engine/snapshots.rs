@@ -109,9 +109,6 @@ impl Engine {
         if self.snapshots.cutting.is_some() || self.snapshots.kept.len() < 2 {
             return;
         }
-        if self.refuses_writes {
-            self.catch_up.unpin();
-        }
         let pinned = self.catch_up.pinned(now).unwrap_or(Slot(u64::MAX));
         let older = if synod_paxos::planted!(S1CutsAtTheNewer) { 1 } else { 0 };
         let upto = self.snapshots.kept[older].min(pinned);
