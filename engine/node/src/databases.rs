@@ -9,7 +9,7 @@
 //! log's segments: another one does the database's chores (rule S4), which must not wait for a snapshot.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +27,9 @@ const INCOMING_FILE: &str = "database.incoming";
 
 /// How much the snapshots' thread steps back behind those that serve.
 const NICE: i32 = 10;
+
+/// Reads ahead by this much at once, in bytes.
+const READ_AHEAD_BYTES: usize = 1 << 20;
 
 /// At most: a snapshot of the own database, an empty one, and a snapshot of that one.
 const JOBS_MAX: usize = 3;
@@ -93,6 +96,15 @@ impl Place {
     }
 }
 
+/// Reads the database through once, so that whoever serves finds it in memory and does not wait for the disk (rule S4). What does
+/// not fit into memory is dropped again by the kernel as it sees fit.
+fn read_ahead(path: &Path, cancel: &AtomicBool) -> io::Result<()> {
+    let mut file = File::open(path)?;
+    let mut buffer = vec![0; READ_AHEAD_BYTES];
+    while !cancel.load(Ordering::Relaxed) && file.read(&mut buffer)? > 0 {}
+    Ok(())
+}
+
 fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -151,7 +163,17 @@ impl Databases {
         };
         let spawn =
             |name: &str, run: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.to_owned()).spawn(run);
-        let threads = vec![spawn("snapshots", Box::new(work))?, spawn("chores", Box::new(tidy))?];
+        let (path, stop) = (place.dir.join(DATABASE_FILE), Arc::clone(&cancel));
+        let ahead = move || {
+            if let Err(error) = read_ahead(&path, &stop) {
+                eprintln!("synod: the database cannot be read ahead: {error}");
+            }
+        };
+        let threads = vec![
+            spawn("snapshots", Box::new(work))?,
+            spawn("chores", Box::new(tidy))?,
+            spawn("read-ahead", Box::new(ahead))?,
+        ];
         Ok(Self { place, jobs: Some(jobs), done, cancel, chores: Some(chores), tidying, threads })
     }
 
