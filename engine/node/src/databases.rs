@@ -68,20 +68,24 @@ impl Place {
         Self { dir: config.dir.clone(), options: OpenOptions { store, identity: stamp, older: false } }
     }
 
-    /// Opens the own database as its newest snapshot has it, made empty if there is none.
-    pub fn open(&self) -> Result<(Store, Opened), OpenError> {
+    /// Opens the own database as its newest snapshot has it. If there is none, an empty one is made, and is the own one when
+    /// [`Fresh::keep`] says so: a log that needs more than that must find the directory as it was.
+    pub fn open(&self) -> Result<(Store, Opened, Option<Fresh>), OpenError> {
         let path = self.dir.join(DATABASE_FILE);
-        if !path.exists() {
-            Store::create(&path, &self.options.identity)?;
+        if path.exists() {
+            let (store, opened) = Store::open(&path, &self.options)?;
+            return Ok((store, opened, None));
         }
-        Store::open(&path, &self.options)
+        let fresh = Fresh(self.clone());
+        let (store, opened) = self.make()?;
+        Ok((store, opened, Some(fresh)))
     }
 
-    fn make(&self) -> Result<Store, OpenError> {
+    fn make(&self) -> Result<(Store, Opened), OpenError> {
         let path = self.dir.join(INCOMING_FILE);
         remove(&path).map_err(|source| OpenError::File { doing: "removing", path: path.clone(), source })?;
         Store::create(&path, &self.options.identity)?;
-        Ok(Store::open(&path, &self.options)?.0)
+        Store::open(&path, &self.options)
     }
 
     /// What a crash left of another one's is of no use.
@@ -93,6 +97,24 @@ impl Place {
     pub fn replace(&self) -> io::Result<()> {
         fs::rename(self.dir.join(INCOMING_FILE), self.dir.join(DATABASE_FILE))?;
         File::open(&self.dir)?.sync_all()
+    }
+}
+
+/// A database that was made just now. Dropped, it is removed again.
+pub struct Fresh(Place);
+
+impl Fresh {
+    /// It is the own database from here on.
+    pub fn keep(self) -> io::Result<()> {
+        self.0.replace()
+    }
+}
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.drop_incoming() {
+            eprintln!("synod: cannot remove a database that is not needed: {error}");
+        }
     }
 }
 
@@ -140,7 +162,7 @@ impl Databases {
             while let Ok(job) = to_do.recv() {
                 let done = match job {
                     Job::Keep(frozen) => Done::Kept(frozen.write_out(&pacing)),
-                    Job::Make => Done::Made(Box::new(making.make())),
+                    Job::Make => Done::Made(Box::new(making.make().map(|(store, _)| store))),
                     Job::KeepIncoming(frozen) => Done::IncomingKept(frozen.write_out(&pacing)),
                 };
                 if tell.send(done).is_err() {
