@@ -42,8 +42,9 @@ const BULK_BYTES_MAX: usize = 48 << 10;
 /// Keys that are written once and stay: a database whose transfer takes a while. Its pages are in each snapshot.
 const BALLAST_KEYS: usize = 96;
 const BALLAST_BYTES: usize = 100 << 10;
-/// About so many pieces the ballast makes of a snapshot that is sent.
-const CHUNKS: u64 = (BALLAST_KEYS * BALLAST_BYTES / CHUNK_BYTES) as u64;
+/// The ballast makes at least so many pieces of a snapshot that is sent: a piece ends with the first row beyond its length.
+const CHUNKS: u64 = BALLAST_KEYS as u64 / 2;
+const _: () = assert!(BALLAST_BYTES < CHUNK_BYTES && CHUNK_BYTES < 2 * BALLAST_BYTES);
 /// Every so many rounds the whole cell is struck, or a majority; but not while somebody is caught up.
 const WHOLE_CELL_EVERY: u32 = 7;
 const MAJORITY_EVERY: u32 = 5;
@@ -486,9 +487,9 @@ impl<B: Blow> Field<B> {
         let mut beyond = self.cell.status(laggard).context("a replica does not answer")?.chosen;
         self.harvest(laggard);
         self.cell.kill(&[laggard])?;
-        // What is cut off is still in memory for a while: once more as far, and it is not.
+        // What is cut off is still in memory for a while: twice more as far, and it is not.
         let mut is_gone = true;
-        for _ in 0..2 {
+        for _ in 0..3 {
             let is_beyond = |cell: &TortureCell, id| cell.status(id).is_some_and(|status| status.log.cut > beyond);
             let cut = self
                 .cell
@@ -501,7 +502,7 @@ impl<B: Blow> Field<B> {
         // Any piece of it, or while it is made durable, when all have come.
         let chunk = self.random.u64(1..=CHUNKS);
         let until_kept = self.random.u32(..3) == 0;
-        let pause = Duration::from_millis(self.random.u64(..=10 * PAUSE_MS));
+        let pause = Duration::from_millis(self.random.u64(..=6 * PAUSE_MS));
         let view = |status: &Status| (status.counters.engine.chunks_taken, status.counters.engine.snapshots_installed);
         self.cell.look_for(MOMENT_PATIENCE, LOOK, |cell| {
             let (taken, installed) = view(&cell.status(laggard)?);

@@ -254,7 +254,7 @@ pub(super) fn run_again(mut act: impl FnMut() -> anyhow::Result<String>) -> anyh
     }
 }
 
-pub(super) fn wait_for(
+fn wait_for(
     what: &str,
     mut is_there: impl FnMut() -> anyhow::Result<bool>,
     helper: &mut Option<Child>,
@@ -291,7 +291,7 @@ fn end(child: &mut Child) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(super) fn is_attached(loop_device: &str) -> anyhow::Result<bool> {
+fn is_attached(loop_device: &str) -> anyhow::Result<bool> {
     let name = loop_device.strip_prefix("/dev/").context("not a device")?;
     Ok(Path::new("/sys/block").join(name).join("loop/backing_file").exists())
 }

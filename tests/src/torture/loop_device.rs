@@ -1,14 +1,33 @@
 //! A file system of its own for a replica, on a loop device over a sparse file, from which the power can be cut.
 //!
-//! It is unmounted and its device detached when it is dropped, however far it had come.
+//! It is unmounted when it is dropped, however far it had come, and its device goes with the last mount. That is so for a
+//! process that is killed, too: it has a mount table of its own ([`within_own_mounts`]), and that goes with it.
 
 use std::fmt;
 use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::device::{Unavailable, command, is_attached, require, run, run_again, wait_for};
+use super::device::{Unavailable, command, require, run, run_again};
+
+/// Set in the environment of a process that has a mount table of its own.
+const OWN_MOUNTS: &str = "SYNOD_TORTURE_OWN_MOUNTS";
+
+/// Goes on only with a mount table that dies with this process and its children: if it is not so yet, the program is run
+/// again that way, in this very process.
+pub fn within_own_mounts() -> anyhow::Result<()> {
+    if std::env::var_os(OWN_MOUNTS).is_some() {
+        return Ok(());
+    }
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let mut unshare = command("unshare")?;
+    // What others unmount is to go here, too: a file system that is mounted anywhere stays as it is, and one that was stopped
+    // stays stopped.
+    unshare.args(["--mount", "--propagation", "slave", "--"]).arg(program).args(std::env::args_os().skip(1));
+    Err(unshare.env(OWN_MOUNTS, "1").exec()).context("cannot run unshare")
+}
 
 /// A file system that stops at FS_IOC_SHUTDOWN.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,7 +66,7 @@ impl fmt::Display for FileSystem {
 
 /// Whether the power can be cut from such file systems here; if not, what to do about it.
 pub fn check_available(file_systems: &[FileSystem]) -> Result<(), Unavailable> {
-    let mut tools = vec![("losetup", "mount"), ("mount", "mount"), ("umount", "mount"), ("xfs_io", "xfsprogs")];
+    let mut tools = vec![("mount", "mount"), ("umount", "mount"), ("unshare", "util-linux"), ("xfs_io", "xfsprogs")];
     tools.extend(file_systems.iter().map(|file_system| file_system.maker()));
     require(&tools, &[("/dev/loop-control", "loop")])?;
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
@@ -64,37 +83,34 @@ pub fn check_available(file_systems: &[FileSystem]) -> Result<(), Unavailable> {
 
 /// A loop device, formatted and mounted.
 pub struct LoopDevice {
+    backing: PathBuf,
     mount: PathBuf,
-    loop_device: Option<String>,
     is_mounted: bool,
 }
 
 impl LoopDevice {
     /// Makes one of this size over a file in `dir`, and mounts it at `mount`.
     pub fn start(dir: &Path, file_system: FileSystem, bytes: u64, mount: &Path) -> anyhow::Result<Self> {
-        let mut device = Self { mount: mount.to_owned(), loop_device: None, is_mounted: false };
-        // What was begun is taken down again when this fails: `device` is dropped.
         let name = mount.file_name().context("a mount point has a name")?;
         let backing = dir.join(name).with_extension("disk");
-        device
-            .bring_up(&backing, file_system, bytes)
-            .with_context(|| format!("making a file system on {}", backing.display()))?;
+        let mut device = Self { backing, mount: mount.to_owned(), is_mounted: false };
+        // What was begun is taken down again when this fails: `device` is dropped.
+        let made = device.bring_up(file_system, bytes);
+        made.with_context(|| format!("making a file system on {}", device.backing.display()))?;
         Ok(device)
     }
 
-    fn bring_up(&mut self, backing: &Path, file_system: FileSystem, bytes: u64) -> anyhow::Result<()> {
+    fn bring_up(&mut self, file_system: FileSystem, bytes: u64) -> anyhow::Result<()> {
         fs::create_dir_all(&self.mount).with_context(|| format!("cannot make {}", self.mount.display()))?;
-        File::create(backing).and_then(|file| file.set_len(bytes)).context("cannot make the file below it")?;
-        let output = run(command("losetup")?.args(["--show", "--find"]).arg(backing))?;
-        let loop_device = self.loop_device.insert(output.trim().to_owned()).clone();
+        File::create(&self.backing).and_then(|file| file.set_len(bytes)).context("cannot make the file below it")?;
         let (maker, _) = file_system.maker();
-        run(command(maker)?.args(file_system.maker_arguments()).arg(&loop_device))?;
+        run(command(maker)?.args(file_system.maker_arguments()).arg(&self.backing))?;
         self.mount()
     }
 
     fn mount(&mut self) -> anyhow::Result<()> {
-        let loop_device = self.loop_device.as_ref().context("it has no device")?;
-        run(command("mount")?.arg(loop_device).arg(&self.mount))?;
+        // The device is detached by the kernel when this is unmounted.
+        run(command("mount")?.args(["-o", "loop"]).arg(&self.backing).arg(&self.mount))?;
         self.is_mounted = true;
         Ok(())
     }
@@ -107,7 +123,12 @@ impl LoopDevice {
     /// After a cut: unmounted and mounted again, which is when the file system recovers. Nobody may use it.
     pub fn mount_again(&mut self) -> anyhow::Result<()> {
         self.unmount()?;
-        self.mount()
+        self.mount()?;
+        let probe = self.mount.join("probe");
+        fs::write(&probe, b"").and_then(|()| fs::remove_file(&probe)).with_context(|| {
+            let mount = self.mount.display();
+            format!("{mount} does not work after it was mounted again; is it still mounted in another mount namespace?")
+        })
     }
 
     fn unmount(&mut self) -> anyhow::Result<()> {
@@ -117,30 +138,14 @@ impl LoopDevice {
         }
         Ok(())
     }
-
-    fn take_down(&mut self) -> anyhow::Result<()> {
-        self.unmount()?;
-        if let Some(loop_device) = &self.loop_device {
-            run(command("losetup")?.arg("--detach").arg(loop_device))?;
-            let device = loop_device.clone();
-            wait_for("the loop device to go", || Ok(!is_attached(&device)?), &mut None)?;
-            self.loop_device = None;
-        }
-        Ok(())
-    }
 }
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
-        if let Err(error) = self.take_down() {
-            eprintln!("synod-torture: taking down {}: {error:#}", self.mount.display());
+        if let Err(error) = self.unmount() {
+            eprintln!("synod-torture: unmounting {}: {error:#}", self.mount.display());
             // Whatever holds on to it: nothing may stay.
-            if self.is_mounted {
-                let _ = command("umount").and_then(|mut umount| run(umount.arg("--lazy").arg(&self.mount)));
-            }
-            if let Some(loop_device) = &self.loop_device {
-                let _ = command("losetup").and_then(|mut losetup| run(losetup.arg("--detach").arg(loop_device)));
-            }
+            let _ = command("umount").and_then(|mut umount| run(umount.arg("--lazy").arg(&self.mount)));
         }
     }
 }

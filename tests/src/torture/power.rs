@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use super::attack::{self, Attack, Blow, REPLICAS, SERVE_FLAGS, Until};
 use super::cell::{Common, Place, TortureCell};
 use super::durability::EXIT_UNAVAILABLE;
-use super::loop_device::{FileSystem, LoopDevice, check_available};
+use super::loop_device::{FileSystem, LoopDevice, check_available, within_own_mounts};
 use super::stop::Stop;
 
 /// Room for a log at its bound and the database; the file below it is sparse.
@@ -38,6 +38,8 @@ pub enum Which {
 ///
 /// It shows that whatever a replica tells was synced. It does not tear blocks, and what reached the device past the cache
 /// (O_DIRECT) stays even if no flush followed: `synod-torture durability` watches the flushes.
+///
+/// It runs in a mount namespace of its own, so that nothing stays mounted, however it ends.
 ///
 /// It needs root, loop devices, and the programs that it names if they are missing (exit status 69: nothing was tested).
 #[derive(Args, Clone, Debug)]
@@ -73,6 +75,7 @@ pub fn main(options: &PowerOptions) -> anyhow::Result<ExitCode> {
         eprintln!("synod-torture: {error}");
         return Ok(ExitCode::from(EXIT_UNAVAILABLE));
     }
+    within_own_mounts()?;
     let stop = Stop::on_signals()?;
     let seed = attack::seed(options.seed);
     let cuts = u64::from(options.cuts).div_ceil(file_systems.len() as u64);
