@@ -175,6 +175,9 @@ pub struct Counters {
     /// Pieces of other replicas' snapshots taken in.
     #[serde(default)]
     pub chunks_taken: u64,
+    /// Segments of the log that were cut off and are used again.
+    #[serde(default)]
+    pub segments_recycled: u64,
 }
 
 /// One whole replica without the world.
@@ -446,6 +449,7 @@ impl Engine {
     /// It is done, durably.
     pub fn log_upkeep_done(&mut self, upkeep: synod_wal::Upkeep) {
         self.log.upkeep_done(upkeep);
+        self.counters.segments_recycled += u64::from(matches!(upkeep, synod_wal::Upkeep::Recycle { .. }));
     }
 
     /// All that arrived in this turn is in: propose what waits while the window is open, and hand the log's next frame

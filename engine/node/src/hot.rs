@@ -88,8 +88,8 @@ pub enum HotError {
         source: FlushError,
     },
     /// A segment could not be made or opened.
-    #[error("cannot make the next log segment: {0}")]
-    Segment(std::io::Error),
+    #[error("cannot make the next log segment")]
+    Segment(#[source] std::io::Error),
     /// Even the log's reserve is used up.
     #[error("the log is full to its last block: not even a promise can be made durable")]
     LogExhausted,

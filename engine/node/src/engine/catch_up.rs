@@ -3,7 +3,8 @@
 //! Whoever is asked for such a slot freezes its database and *offers* that state. The laggard builds a second database of it, chunk
 //! by chunk, each asked for by where the one before ended; so it can go on after a lost message, and with whichever replica
 //! has the same state. When it is whole and durable it takes the place of the own one, and the log goes on from there: the
-//! holder keeps its log from the offered state on, for a bounded time, so that this ends.
+//! holder keeps its log from the offered state on, for a bounded time and while there is room, so that this ends. (A
+//! laggard that was gone once made the log full, and nobody could write for ten seconds.)
 //!
 //! While it lasts the laggard goes on as it was: it votes, and takes from others' logs what it can use.
 
@@ -69,6 +70,11 @@ impl CatchUp {
     /// Whether another database is about to take the place of this one.
     pub(super) fn is_keeping(&self) -> bool {
         self.incoming.as_ref().is_some_and(|incoming| matches!(incoming.stage, Stage::Keeping(_)))
+    }
+
+    /// Nobody may fetch the state that was offered any more.
+    pub(super) fn take_back(&mut self) {
+        self.handout = None;
     }
 
     /// The log is kept from behind this slot on: somebody fetches the state there.

@@ -8,6 +8,9 @@ use super::*;
 
 /// After a failed snapshot the next one is tried when the log has grown by this part of what there usually is between two.
 const RETRY_PART: u64 = 4;
+/// Nobody's catch-up keeps the log from being cut when there is no more room than this. One more than the margin at which a
+/// master refuses writes: what is freed takes a flush or two until it can be used.
+const PIN_MARGIN_SEGMENTS: u64 = 2;
 
 /// What is kept, and what is to be.
 pub(super) struct Snapshots {
@@ -109,9 +112,14 @@ impl Engine {
         if self.snapshots.cutting.is_some() || self.snapshots.kept.len() < 2 {
             return;
         }
-        let pinned = self.catch_up.pinned(now).unwrap_or(Slot(u64::MAX));
         let older = if synod_paxos::planted!(S1CutsAtTheNewer) { 1 } else { 0 };
-        let upto = self.snapshots.kept[older].min(pinned);
+        let older = self.snapshots.kept[older];
+        // A log that is nearly full is cut all the same: a laggard begins again, but writes go on.
+        let is_in_the_way = self.catch_up.pinned(now).is_some_and(|pinned| pinned < older);
+        if is_in_the_way && self.log.is_full_within(PIN_MARGIN_SEGMENTS * self.log.settings().segment_bytes) {
+            self.catch_up.take_back();
+        }
+        let upto = older.min(self.catch_up.pinned(now).unwrap_or(Slot(u64::MAX)));
         if upto > self.replica.cut() {
             self.step(now, Event::Cut { upto }, outlet);
             self.snapshots.cutting = Some((PersistId(self.log.appended().0), upto));
