@@ -80,11 +80,10 @@ fn a_database_cut_short_under_a_replica_ends_it() {
     process.stop(Signal::TERM).says(0, &[]);
     let process = members.serve(1, &[]);
     File::options().write(true).open(database(&members)).unwrap().set_len(2 * PAGE_BYTES as u64).unwrap();
-    let ended = wait_for("its end", || {
+    wait_for("its end", || {
         members.ask(&["--deadline-ms", "300", "get", "a"]);
         status(&members.client(1).to_string()).is_none().then_some(())
     });
-    let () = ended;
     process.desert().says(exit::DATABASE_UNREADABLE.into(), &[]);
 }
 
