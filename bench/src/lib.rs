@@ -9,6 +9,7 @@ pub mod load;
 pub mod measure;
 pub mod probe;
 mod progress;
+pub mod snapshots;
 pub mod table1;
 pub mod wal;
 pub mod workload;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use synod_bench::{floor, load, table1, wal};
+use synod_bench::{floor, load, snapshots, table1, wal};
 use synod_node::cli::ServeArgs;
 
 /// Measures Synod, and the machine under it.
@@ -23,6 +23,8 @@ enum Command {
     /// One replica; the bench starts these itself
     #[command(hide = true)]
     Serve(Box<ServeArgs>),
+    /// What snapshots cost those who write meanwhile, and what they save at a start and for a laggard
+    Snapshots(snapshots::SnapshotsOptions),
     /// The log beside the disk's own limit: latency, bandwidth, and what an append costs
     Wal(wal::WalOptions),
     /// The least that any such system must do here: a bare relay with a durable write in each process.
@@ -37,6 +39,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Table1(options) => table1::main(&options),
         Command::Load(options) => load::main(&options),
         Command::Serve(args) => Ok(args.run()),
+        Command::Snapshots(options) => snapshots::main(&options),
         Command::Wal(options) => wal::main(&options),
         Command::Floor(options) => floor::main(&options),
         Command::FloorReplica(options) => floor::replica::main(&options).map(|()| ExitCode::SUCCESS),

@@ -22,8 +22,8 @@ use synod_ring::{AlignedBuffer, Handle, Outcome, Ring};
 use synod_wal::frame::FRAME_HEADER_BYTES;
 use synod_wal::record::RECORD_HEADER_BYTES;
 use synod_wal::{
-    Ballot, CellId, Identity, Incarnation, Log, RecordKind, ReplicaId, SegmentId, Settings, Slot, StartId, Upkeep,
-    directory,
+    Ballot, CellId, Identity, Incarnation, Log, RecordKind, RecordNumber, ReplicaId, SegmentId, Settings, Slot,
+    StartId, Upkeep, directory,
 };
 
 use crate::floor::{directory_on_disk, histogram, nanoseconds};
@@ -300,8 +300,9 @@ fn new_ring() -> anyhow::Result<Ring<()>> {
     Ok(Ring::new(synod_ring::Options::default())?)
 }
 
-/// One flush, waited for.
+/// One flush, waited for; what is to be done meanwhile is done once the kernel has it.
 fn flush(
+    meanwhile: impl FnOnce(),
     ring: &mut Ring<()>,
     file: &Handle,
     offset: u64,
@@ -310,6 +311,8 @@ fn flush(
 ) -> anyhow::Result<AlignedBuffer> {
     ring.write_durably((), file, offset, buffer, length);
     let mut completions = Vec::with_capacity(1);
+    ring.enter(Some(Duration::ZERO), &mut completions)?;
+    meanwhile();
     while completions.is_empty() {
         ring.enter(None, &mut completions)?;
     }
@@ -352,7 +355,7 @@ impl RawSide {
                 (self.file, self.offset) = ((self.file + 1) % self.files.len(), 0);
             }
             let buffer = self.buffer.take().context("one flush at a time")?;
-            self.buffer = Some(flush(&mut self.ring, &self.files[self.file], self.offset, buffer, bytes)?);
+            self.buffer = Some(flush(|| (), &mut self.ring, &self.files[self.file], self.offset, buffer, bytes)?);
             self.offset += bytes as u64;
             total += bytes as u64;
             let ended = Instant::now();
@@ -367,7 +370,7 @@ type Made = (Upkeep, Result<Option<File>, directory::DirectoryError>);
 
 /// A log, cut right behind its end, and the thread that looks after its files.
 struct LogSide {
-    ring: Ring<()>,
+    ring: Option<Ring<()>>,
     log: Log,
     segments: BTreeMap<SegmentId, Handle>,
     slot: u64,
@@ -396,7 +399,7 @@ impl LogSide {
         let log = synod_wal::create(settings, identity());
         let value = vec![0x5a; settings.frame_bytes_max];
         let mut side = Self {
-            ring: new_ring()?,
+            ring: Some(new_ring()?),
             log,
             segments: BTreeMap::new(),
             slot: 0,
@@ -422,15 +425,16 @@ impl LogSide {
             latencies.record(nanoseconds(ended - now))?;
             now = ended;
         }
+        // The next window's records may have another length.
+        self.flush_one(bytes, true)?;
         Ok(Window { latencies, bytes: total, elapsed: now - start })
     }
 
     /// One record that fills a frame of this length, durable; the segment's opening too, when it is time for one.
     fn flush_one(&mut self, bytes: usize, may_wait: bool) -> anyhow::Result<u64> {
-        self.slot += 1;
-        let value = &self.value[..bytes - FRAME_HEADER_BYTES - RECORD_HEADER_BYTES];
-        let upto = self.log.append(RecordKind::Accepted, Slot(self.slot), Ballot(1), &[value]);
-        self.log.cut(Slot(self.slot));
+        // The first of a window; every other was appended while the one before was flushed, as in a busy replica.
+        let queued = self.log.appended();
+        let upto = if queued > self.log.durable() { queued } else { self.append(bytes) };
         let mut total = 0;
         while self.log.durable() < upto {
             self.look_after(false)?;
@@ -440,13 +444,30 @@ impl LogSide {
                 continue;
             };
             let file = self.segments.get(&wanted.segment).context("a flush goes to a segment that is ready")?;
-            let buffer = flush(&mut self.ring, file, wanted.offset, wanted.buffer, wanted.length)?;
+            let file = file.clone();
+            let mut ring = self.ring.take().context("one flush at a time")?;
+            let is_last = wanted.length == bytes && self.log.appended() == upto;
+            let next = || {
+                if is_last && !may_wait {
+                    self.append(bytes);
+                }
+            };
+            let buffer = flush(next, &mut ring, &file, wanted.offset, wanted.buffer, wanted.length)?;
+            self.ring = Some(ring);
             total += wanted.length as u64;
             self.log.flushed(buffer);
             self.segments.retain(|segment, _| *segment >= wanted.segment);
         }
         self.look_after(may_wait)?;
         Ok(total)
+    }
+
+    fn append(&mut self, bytes: usize) -> RecordNumber {
+        self.slot += 1;
+        let value = &self.value[..bytes - FRAME_HEADER_BYTES - RECORD_HEADER_BYTES];
+        let number = self.log.append(RecordKind::Accepted, Slot(self.slot), Ballot(1), &[value]);
+        self.log.cut(Slot(self.slot));
+        number
     }
 
     fn look_after(&mut self, may_wait: bool) -> anyhow::Result<()> {

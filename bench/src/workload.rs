@@ -31,6 +31,11 @@ pub enum Work {
         /// The directory of this run.
         prefix: String,
     },
+    /// Writes any of so many keys, all over the database.
+    AnyKey {
+        /// How many there are.
+        keys: u64,
+    },
     /// Writes its own key, or reads it, so many times in a hundred.
     OwnKey {
         /// Reads in a hundred operations.
@@ -225,6 +230,12 @@ impl Workload {
                 write!(self.name, "{prefix}/{index}/{}", worker.done).expect("a string takes everything");
                 Operation::CreateFile { path: self.name.as_bytes(), contents: &self.value }
             }
+            Work::AnyKey { keys } => {
+                // The workers together come by every key once before any comes again: so this fills a database, too.
+                let turn = worker.done * self.plan.workers as u64 + index as u64;
+                write!(self.name, "any/{:010}", scatter(turn, *keys)).expect("a string takes everything");
+                Operation::Put { key: self.name.as_bytes(), value: &self.value }
+            }
             Work::OwnKey { reads_percent } => {
                 write!(self.name, "load/{index:08}").expect("a string takes everything");
                 // Spread evenly over time and workers, and the same in every run. What is read was written first.
@@ -365,6 +376,13 @@ impl Workload {
             self.ring.recv(Token::Receive(index, attempt), socket, buffer);
         }
     }
+}
+
+/// Steps through all numbers below `keys`, each once, far apart from one another.
+fn scatter(turn: u64, keys: u64) -> u64 {
+    // A prime far above any number of keys, so coprime to it.
+    const STEP: u128 = 11_400_714_819_323_198_549;
+    u64::try_from(u128::from(turn) * STEP % u128::from(keys)).expect("a remainder is below what divides")
 }
 
 const RECEIVE_BYTES: usize = 64 << 10;

@@ -3,6 +3,10 @@
 //! | module | what it is |
 //! |---|---|
 //! | `kill` | `synod-torture kill`: replicas are killed under load; every acknowledged write must be there, once |
+//! | `snapshots` | `synod-torture snapshots`: killed while snapshots are written, logs cut and laggards caught up |
+//! | `power` | `synod-torture power`: the power is cut from the replicas' file systems |
+//! | `attack` | what these two share: moments, checks, report |
+//! | `load` | the load of a command that breaks a cell: all its clients |
 //! | `failover` | `synod-torture failover`: the master is killed, or paused; how long writes stop, as callers see it |
 //! | `linearize` | `synod-torture linearize`: replicas are killed and paused; the whole history must be linearizable |
 //! | `linear` | the checker behind it |
@@ -17,8 +21,10 @@
 //! | `wire` | a connection to one given replica |
 //! | `cell` | what the commands do with a cell of real processes |
 //! | `device`, `device_log` | a block device that logs every write and flush; what such a log proves |
+//! | `loop_device` | a file system of its own, from which the power can be cut |
 //! | `stop` | a signal ends a command in order, so that nothing is left behind |
 
+pub mod attack;
 pub mod cell;
 pub mod client;
 pub mod device;
@@ -30,8 +36,12 @@ pub mod kill;
 pub mod lease_reads;
 pub mod linear;
 pub mod linearize;
+pub mod load;
+pub mod loop_device;
+pub mod power;
 pub mod profile;
 pub mod pulse;
+pub mod snapshots;
 pub mod stale;
 pub mod stop;
 pub mod transfer;

@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt, chown};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{Guard, PATIENCE, SMALL, TestCell, program, run, temp_dir, wait_for};
+use common::{Guard, PATIENCE, SMALL, TestCell, program, run, temp_dir, torture, wait_for};
 use synod_api::{Operation, Refusal};
 use synod_client::{Cause, Client, Options, Outcome};
 use synod_node::local_cell::free_ports;
@@ -451,15 +451,6 @@ fn a_replica_serves_as_an_ordinary_user() {
         let found = clients[0].call(Operation::Get { key: name(number).as_bytes() }).unwrap();
         assert!(matches!(found, synod_api::Answer::Value { value, .. } if value == large(number, 100 << 10)));
     }
-}
-
-/// Runs a torture command, small; whether it says that all is well, and what it printed.
-#[track_caller]
-fn torture(arguments: &[&str]) -> (bool, String) {
-    let dir = temp_dir();
-    let output = Command::new(program()).args(arguments).arg("--dir").arg(dir.path()).output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.success(), text(&output.stdout) + &text(&output.stderr))
 }
 
 #[test]

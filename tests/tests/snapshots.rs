@@ -4,7 +4,9 @@
 
 mod common;
 
-use common::{TestCell, wait_for};
+use std::process::Command;
+
+use common::{TestCell, program, temp_dir, torture, wait_for};
 use synod_client::Client;
 use synod_node::status::Status;
 
@@ -93,4 +95,29 @@ fn who_was_away_for_longer_than_the_log_reaches_back_is_given_a_snapshot() {
     has(&mut client, 900);
     cell.restart(stays);
     cell.wait_until_alike(&cell.cell.ids());
+}
+
+#[test]
+fn kills_while_snapshots_are_written_and_sent_lose_nothing() {
+    // One round for each moment. Whether all are hit depends on what else the machine does: that is for the command to judge.
+    let (_, text) = torture(&["snapshots", "--rounds", "5"]);
+    assert!(text.contains("files at the end      ") && text.contains(" acknowledged writes: 0 lost"), "{text}");
+}
+
+#[test]
+fn who_cannot_cut_the_power_is_told_what_is_missing() {
+    let dir = temp_dir();
+    let mut command = Command::new(program());
+    // Where no program is, but for those that are always found.
+    command.args(["power", "--cuts", "1", "--dir"]).arg(dir.path()).env("PATH", dir.path());
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    match output.status.code() {
+        Some(69) => assert!(
+            ["apt-get install", "root", "modprobe", "--file-system"].iter().any(|what| text.contains(what)),
+            "{text}"
+        ),
+        // A machine that has all of it there.
+        code => assert_eq!(code, Some(0), "{text}"),
+    }
 }

@@ -18,7 +18,16 @@ const ARROWS: &[(&str, Option<&[&str]>)] = &[
     ("net/client", Some(&["synod-api", "synod-net"])),
     (
         "engine/node",
-        Some(&["synod-api", "synod-cell", "synod-client", "synod-net", "synod-paxos", "synod-ring", "synod-wal"]),
+        Some(&[
+            "synod-api",
+            "synod-cell",
+            "synod-client",
+            "synod-net",
+            "synod-paxos",
+            "synod-ring",
+            "synod-store",
+            "synod-wal",
+        ]),
     ),
     ("bench", None),
     ("tests", None),

@@ -44,6 +44,7 @@ const LIMIT: u8 = 8;
 const MALFORMED: u8 = 9;
 const UNKNOWN: u8 = 10;
 const MASTER_CHANGED: u8 = 11;
+const DATABASE_FULL: u8 = 12;
 
 const NOTHING: u8 = 0;
 const SOMETHING: u8 = 1;
@@ -124,6 +125,9 @@ pub enum Refusal {
     /// The log may not grow before a snapshot lets go of its oldest part (rule L7). Nothing was done.
     #[error("the log is full")]
     LogFull,
+    /// The database may not grow any more (`--database-gb-max`). Nothing was done.
+    #[error("the database is full")]
+    DatabaseFull,
     /// This replica's log has failed, and it takes no commands. Nothing was done.
     #[error("the log has failed")]
     LogFailed,
@@ -161,6 +165,7 @@ impl Refusal {
             Refusal::NotMaster { .. }
             | Refusal::Busy
             | Refusal::LogFull
+            | Refusal::DatabaseFull
             | Refusal::LogFailed
             | Refusal::SessionUnknown
             | Refusal::UnansweredLimit
@@ -179,6 +184,7 @@ impl Refusal {
             Refusal::NotMaster { .. } => "not_master",
             Refusal::Busy => "busy",
             Refusal::LogFull => "log_full",
+            Refusal::DatabaseFull => "database_full",
             Refusal::LogFailed => "log_failed",
             Refusal::SessionUnknown => "session_unknown",
             Refusal::UnansweredLimit => "unanswered_limit",
@@ -204,6 +210,7 @@ impl Refusal {
             }
             Refusal::Busy => out.put_u8(BUSY),
             Refusal::LogFull => out.put_u8(LOG_FULL),
+            Refusal::DatabaseFull => out.put_u8(DATABASE_FULL),
             Refusal::LogFailed => out.put_u8(LOG_FAILED),
             Refusal::SessionUnknown => out.put_u8(SESSION_UNKNOWN),
             Refusal::UnansweredLimit => out.put_u8(UNANSWERED_LIMIT),
@@ -233,6 +240,7 @@ impl Refusal {
             }
             BUSY => Refusal::Busy,
             LOG_FULL => Refusal::LogFull,
+            DATABASE_FULL => Refusal::DatabaseFull,
             LOG_FAILED => Refusal::LogFailed,
             SESSION_UNKNOWN => Refusal::SessionUnknown,
             UNANSWERED_LIMIT => Refusal::UnansweredLimit,
@@ -423,6 +431,7 @@ mod tests {
         check(Refusal::NotMaster { master: Some("a:1".to_owned()) }, expect!["0c01010300613a31"]);
         check(Refusal::Busy, expect!["0c02"]);
         check(Refusal::LogFull, expect!["0c03"]);
+        check(Refusal::DatabaseFull, expect!["0c0c"]);
         check(Refusal::LogFailed, expect!["0c04"]);
         check(Refusal::SessionUnknown, expect!["0c05"]);
         check(Refusal::UnansweredLimit, expect!["0c06"]);

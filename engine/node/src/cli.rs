@@ -180,3 +180,16 @@ const _: () = {
     assert!(defaults::lease_ms() == 1000);
     assert!(defaults::election_timeout_ms() == 1000);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_that_cannot_be_made_is_told_with_its_cause() {
+        let source = std::io::Error::from_raw_os_error(5);
+        let error = synod_wal::directory::DirectoryError::Io { doing: "syncing", path: "d/wal".into(), source };
+        let text = chain(&crate::serve::ServeError::from(crate::hot::HotError::Segment(error.into())));
+        assert_eq!(text, "cannot make the next log segment: syncing d/wal: Input/output error (os error 5)");
+    }
+}

@@ -9,7 +9,7 @@
 //! log's segments: another one does the database's chores (rule S4), which must not wait for a snapshot.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +24,12 @@ use crate::directory::Identity;
 
 const DATABASE_FILE: &str = "database";
 const INCOMING_FILE: &str = "database.incoming";
+
+/// How much the snapshots' thread steps back behind those that serve.
+const NICE: i32 = 10;
+
+/// Reads ahead by this much at once, in bytes.
+const READ_AHEAD_BYTES: usize = 1 << 20;
 
 /// At most: a snapshot of the own database, an empty one, and a snapshot of that one.
 const JOBS_MAX: usize = 3;
@@ -67,13 +73,17 @@ impl Place {
         Self { dir: dir.to_owned(), options: OpenOptions { store, identity: stamp, older: false } }
     }
 
-    /// Opens the own database as its newest snapshot has it, made empty if there is none.
-    pub fn open(&self) -> Result<(Store, Opened), OpenError> {
+    /// Opens the own database as its newest snapshot has it. If there is none, an empty one is made, and is the own one when
+    /// [`Fresh::keep`] says so: a log that needs more than that must find the directory as it was.
+    pub fn open(&self) -> Result<(Store, Opened, Option<Fresh>), OpenError> {
         let path = self.dir.join(DATABASE_FILE);
-        if !path.exists() {
-            Store::create(&path, &self.options.identity)?;
+        if path.exists() {
+            let (store, opened) = Store::open(&path, &self.options)?;
+            return Ok((store, opened, None));
         }
-        Store::open(&path, &self.options)
+        let fresh = Fresh(self.clone());
+        let (store, opened) = self.make()?;
+        Ok((store, opened, Some(fresh)))
     }
 
     /// The directory.
@@ -86,11 +96,11 @@ impl Place {
         Store::open(&self.dir.join(DATABASE_FILE), &self.options)
     }
 
-    fn make(&self) -> Result<Store, OpenError> {
+    fn make(&self) -> Result<(Store, Opened), OpenError> {
         let path = self.dir.join(INCOMING_FILE);
         remove(&path).map_err(|source| OpenError::File { doing: "removing", path: path.clone(), source })?;
         Store::create(&path, &self.options.identity)?;
-        Ok(Store::open(&path, &self.options)?.0)
+        Store::open(&path, &self.options)
     }
 
     /// What a crash left of another one's is of no use.
@@ -103,6 +113,33 @@ impl Place {
         fs::rename(self.dir.join(INCOMING_FILE), self.dir.join(DATABASE_FILE))?;
         File::open(&self.dir)?.sync_all()
     }
+}
+
+/// A database that was made just now. Dropped, it is removed again.
+pub struct Fresh(Place);
+
+impl Fresh {
+    /// It is the own database from here on.
+    pub fn keep(self) -> io::Result<()> {
+        self.0.replace()
+    }
+}
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.drop_incoming() {
+            eprintln!("synod: cannot remove a database that is not needed: {error}");
+        }
+    }
+}
+
+/// Reads the database through once, so that whoever serves finds it in memory and does not wait for the disk (rule S4). What does
+/// not fit into memory is dropped again by the kernel as it sees fit.
+fn read_ahead(path: &Path, cancel: &AtomicBool) -> io::Result<()> {
+    let mut file = File::open(path)?;
+    let mut buffer = vec![0; READ_AHEAD_BYTES];
+    while !cancel.load(Ordering::Relaxed) && file.read(&mut buffer)? > 0 {}
+    Ok(())
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -133,10 +170,14 @@ impl Databases {
         let cancel = Arc::clone(&pacing.cancel);
         let making = place.clone();
         let work = move || {
+            // Whoever serves comes first. Linux has this by thread.
+            if let Err(error) = rustix::process::nice(NICE) {
+                eprintln!("synod: the snapshots' thread keeps its priority: {error}");
+            }
             while let Ok(job) = to_do.recv() {
                 let done = match job {
                     Job::Keep(frozen) => Done::Kept(frozen.write_out(&pacing)),
-                    Job::Make => Done::Made(Box::new(making.make())),
+                    Job::Make => Done::Made(Box::new(making.make().map(|(store, _)| store))),
                     Job::KeepIncoming(frozen) => Done::IncomingKept(frozen.write_out(&pacing)),
                 };
                 if tell.send(done).is_err() {
@@ -159,7 +200,17 @@ impl Databases {
         };
         let spawn =
             |name: &str, run: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.to_owned()).spawn(run);
-        let threads = vec![spawn("snapshots", Box::new(work))?, spawn("chores", Box::new(tidy))?];
+        let (path, stop) = (place.dir.join(DATABASE_FILE), Arc::clone(&cancel));
+        let ahead = move || {
+            if let Err(error) = read_ahead(&path, &stop) {
+                eprintln!("synod: the database cannot be read ahead: {error}");
+            }
+        };
+        let threads = vec![
+            spawn("snapshots", Box::new(work))?,
+            spawn("chores", Box::new(tidy))?,
+            spawn("read-ahead", Box::new(ahead))?,
+        ];
         Ok(Self { place, jobs: Some(jobs), done, cancel, chores: Some(chores), tidying, threads })
     }
 

@@ -82,6 +82,10 @@ pub trait Outlet {
 
 /// Commands that wait for their batch, in bytes. Above it a client is told "busy".
 const QUEUED_BYTES_MAX: usize = 16 << 20;
+/// A database with less room than this takes no writes from clients: what is under way, and the other replicas' files, which are
+/// laid out otherwise, must still fit.
+const DATABASE_RESERVE_BYTES: u64 = 256 << 20;
+
 /// Commands that wait for a slot.
 #[derive(Default)]
 struct Pending {
@@ -171,6 +175,9 @@ pub struct Counters {
     /// Pieces of other replicas' snapshots taken in.
     #[serde(default)]
     pub chunks_taken: u64,
+    /// Segments of the log that were cut off and are used again.
+    #[serde(default)]
+    pub segments_recycled: u64,
 }
 
 /// One whole replica without the world.
@@ -361,6 +368,9 @@ impl Engine {
         if self.refuses_writes && decoded.operation.changes() || self.refuses_reads {
             return Err(Refusal::LogFull);
         }
+        if decoded.operation.changes() && self.cell.store().room_bytes() < DATABASE_RESERVE_BYTES {
+            return Err(Refusal::DatabaseFull);
+        }
         if self.queued_bytes + command.len() > QUEUED_BYTES_MAX {
             return Err(Refusal::Busy);
         }
@@ -439,6 +449,7 @@ impl Engine {
     /// It is done, durably.
     pub fn log_upkeep_done(&mut self, upkeep: synod_wal::Upkeep) {
         self.log.upkeep_done(upkeep);
+        self.counters.segments_recycled += u64::from(matches!(upkeep, synod_wal::Upkeep::Recycle { .. }));
     }
 
     /// All that arrived in this turn is in: propose what waits while the window is open, and hand the log's next frame

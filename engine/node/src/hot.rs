@@ -90,8 +90,8 @@ pub enum HotError {
         source: FlushError,
     },
     /// A segment could not be made or opened.
-    #[error("cannot make the next log segment: {0}")]
-    Segment(std::io::Error),
+    #[error("cannot make the next log segment")]
+    Segment(#[source] std::io::Error),
     /// Even the log's reserve is used up.
     #[error("the log is full to its last block: not even a promise can be made durable")]
     LogExhausted,
@@ -124,6 +124,8 @@ pub struct HotCore {
     is_insecure: bool,
     /// When the log has been idle long enough for a mark.
     mark_at: Option<Instant>,
+    /// What snapshots of the own database wrote.
+    snapshot_bytes: u64,
 }
 
 impl HotCore {
@@ -171,6 +173,7 @@ impl HotCore {
             flags,
             is_insecure,
             mark_at: None,
+            snapshot_bytes: 0,
         })
     }
 
@@ -379,6 +382,10 @@ impl HotCore {
                 OperatorAnswer::of_transfer(outcome, self.engine.coordinator_address())
             }
             (OperatorRequest::SaveSnapshot { to }, None) => self.copy_asked(now, to.as_deref()),
+            (OperatorRequest::Snapshot, None) => {
+                self.engine.snapshot_now();
+                OperatorAnswer::Accepted
+            }
             (OperatorRequest::AddMember { .. } | OperatorRequest::RemoveMember { .. }, None) => {
                 unreachable!("these are changes")
             }
@@ -584,6 +591,7 @@ impl HotCore {
         while let Some(done) = self.world.databases.take_done() {
             match done {
                 Done::Kept(outcome) => {
+                    self.snapshot_bytes += outcome.as_ref().map_or(0, |durable| durable.bytes);
                     let kept = tell_store(self.engine.cell_mut(), outcome);
                     self.engine.snapshot_kept(kept);
                 }
@@ -671,6 +679,7 @@ impl HotCore {
                 kernel_entries: self.world.ring.enters(),
                 bad_connections: self.world.bad_connections,
                 refused_hellos: self.world.refused_hellos,
+                snapshot_bytes: self.snapshot_bytes,
             },
             protocol: {
                 let taken = replica.counts().rows().filter(|(_, count)| *count > 0);

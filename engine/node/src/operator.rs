@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use synod_paxos::{Change, ChangeError, ReplicaId, TransferError};
 
-/// A wish. But for copies of snapshots only the master grants it; any replica says who that is.
+/// A wish. Only the master grants it, and any replica says who that is; but of a snapshot each replica makes its own, and copies
+/// it itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum OperatorRequest {
@@ -30,6 +31,8 @@ pub enum OperatorRequest {
         /// Even if the cell survives no failure afterwards.
         force: bool,
     },
+    /// Make a snapshot of the database now, whatever the log's length.
+    Snapshot,
     /// Copy this replica's database to a remote place. Any replica does.
     SaveSnapshot {
         /// The place: see [`crate::remote::Remote::open`]. None: where its schedule puts them.
@@ -61,7 +64,7 @@ impl OperatorRequest {
     /// The change of the members that it asks for, if it asks for one. The new member's addresses go into the log with it.
     pub fn change(&self) -> Option<Change> {
         match self {
-            OperatorRequest::Transfer { .. } | OperatorRequest::SaveSnapshot { .. } => None,
+            OperatorRequest::Transfer { .. } | OperatorRequest::Snapshot | OperatorRequest::SaveSnapshot { .. } => None,
             OperatorRequest::AddMember { id, peer, client } => {
                 Some(Change::Add { id: ReplicaId(*id), address: format!("{peer},{client}") })
             }

@@ -4,7 +4,8 @@ use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGBUS, SIGINT, SIGTERM};
+use signal_hook::flag::register_conditional_shutdown;
 use signal_hook::iterator::Signals;
 use synod_ring::Waker;
 
@@ -18,6 +19,10 @@ pub mod exit {
     pub const CONFIG: u8 = 78;
     /// The log's disk failed: the replica stopped at once and must not vote until the disk is seen to.
     pub const LOG_FAILED: u8 = 74;
+    /// A page of the database is not what was written there; the message names it. The store ends the process with it.
+    pub const DATABASE_DAMAGED: u8 = synod_store::DAMAGED_EXIT_STATUS as u8;
+    /// A page of the database could not be read (SIGBUS): its file was cut short, or its disk failed. There is no message.
+    pub const DATABASE_UNREADABLE: u8 = 66;
     /// The system refused something a replica cannot do without (io_uring, a port).
     pub const SYSTEM: u8 = 71;
 }
@@ -93,6 +98,8 @@ pub fn serve(config: &Config, options: ServeOptions) -> Result<(), ServeError> {
             }),
         )?;
     }
+    let unreadable = register_conditional_shutdown(SIGBUS, exit::DATABASE_UNREADABLE.into(), Arc::new(true.into()));
+    unreadable.map_err(|source| ServeError::System { doing: "cannot watch for SIGBUS", source })?;
     let opened = start::open(config, options.first_start)?;
     let report = opened.report;
     eprintln!(

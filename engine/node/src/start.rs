@@ -124,7 +124,7 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
     databases
         .drop_incoming()
         .map_err(|source| StartError::Io { doing: "cannot remove a database half taken over", source })?;
-    let (store, opened) = databases.open()?;
+    let (store, opened, fresh) = databases.open()?;
     let handle = if opened.handle.is_empty() { None } else { Some(codec::decode_handle(&opened.handle)?) };
     let snapshot = handle.as_ref().map_or(Slot::NONE, |handle| handle.slot);
     let mut replay = Replay::new(handle, Cell::of(store));
@@ -145,6 +145,14 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
         return Err(StartError::LogLost(config.dir.clone()));
     };
 
+    // The hard state says so too, a moment earlier; whoever took the log's last segments away took that with them.
+    if recovered.cut.0 > snapshot.next().0 {
+        return Err(RecoveryError::Cut { cut: Slot(recovered.cut.0).before(), snapshot }.into());
+    }
+
+    if let Some(fresh) = fresh {
+        fresh.keep().map_err(|source| StartError::Io { doing: "cannot name the database", source })?;
+    }
     notice_other_members(config, &protocol.configurations);
     let seed = random_u64()?;
     let mut settings = Settings::new(ReplicaId(config.id), incarnation, seed);

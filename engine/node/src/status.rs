@@ -176,4 +176,7 @@ pub struct CountersStatus {
     pub bad_connections: u64,
     /// Greetings refused on the replicas' port: of another cell, of a member that was removed, of a stranger.
     pub refused_hellos: u64,
+    /// Bytes that snapshots of the own database wrote: the pages changed since the one before.
+    #[serde(default)]
+    pub snapshot_bytes: u64,
 }

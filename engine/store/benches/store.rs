@@ -1,10 +1,10 @@
 //! The database beside redb, LMDB and a map in memory, on the same work (rule M1).
 //!
-//! Rows of a 16-byte random key; all are loaded, in random order, then random ones are written again, read, and scanned a
-//! thousand at a time. Nobody syncs. A transaction is a thousand puts: redb and LMDB commit it, so that what it frees can
-//! be used again; the store has none, so it is frozen for a view, which is dropped at the next: that too makes every page
-//! be copied once. `in place` is the store without that, as a replica between two snapshots is. The sides take turns in one run; a figure
-//! is the median of the turns.
+//! Rows of a 16-byte random key; all are loaded, in random order, then random ones are written again, read, and scanned
+//! a thousand at a time. Nobody syncs. A transaction is a thousand puts: redb and LMDB commit it, so that what it frees
+//! can be used again; the store has none, so it is frozen for a view, which is dropped at the next: that too makes
+//! every page be copied once. `in place` is the store without that, as a replica between two snapshots is. The sides
+//! take turns in one run; a figure is the median of the turns.
 //!
 //! `cargo bench -p synod-store --bench store`; `STORE_BENCH_BYTES` says how much is loaded (100 MB),
 //! `STORE_BENCH_VALUE` and `STORE_BENCH_SIDE` choose one row of the table.

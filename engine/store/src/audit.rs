@@ -11,8 +11,8 @@ use crate::tree::Tree;
 type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]);
 
 impl Store {
-    /// Goes through every page, and panics if one is in use that no tree leads to, if one is led to twice or is free, or if
-    /// rows and bytes are not as many as counted. Returns how many pages there are. For tests.
+    /// Goes through every page, and panics if one is in use that no tree leads to, if one is led to twice or is free,
+    /// or if rows and bytes are not as many as counted. Returns how many pages there are. For tests.
     pub fn audit(&self) -> u64 {
         let mut reached = Bitmap::default();
         let (mut rows, mut bytes) = (0, 0);

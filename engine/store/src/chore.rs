@@ -1,8 +1,9 @@
 //! What a helper thread does ahead of need, so that the owner does not wait for the kernel (rule S4).
 //!
-//! A place that is written for the first time since the database was opened costs a page fault; one that was used before a
-//! restart even reads the disk, for bytes that are about to be overwritten. And the file has to grow. The owner asks
-//! for a chore now and then, which costs it nothing, and a helper runs it. Without a helper all goes on, only slower.
+//! A place that is written for the first time since the database was opened costs a page fault; one that was used
+//! before a restart even reads the disk, for bytes that are about to be overwritten. And the file has to grow. The
+//! owner asks for a chore now and then, which costs it nothing, and a helper runs it. Without a helper all goes on,
+//! only slower.
 
 use std::io;
 use std::ops::Range;

@@ -1,7 +1,8 @@
 //! What a page that is not what was written looks like, and what then happens.
 //!
-//! A damaged page is found when it is first touched, deep within a read or a change that has no road for "the disk lied":
-//! the process ends, with an exit status of its own, and the next start repairs. Wrong data is never returned (rule S3).
+//! A damaged page is found when it is first touched, deep within a read or a change that has no road for "the disk
+//! lied": the process ends, with an exit status of its own, and the next start repairs. Wrong data is never returned
+//! (rule S3).
 
 use std::path::PathBuf;
 

@@ -1,16 +1,16 @@
 //! The past: what rows were, and in which order they changed.
 //!
-//! A row that is superseded moves from `present` to `history` as it is, a large value by its place; a row that is deleted
-//! leaves a tombstone there too. `changes` says in which order. Both are written, and neither is read, by a change; reads
-//! of the present touch neither.
+//! A row that is superseded moves from `present` to `history` as it is, a large value by its place; a row that is
+//! deleted leaves a tombstone there too. `changes` says in which order. Both are written, and neither is read, by a
+//! change; reads of the present touch neither.
 //!
-//! In `history` a key is followed by a revision, so the key must end where all agree that it ends: it is cut into groups
-//! of eight bytes, the last one padded with zeros, each followed by how many of its bytes count, or by 9 if more groups
-//! follow. That keeps the order of keys, and bounds the length, which escaping single bytes does not.
+//! In `history` a key is followed by a revision, so the key must end where all agree that it ends: it is cut into
+//! groups of eight bytes, the last one padded with zeros, each followed by how many of its bytes count, or by 9 if more
+//! groups follow. That keeps the order of keys, and bounds the length, which escaping single bytes does not.
 //!
-//! *Compaction* at a revision refuses reads below it at once, and removes what only those would have read bit by bit: what
-//! has been superseded by a change at or below it. `changes` says what that is, so the work is proportional to what there is
-//! to remove, and needs no memory of how far it came: it begins at the first change that is left.
+//! *Compaction* at a revision refuses reads below it at once, and removes what only those would have read bit by bit:
+//! what has been superseded by a change at or below it. `changes` says what that is, so the work is proportional to
+//! what there is to remove, and needs no memory of how far it came: it begins at the first change that is left.
 
 use std::borrow::Cow;
 use std::iter::Peekable;
@@ -50,6 +50,11 @@ const GROUP_BYTES: usize = 8;
 const MORE: u8 = GROUP_BYTES as u8 + 1;
 const REVISION_BYTES: usize = 8;
 const ENTRY_KEY_BYTES_MAX: usize = (KEY_BYTES_MAX / GROUP_BYTES) * (GROUP_BYTES + 1) + REVISION_BYTES;
+
+/// How long this row's key is in `history`.
+pub(crate) fn entry_key_bytes(key: &[u8]) -> usize {
+    key.len().div_ceil(GROUP_BYTES).max(1) * (GROUP_BYTES + 1) + REVISION_BYTES
+}
 const _: () = assert!(KEY_BYTES_MAX.is_multiple_of(GROUP_BYTES));
 const CHANGE_KEY_BYTES: usize = REVISION_BYTES + 4;
 
@@ -94,6 +99,13 @@ fn decode(entry: &[u8]) -> (Vec<u8>, Revision) {
         key.extend_from_slice(&group[..counts]);
     }
     (key, Revision(number(revision)))
+}
+
+/// The row's key in an entry's key that came from elsewhere, if it is one.
+pub(crate) fn key_of(entry: &[u8]) -> Option<Vec<u8>> {
+    let groups = entry.len().checked_sub(REVISION_BYTES).filter(|groups| groups.is_multiple_of(GROUP_BYTES + 1))?;
+    let (key, _) = (groups > 0).then(|| decode(entry))?;
+    (key.len() <= KEY_BYTES_MAX).then_some(key)
 }
 
 /// Keeps what a row was.

@@ -16,7 +16,7 @@ use std::ops::Bound;
 use crate::Revision;
 use crate::history;
 use crate::mapping::Mapping;
-use crate::row::{KEY_BYTES_MAX, Kept, New, Numbers, Row, TOMBSTONE_PAYLOAD, Version};
+use crate::row::{KEY_BYTES_MAX, Kept, New, Numbers, PAYLOAD_BYTES_MAX, Row, TOMBSTONE_PAYLOAD, Version};
 use crate::space::Space;
 use crate::tree::{Cells, Tree};
 
@@ -86,7 +86,7 @@ impl Image {
         let (path, found) = self.present.find(space, key);
         if !found {
             let numbers = Numbers { create: revision, modify: revision, version: Version(1) };
-            let new = New::place(space, Some(numbers), value, None);
+            let new = New::place(space, key, Some(numbers), value, None);
             new.encode(self.present.insert(space, &path, key, new.payload_bytes()));
             self.count(key, value);
             return Version(1);
@@ -105,7 +105,7 @@ impl Image {
             let payload = Copied::new(payload);
             history::keep(&mut self.history, space, key, modify, payload.bytes());
         }
-        let new = New::place(space, Some(numbers), value, (!is_history).then_some(old));
+        let new = New::place(space, key, Some(numbers), value, (!is_history).then_some(old));
         new.encode(self.present.replace(space, &path, key, new.payload_bytes()));
         numbers.version
     }
@@ -114,7 +114,7 @@ impl Image {
         check_key(key);
         let (path, found) = self.present.find(space, key);
         if !found {
-            let new = New::place(space, None, value, None);
+            let new = New::place(space, key, None, value, None);
             new.encode(self.present.insert(space, &path, key, new.payload_bytes()));
             self.count(key, value);
             return;
@@ -123,7 +123,7 @@ impl Image {
         let old = Kept::decode(space.page(leaf).payload(at));
         assert!(old.numbers.is_none(), "a plain row was put where the key has a versioned row");
         self.bytes = self.bytes - old.value_bytes() as u64 + value.len() as u64;
-        let new = New::place(space, None, value, Some(old));
+        let new = New::place(space, key, None, value, Some(old));
         new.encode(self.present.replace(space, &path, key, new.payload_bytes()));
     }
 
@@ -177,16 +177,13 @@ fn check_key(key: &[u8]) {
 
 /// A payload on its way from one page to another.
 struct Copied {
-    bytes: [u8; COPIED_BYTES_MAX],
+    bytes: [u8; PAYLOAD_BYTES_MAX],
     length: usize,
 }
 
-/// The longest payload of a row: see [`row`](crate::row).
-const COPIED_BYTES_MAX: usize = 1 + 3 * 8 + crate::row::INLINE_BYTES_MAX;
-
 impl Copied {
     fn new(payload: &[u8]) -> Copied {
-        let mut bytes = [0; COPIED_BYTES_MAX];
+        let mut bytes = [0; PAYLOAD_BYTES_MAX];
         bytes[..payload.len()].copy_from_slice(payload);
         Copied { bytes, length: payload.len() }
     }

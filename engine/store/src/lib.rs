@@ -11,9 +11,10 @@
 //!
 //! The inside is a copy-on-write B+tree in pages that are mapped from a file, or from nothing ([`Store::new`]):
 //!
-//! - [`Store::freeze`] gives a [`ReadView`]: the database as it is now, for as long as the view lives. The first change of
-//!   a page afterwards copies that page, and nothing else.
-//! - [`Store::freeze_snapshot`] freezes it for a snapshot, which another thread writes out; [`Store::open`] begins from there.
+//! - [`Store::freeze`] gives a [`ReadView`]: the database as it is now, for as long as the view lives. The first change
+//!   of a page afterwards copies that page, and nothing else.
+//! - [`Store::freeze_snapshot`] freezes it for a snapshot, which another thread writes out; [`Store::open`] begins from
+//!   there.
 //! - Rows of the past are kept until [`Store::compact`] lets go of them: [`Store::get_at`], [`Store::changes_since`].
 //!
 //! The bytes of the file are in `docs/format.md`, figures in `docs/performance.md`.
@@ -205,6 +206,19 @@ mod tests {
         assert_eq!(keys(range(Bound::Excluded(b"a"), Bound::Excluded(b"a"))), "");
         assert_eq!(keys(range(Bound::Included(b"a"), Bound::Excluded(b"a"))), "");
         assert_eq!(keys(range(Bound::Included(b"a"), Bound::Included(b"a"))), "a");
+    }
+
+    #[test]
+    fn what_goes_to_other_threads_may() {
+        fn goes<T: Send>() {}
+        fn is_shared<T: Sync>() {}
+        goes::<Store>();
+        goes::<Frozen>();
+        goes::<Durable>();
+        goes::<Chore>();
+        goes::<Scrub>();
+        goes::<ReadView>();
+        is_shared::<ReadView>();
     }
 
     #[test]

@@ -1,23 +1,25 @@
 //! The island: the pages in memory, and the one place of this crate with unsafe code.
 //!
-//! A [`Mapping`] is a private mapping of the snapshot file, or of nothing: `database_bytes_max` of addresses, of which
-//! only what is touched takes memory. Its pages are read through `&Mapping`, by the owner and by every view, in any
-//! thread. They are written through [`Pages`] alone, of which there is one for a mapping, and only through `&mut`.
+//! A [`Mapping`] is a private mapping of the snapshots' part of the file and of nothing behind it, or of nothing at
+//! all: `database_bytes_max` of addresses, of which only what is touched takes memory. Its pages are read through
+//! `&Mapping`, by the owner and by every view, in any thread. They are written through [`Pages`] alone, of which there
+//! is one for a mapping, and only through `&mut`.
 //!
 //! What the unsafe code leans on:
 //!
 //!   1. [`Pages::page_mut`] and [`Pages::run_mut`] give out only pages of the current generation: it is asserted.
 //!   2. A view reaches, from the roots it was given by [`Pages::freeze`], only pages of generations before the current
 //!      one: freezing raises the generation, and a page refers to none that is newer than itself.
-//!   3. A page gets the current generation in [`Pages::claim`] alone, which [`space`](crate::space) calls for places that
-//!      no view uses (rule S1).
+//!   3. A page gets the current generation in [`Pages::claim`] alone, which [`space`](crate::space) calls for places
+//!      that no view uses (rule S1).
 //!   4. The owner's own reads borrow [`Pages`], so none of them is alive when it is borrowed mutably.
-//!   5. The file is never shorter than what is touched, and is written beneath the mapping only at places whose pages are
-//!      private by then: each was written in memory first (rule S5).
+//!   5. Of the file only what is a snapshot's is mapped: it is never shorter than that. It is written beneath the
+//!      mapping only at places that no page of a view or of the owner is read from: each was written in memory first,
+//!      or is the snapshot's own set, which is not read through the mapping (rule S5).
 //!
 //! From 1 to 4: memory that is written is not being read. So a `&[u8]` into a page stays what it was for as long as the
-//! borrow of the view, or of the owner, that it came from. Within the crate these are promises of one module to another;
-//! none of the types here is public.
+//! borrow of the view, or of the owner, that it came from. Within the crate these are promises of one module to
+//! another; none of the types here is public.
 
 #![allow(unsafe_code, reason = "the island")]
 
@@ -31,6 +33,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw, UncheckedAdvice};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 
 use crate::bitmap::Bitmap;
 use crate::damage::{self, Damage};
@@ -122,8 +125,8 @@ impl Mapping {
     }
 }
 
-/// Has the processor fetch the first slots while the header is still on its way: a search wants both, and finds neither in
-/// the cache when the database is larger than that.
+/// Has the processor fetch the first slots while the header is still on its way: a search wants both, and finds neither
+/// in the cache when the database is larger than that.
 #[inline]
 fn fetch_slots(page: &Page) {
     #[cfg(target_arch = "x86_64")]
@@ -144,6 +147,8 @@ const FETCHED_LINES: usize = 5;
 pub(crate) struct Pages {
     mapping: Arc<Mapping>,
     generation: u64,
+    /// Below it pages are those of the file, unless they were written since. Above, where they were given back.
+    backed: PageNumber,
 }
 
 impl Pages {
@@ -153,19 +158,41 @@ impl Pages {
         Ok(Pages::new(memory, None, 1))
     }
 
-    /// The pages of this file, and the addresses behind its end for when it grows. Whoever opened it holds its lock:
+    /// The pages of this file up to `backed`, and memory of no file behind them. Whoever opened it holds its lock:
     /// nobody else writes to it.
-    pub(crate) fn of_file(file: &File, path: &Path, bytes_max: usize, generation: u64) -> io::Result<Pages> {
+    ///
+    /// What is behind is new: it will be in the file, but need not be read from there. A page of a hole of the file
+    /// would be, by way of the kernel's cache, and that takes ten times as long as one of no file.
+    pub(crate) fn of_file(
+        file: &File,
+        path: &Path,
+        bytes_max: usize,
+        generation: u64,
+        backed: PageNumber,
+    ) -> io::Result<Pages> {
         // SAFETY: the mapping is private, and the file beneath is written only by this process: see the module, 5.
         let memory = unsafe { MmapOptions::new().len(bytes_max).no_reserve_swap().map_copy(file)? };
-        Ok(Pages::new(memory, Some(path), generation))
+        // Pages are needed one by one, in no order that the kernel could guess: what it read ahead would be in vain.
+        memory.advise(Advice::Random)?;
+        let rest = memory.len().saturating_sub(backed.offset());
+        if rest > 0 {
+            let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+            // SAFETY: the range is the end of the mapping that was made just now, and nobody has seen that yet.
+            unsafe {
+                let start = memory.as_ptr().cast_mut().add(backed.offset());
+                mmap_anonymous(start.cast(), rest, ProtFlags::READ | ProtFlags::WRITE, flags)?;
+            }
+        }
+        let mut pages = Pages::new(memory, Some(path), generation);
+        pages.backed = backed;
+        Ok(pages)
     }
 
     fn new(memory: MmapMut, path: Option<&Path>, generation: u64) -> Pages {
         let words = if path.is_some() { memory.len() / PAGE_BYTES / 64 + 1 } else { 0 };
         let unchecked = (0..words).map(|_| AtomicU64::new(0)).collect();
         let mapping = Mapping { memory: memory.into(), path: path.map(Path::to_owned), unchecked };
-        Pages { mapping: Arc::new(mapping), generation }
+        Pages { mapping: Arc::new(mapping), generation, backed: PageNumber::NONE }
     }
 
     /// For readers.
@@ -204,8 +231,8 @@ impl Pages {
     fn page_to_write(&mut self, number: PageNumber) -> &mut Page {
         let offset = number.offset();
         assert!(offset < self.mapping.memory.len());
-        // SAFETY: within the mapping and aligned, as in `Mapping::page`. It is of the current generation, so no view has
-        // it, and `&mut self` makes this the owner's only borrow: see the module, 1 to 4.
+        // SAFETY: within the mapping and aligned, as in `Mapping::page`. It is of the current generation, so no view
+        // has it, and `&mut self` makes this the owner's only borrow: see the module, 1 to 4.
         unsafe { &mut *self.mapping.memory.as_mut_ptr().add(offset).cast::<Page>() }
     }
 
@@ -258,19 +285,34 @@ impl Pages {
         Arc::strong_count(&self.mapping) > 1
     }
 
-    /// Gives the memory of these pages back to the kernel. They are in the file, durable and verified, and nobody but the
-    /// owner reads this mapping now: views would see the checksum, which memory did not have, appear under them.
+    /// Below it pages are the file's; a run behind it that is given back becomes a mapping of its own.
+    pub(crate) fn backed(&self) -> PageNumber {
+        self.backed
+    }
+
+    /// Gives the memory of these pages back to the kernel. They are in the file, durable and verified, and nobody but
+    /// the owner reads this mapping now: views would see the checksum, which memory did not have, appear under them.
     ///
     /// # Panics
     ///
     /// If somebody else has the mapping.
-    pub(crate) fn give_back(&mut self, pages: Range<u32>) -> io::Result<()> {
+    pub(crate) fn give_back(&mut self, file: &File, pages: Range<u32>) -> io::Result<()> {
         let mapping = Arc::get_mut(&mut self.mapping).expect("nobody reads what is given back");
+        let (offset, bytes) = (PageNumber(pages.start).offset(), pages.len() * PAGE_BYTES);
+        assert!(offset + bytes <= mapping.memory.len());
         mapping.set_unchecked(PageNumber(pages.start), pages.len() as u32, true);
-        let range = PageNumber(pages.start).offset()..PageNumber(pages.end).offset();
-        // SAFETY: `Arc::get_mut` shows that no other borrow of this memory exists. The private copy is dropped, and the
-        // file, which is as long as that, shows: the same page, with its checksum.
-        unsafe { mapping.memory.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) }
+        if pages.end <= self.backed.0 {
+            // SAFETY: `Arc::get_mut` shows that no other borrow of this memory exists. The private copy is dropped, and
+            // the file, which is as long as that, shows: the same page, with its checksum.
+            return unsafe { mapping.memory.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, bytes) };
+        }
+        let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+        // SAFETY: as above, and the range is within the mapping: memory of no file is replaced by the file.
+        unsafe {
+            let start = mapping.memory.as_mut_ptr().add(offset);
+            mmap(start.cast(), bytes, ProtFlags::READ | ProtFlags::WRITE, flags, file, offset as u64)?;
+        }
+        Ok(())
     }
 }
 

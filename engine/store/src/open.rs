@@ -178,8 +178,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// If there is no such file, if it is not a database or another one's, if no snapshot can be found in it, if another
-    /// process has it, or if its file system is none that this works on.
+    /// If there is no such file, if it is not a database or another one's, if no snapshot can be found in it, if
+    /// another process has it, or if its file system is none that this works on.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<(Store, Opened), OpenError> {
         let error = |doing| move |source| OpenError::File { doing, path: path.to_owned(), source };
         let file = DirectFile::open(path, false).map_err(error("opening, with O_DIRECT,"))?;
@@ -203,7 +203,8 @@ impl Store {
             Err(error) => return Err(error),
         };
         let newest = other.as_deref().map_or(0, |other| other.generation).max(meta.generation);
-        let mut pages = Pages::of_file(&file.file, path, bytes_max, newest + 1).map_err(error("mapping"))?;
+        let backed = other.as_deref().map_or(meta.end, |other| meta.end.max(other.end));
+        let mut pages = Pages::of_file(&file.file, path, bytes_max, newest + 1, backed).map_err(error("mapping"))?;
         pages.distrust(&used);
         let space = Space::of_file(pages, used, other_used, meta.bitmap, Arc::new(file));
         let opened = Opened {

@@ -1,8 +1,8 @@
 //! Values too large for a leaf: each in pages of its own that lie next to each other.
 //!
-//! Only the first page has a header, and its checksum covers all of them, so a value is one slice of the mapping however
-//! large it is, read and written without a copy in between. A chain of pages would never want neighbours, but every
-//! read of a value would be put together in memory first.
+//! Only the first page has a header, and its checksum covers all of them, so a value is one slice of the mapping
+//! however large it is, read and written without a copy in between. A chain of pages would never want neighbours, but
+//! every read of a value would be put together in memory first.
 
 use crate::mapping::Mapping;
 use crate::page::{HEADER_BYTES, Kind, PAGE_BYTES, PageNumber};

@@ -1,9 +1,9 @@
 //! One page of a tree: its header, its slots, its cells.
 //!
-//! Slots grow up from the header, cells down from the end; between them is what is free. A slot carries the *head* of its
-//! key, so that a search stays within the slots' few cache lines and looks at a cell or two. All keys of a page begin
-//! with the same [`skip`](Page::skip) bytes, and the head is what follows them: keys of one table would all have the same
-//! head otherwise. Keys are kept whole all the same, because a reader is given them as slices of the page.
+//! Slots grow up from the header, cells down from the end; between them is what is free. A slot carries the *head* of
+//! its key, so that a search stays within the slots' few cache lines and looks at a cell or two. All keys of a page
+//! begin with the same [`skip`](Page::skip) bytes, and the head is what follows them: keys of one table would all have
+//! the same head otherwise. Keys are kept whole all the same, because a reader is given them as slices of the page.
 //!
 //! Invariants:
 //!   - slots are in the order of their keys, and no two keys are equal;

@@ -9,9 +9,10 @@
 use std::fmt;
 
 use crate::Revision;
+use crate::history;
 use crate::mapping::Mapping;
 use crate::overflow;
-use crate::page::PageNumber;
+use crate::page::{CELL_BYTES_MAX, PageNumber, leaf_cell_bytes};
 use crate::space::Space;
 
 /// The longest key.
@@ -19,8 +20,14 @@ pub const KEY_BYTES_MAX: usize = 1032;
 /// The longest value. A result kept for a retry may be a little longer than what users may write.
 pub const VALUE_BYTES_MAX: usize = 1 << 20;
 
-/// Longer values get pages of their own. With the longest key of the history before it, this still fits a leaf.
-pub(crate) const INLINE_BYTES_MAX: usize = 768;
+/// Longer values of this key get pages of their own. Whether a row is one of now or has moved to the history, where its
+/// key is longer, it fits a leaf: so it moves as it is.
+pub(crate) fn inline_bytes_max(key: &[u8]) -> usize {
+    CELL_BYTES_MAX - leaf_cell_bytes(&[], 1 + NUMBERS_BYTES) - history::entry_key_bytes(key)
+}
+
+/// The longest payload.
+pub(crate) const PAYLOAD_BYTES_MAX: usize = CELL_BYTES_MAX;
 
 const VERSIONED: u8 = 1;
 const OVERFLOW: u8 = 2;
@@ -153,6 +160,7 @@ impl<'a> New<'a> {
     /// given back.
     pub(crate) fn place(
         space: &mut Space,
+        key: &[u8],
         numbers: Option<Numbers>,
         value: &'a [u8],
         replaces: Option<Kept>,
@@ -165,7 +173,7 @@ impl<'a> New<'a> {
             }
             overflow::free(space, first, bytes);
         }
-        if value.len() <= INLINE_BYTES_MAX {
+        if value.len() <= inline_bytes_max(key) {
             return New { numbers, place: Place::Inline(value.len()), inline: value };
         }
         let first = overflow::write(space, value);

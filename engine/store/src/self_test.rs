@@ -1,8 +1,8 @@
 //! Does this file system do what a mapped snapshot leans on? (Rule S5.)
 //!
-//! The file under a private mapping is written past the cache, at places whose pages are private. That such a page stays
-//! as it is, and that a page which is not private shows what was written, is so on ext4 and is no promise of POSIX. So it
-//! is tried, on a file of its own in the same directory, each time a database is opened there.
+//! The file under a private mapping is written past the cache, at places whose pages are private. That such a page
+//! stays as it is, and that a page which is not private shows what was written, is so on ext4 and is no promise of
+//! POSIX. So it is tried, on a file of its own in the same directory, each time a database is opened there.
 
 use std::fs;
 use std::io;
@@ -62,7 +62,7 @@ fn try_out(file: &DirectFile, path: &Path) -> io::Result<Result<(), &'static str
         file.write_at(&buffer, 0)
     };
     write(1)?;
-    let mut pages = Pages::of_file(&file.file, path, 2 * PAGE_BYTES, 1)?;
+    let mut pages = Pages::of_file(&file.file, path, 2 * PAGE_BYTES, 1, PageNumber(2))?;
     let at = |pages: &Pages, page: PageNumber| pages.mapping().page(page).0[AT];
     if (at(&pages, PRIVATE), at(&pages, CLEAN)) != (1, 1) {
         return Ok(Err("the mapping does not show what was written before"));
@@ -76,7 +76,7 @@ fn try_out(file: &DirectFile, path: &Path) -> io::Result<Result<(), &'static str
     if at(&pages, CLEAN) != 2 {
         return Ok(Err("a page not changed in memory does not show what was written to the file"));
     }
-    pages.give_back(PRIVATE.0..PRIVATE.0 + 1)?;
+    pages.give_back(&file.file, PRIVATE.0..PRIVATE.0 + 1)?;
     pages.trust(PRIVATE);
     if at(&pages, PRIVATE) != 2 {
         return Ok(Err("a page given back does not show what is in the file"));

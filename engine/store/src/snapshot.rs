@@ -1,8 +1,9 @@
 //! Freezing, writing out, and what then is durable.
 //!
-//! A frozen image is written by another thread while the owner goes on: only what is new since the last snapshot, to places
-//! that neither kept snapshot uses, so that a crash at any moment leaves both (rule S1). In this order: pages and the set
-//! of all pages; sync; read all of it back; the meta block; sync; read it back (rule S2). Nothing is told before the end.
+//! A frozen image is written by another thread while the owner goes on: only what is new since the last snapshot, to
+//! places that neither kept snapshot uses, so that a crash at any moment leaves both (rule S1). In this order: pages
+//! and the set of all pages; sync; read all of it back; the meta block; sync; read it back (rule S2). Nothing is told
+//! before the end.
 
 use std::io;
 use std::sync::Arc;
@@ -22,7 +23,10 @@ use crate::space::Pin;
 const RUN_PAGES: u32 = (2 << 20) / PAGE_BYTES as u32;
 const _: () = assert!(RUN_PAGES as usize * PAGE_BYTES >= crate::VALUE_BYTES_MAX + PAGE_BYTES);
 
-/// How fast the disk is used, and whether to go on at all: the same disk takes the log.
+/// What the device is given at once, at most: whoever else needs it waits no longer than that takes.
+const WRITE_BYTES_MAX: usize = 256 << 10;
+
+/// How fast the disk is used, reading back included, and whether to go on at all: the same disk takes the log.
 #[derive(Clone, Debug, Default)]
 pub struct Pacing {
     /// None: as fast as the device takes it.
@@ -114,7 +118,8 @@ pub(crate) struct InFlight {
 impl Store {
     /// Freezes the database for a snapshot. Takes constant time, or nearly.
     ///
-    /// `handle` is for the caller: what ties the snapshot to its log. It comes back from [`Store::open`]; so does `digest`.
+    /// `handle` is for the caller: what ties the snapshot to its log. It comes back from [`Store::open`]; so does
+    /// `digest`.
     ///
     /// # Panics
     ///
@@ -173,8 +178,8 @@ impl Store {
         self.space.put_fresh_back(&in_flight.fresh);
     }
 
-    /// Gives the memory of about so many bytes of pages back to the kernel, pages that the newest snapshot has in the file,
-    /// and returns how many bytes that were. Nothing while a view lives or a snapshot is on its way.
+    /// Gives the memory of about so many bytes of pages back to the kernel, pages that the newest snapshot has in the
+    /// file, and returns how many bytes that were. Nothing while a view lives or a snapshot is on its way.
     ///
     /// # Errors
     ///
@@ -264,6 +269,8 @@ struct Writer<'a> {
     pages: u32,
     written: Vec<Written>,
     bytes: u64,
+    /// Read back, too.
+    moved: u64,
 }
 
 impl<'a> Writer<'a> {
@@ -277,6 +284,7 @@ impl<'a> Writer<'a> {
             pages: 0,
             written: Vec::new(),
             bytes: 0,
+            moved: 0,
         }
     }
 
@@ -306,14 +314,15 @@ impl<'a> Writer<'a> {
         }
         let bytes = &self.buffer[..self.pages as usize * PAGE_BYTES];
         let offset = self.first.offset() as u64;
-        self.bytes += bytes.len() as u64;
-        self.pace()?;
-        self.device.write_at(bytes, offset).map_err(|source| SnapshotError::Write {
-            offset,
-            bytes: bytes.len(),
-            source,
-        })?;
-        self.written.push(Written { offset, bytes: bytes.len(), checksum: crc32c::crc32c(bytes) });
+        for (part, offset) in bytes.chunks(WRITE_BYTES_MAX).zip((offset..).step_by(WRITE_BYTES_MAX)) {
+            self.pace()?;
+            let bytes = part.len();
+            let written = self.device.write_at(part, offset);
+            written.map_err(|source| SnapshotError::Write { offset, bytes, source })?;
+            self.written.push(Written { offset, bytes, checksum: crc32c::crc32c(part) });
+            self.bytes += bytes as u64;
+            self.moved += bytes as u64;
+        }
         self.first = PageNumber(self.first.0 + self.pages);
         self.pages = 0;
         Ok(())
@@ -327,6 +336,7 @@ impl<'a> Writer<'a> {
             if crc32c::crc32c(buffer) != checksum {
                 return Err(SnapshotError::Unverified { offset });
             }
+            self.moved += bytes as u64;
             self.pace()?;
         }
         Ok(())
@@ -334,7 +344,7 @@ impl<'a> Writer<'a> {
 
     /// Sleeps until what was written so far was due.
     fn pace(&self) -> Result<(), SnapshotError> {
-        self.pacing.sleep(self.began, self.bytes);
+        self.pacing.sleep(self.began, self.moved);
         if self.pacing.cancel.load(Ordering::Relaxed) { Err(SnapshotError::Cancelled) } else { Ok(()) }
     }
 }

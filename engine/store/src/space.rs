@@ -1,9 +1,9 @@
 //! Which places are free: rule S1, in one place.
 //!
 //! A place may be written when none of these uses it: the live roots, either of the two snapshots that the meta blocks
-//! name, a snapshot on its way there, a view. Each of them has the set of its pages, so what is free is found by joining
-//! sets, and not by remembering who let go of what, when. The sets share what has not changed; joining those of a
-//! database of 2 GB takes microseconds.
+//! name, a snapshot on its way there, a view. Each of them has the set of its pages, so what is free is found by
+//! joining sets, and not by remembering who let go of what, when. The sets share what has not changed; joining those of
+//! a database of 2 GB takes microseconds.
 //!
 //! Invariants:
 //!   - `taken` has every page of `live`, of both kept snapshots, of the one in flight and of every view;
@@ -85,6 +85,9 @@ pub(crate) struct Space {
 
 /// How many free places are touched ahead of need: 8 MiB.
 const PREFAULTED_PAGES: u32 = 2048;
+
+/// A run that becomes a mapping of its own must be worth one: a process may have 65530.
+const MAPPED_PAGES_MIN: u32 = 64;
 
 /// Fewer freed pages than this are not worth looking who uses them.
 const RELEASED_MIN: u64 = 256;
@@ -279,6 +282,11 @@ impl Space {
         self.end
     }
 
+    /// What is beyond the highest place that was ever taken.
+    pub(crate) fn room_bytes(&self) -> u64 {
+        u64::from(self.pages.page_count_max() - self.end.0) * PAGE_BYTES as u64
+    }
+
     pub(crate) fn file(&self) -> Option<Arc<DirectFile>> {
         self.file.clone()
     }
@@ -434,8 +442,8 @@ impl Space {
         pinned.count() * PAGE_BYTES as u64
     }
 
-    /// Gives memory back to the kernel: pages that both are in the newest durable snapshot, and so in the file, and have
-    /// memory of their own. They are read again, and checked, when they are next needed.
+    /// Gives memory back to the kernel: pages that both are in the newest durable snapshot, and so in the file, and
+    /// have memory of their own. They are read again, and checked, when they are next needed.
     ///
     /// Nothing while something is frozen: whoever reads that must not see a page's checksum appear.
     pub(crate) fn give_back(&mut self, bytes_max: u64) -> io::Result<u64> {
@@ -447,16 +455,21 @@ impl Space {
         pages.keep_only(&self.kept[0]);
         let mut left = bytes_max / PAGE_BYTES as u64;
         let mut given = 0;
+        let Some(file) = self.file.clone() else { return Ok(0) };
+        let backed = self.pages.backed();
         let mut next = pages.next(PageNumber::FIRST);
         while let Some(first) = next.filter(|_| left > 0) {
+            // Whole runs: the pages of a value must go together. One that lies across is left for another time.
             let end = pages.next_absent(first);
-            // Whole runs: the pages of a value must go together.
-            self.pages.give_back(first.0..end.0)?;
+            next = pages.next(end);
+            if end > backed && (first < backed || end.0 - first.0 < MAPPED_PAGES_MIN) {
+                continue;
+            }
+            self.pages.give_back(&file.file, first.0..end.0)?;
             (first.0..end.0).for_each(|number| self.private.remove(PageNumber(number)));
             let count = u64::from(end.0 - first.0);
             given += count;
             left = left.saturating_sub(count);
-            next = pages.next(end);
         }
         Ok(given * PAGE_BYTES as u64)
     }

@@ -82,13 +82,21 @@ impl Store {
         self.image.bytes
     }
 
+    /// How much the database may still grow, in bytes of pages; what is free within it is not counted. A batch may take
+    /// several times its own bytes: refuse writes well before none is left, because a change that finds none panics.
+    #[must_use]
+    pub fn room_bytes(&self) -> u64 {
+        self.space.room_bytes()
+    }
+
     /// The row of this key.
     #[must_use]
     pub fn get(&self, key: &[u8]) -> Option<Row<'_>> {
         self.image.get(self.space.mapping(), key)
     }
 
-    /// The rows between two keys, in order; from the other end with [`rev`](Iterator::rev). Empty when the bounds cross.
+    /// The rows between two keys, in order; from the other end with [`rev`](Iterator::rev). Empty when the bounds
+    /// cross.
     pub fn range(&self, start: Bound<&[u8]>, end: Bound<&[u8]>) -> Range<'_> {
         self.image.range(self.space.mapping(), start, end)
     }

@@ -15,8 +15,10 @@
 //! the length of the key (2), of the value (4), create and modify revision, version (8 each), key, value. All numbers are
 //! little-endian. What has no numbers has zeros.
 
+use std::borrow::Cow;
 use std::ops::Bound;
 
+use crate::history;
 use crate::image::Image;
 use crate::row::{Kept, New, Numbers, Row, TOMBSTONE_PAYLOAD, is_tombstone};
 use crate::space::Space;
@@ -200,7 +202,9 @@ impl Store {
             return append(into, space, key, value.len(), |to| to.copy_from_slice(value));
         }
         let numbers = (kind & PLAIN == 0).then_some(numbers);
-        let new = New::place(space, numbers, value, None);
+        let row_key = if tree == 0 { Some(Cow::Borrowed(key)) } else { history::key_of(key).map(Cow::Owned) };
+        let row_key = row_key.ok_or(ImportError::Malformed)?;
+        let new = New::place(space, &row_key, numbers, value, None);
         append(into, space, key, new.payload_bytes(), |to| new.encode(to))
     }
 }

@@ -1,11 +1,12 @@
 //! A B+tree of byte strings: payloads in leaves, separators in branches, copy on write.
 //!
-//! A tree is the number of its root page; everything else is in the pages. Pages know their children and nobody else, so
-//! a copied page changes its parent alone: a writer comes down from the root and makes every page on its way its own
+//! A tree is the number of its root page; everything else is in the pages. Pages know their children and nobody else,
+//! so a copied page changes its parent alone: a writer comes down from the root and makes every page on its way its own
 //! ([`Space::writable`]), once a generation, and remembers the way as a [`Path`].
 //!
 //! Invariants:
-//!   - all leaves are equally deep, and none is empty; a branch has one child more than keys, and the root at least one key;
+//!   - all leaves are equally deep, and none is empty; a branch has one child more than keys, and the root at least one
+//!     key;
 //!   - a key that is not below a branch's separator, nor above the next, is in the child between them;
 //!   - no page is of a newer generation than the page that refers to it.
 //!

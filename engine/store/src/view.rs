@@ -12,8 +12,8 @@ use crate::{Revision, Store};
 
 /// The database as it was when it was frozen. Cheap to clone, and readable from any thread.
 ///
-/// It keeps its pages from being used again for as long as it lives, so the store may end it ([`ViewEnded`]): reads that
-/// have begun go on, and the next one is refused. Then drop it.
+/// It keeps its pages from being used again for as long as it lives, so the store may end it ([`ViewEnded`]): reads
+/// that have begun go on, and the next one is refused. Then drop it.
 #[derive(Clone, Debug)]
 pub struct ReadView {
     mapping: Arc<Mapping>,
@@ -35,8 +35,8 @@ pub enum PastError {
 impl Store {
     /// The database as it is now, to be read from any thread while this one goes on changing. Takes constant time.
     ///
-    /// A page is copied when it is first changed afterwards, once. What was replaced is kept while the view lives: when all
-    /// views together keep more than [`Options::pinned_bytes_max`](crate::Options), the oldest are ended here.
+    /// A page is copied when it is first changed afterwards, once. What was replaced is kept while the view lives: when
+    /// all views together keep more than [`Options::pinned_bytes_max`](crate::Options), the oldest are ended here.
     #[must_use]
     pub fn freeze(&mut self) -> ReadView {
         self.space.bound_views(self.options.pinned_bytes_max);
@@ -115,7 +115,8 @@ impl ReadView {
         Ok(self.image.get(&self.mapping, key))
     }
 
-    /// The rows between two keys, in order; from the other end with [`rev`](Iterator::rev). Empty when the bounds cross.
+    /// The rows between two keys, in order; from the other end with [`rev`](Iterator::rev). Empty when the bounds
+    /// cross.
     ///
     /// # Errors
     ///

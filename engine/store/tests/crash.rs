@@ -1,4 +1,5 @@
-//! A crash at every moment of a snapshot: the database opens as the one before or as the new one, and as nothing between.
+//! A crash at every moment of a snapshot: the database opens as the one before or as the new one, and as nothing
+//! between.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
@@ -83,7 +84,8 @@ fn snapshot(store: &mut Store) {
     store.snapshot_done(durable);
 }
 
-/// What the device has if it stops after so many requests: all that was synced, and of the rest what happened to arrive.
+/// What the device has if it stops after so many requests: all that was synced, and of the rest what happened to
+/// arrive.
 fn left_after(random: &mut Rng, before: &[u8], done: &[Done]) -> Vec<u8> {
     let mut bytes = before.to_vec();
     let synced = done.iter().rposition(|done| matches!(done, Done::Sync)).unwrap_or(0);

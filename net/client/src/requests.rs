@@ -503,7 +503,11 @@ impl Requests {
                 // It was asked without one.
                 None => self.fail(endpoints, now, id.slot(), Cause::Refused(refusal)),
             },
-            Refusal::LogFull | Refusal::AlreadyAnswered | Refusal::Limit(_) | Refusal::Malformed(_) => {
+            Refusal::LogFull
+            | Refusal::DatabaseFull
+            | Refusal::AlreadyAnswered
+            | Refusal::Limit(_)
+            | Refusal::Malformed(_) => {
                 self.fail(endpoints, now, id.slot(), Cause::Refused(refusal));
             }
         }

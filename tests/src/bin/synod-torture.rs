@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use synod_node::cli::ServeArgs;
-use synod_tests::torture::{durability, failover, kill, lease_reads, linearize, stale, transfer};
+use synod_tests::torture::{durability, failover, kill, lease_reads, linearize, power, snapshots, stale, transfer};
 
 /// Breaks cells of real processes on this machine, and checks that what they promise holds.
 #[derive(Parser)]
@@ -18,6 +18,10 @@ struct Arguments {
 enum Command {
     /// Kill replicas under load; nothing acknowledged may be lost or happen twice
     Kill(kill::KillOptions),
+    /// Kill replicas while snapshots are written, logs are cut and laggards are caught up; they must open, and nothing be lost
+    Snapshots(snapshots::SnapshotsOptions),
+    /// Cut the power from the replicas' file systems under load; each must open again, and nothing acknowledged may be lost
+    Power(power::PowerOptions),
     /// Kill and pause the master under load, and measure how long writes stop
     Failover(failover::FailoverOptions),
     /// Kill and pause replicas under load; there must be one order that explains every answer
@@ -38,6 +42,8 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Kill(options) => kill::main(&options).map(|()| ExitCode::SUCCESS),
+        Command::Snapshots(options) => snapshots::main(&options).map(|()| ExitCode::SUCCESS),
+        Command::Power(options) => power::main(&options),
         Command::Failover(options) => failover::main(&options).map(|()| ExitCode::SUCCESS),
         Command::Linearize(options) => linearize::main(&options).map(|()| ExitCode::SUCCESS),
         Command::Stale(options) => stale::main(&options).map(|()| ExitCode::SUCCESS),

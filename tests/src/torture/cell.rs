@@ -150,6 +150,12 @@ impl TortureCell {
         ids.iter().copied().find(|&id| self.cell.status(id).is_some_and(|status| status.is_master))
     }
 
+    /// Where one replica keeps its files.
+    #[must_use]
+    pub fn replica_dir(&self, id: u16) -> PathBuf {
+        self.cell.replica_dir(id)
+    }
+
     /// One replica's client address.
     #[must_use]
     pub fn endpoint(&self, id: u16) -> String {
@@ -185,20 +191,31 @@ impl TortureCell {
         &mut self,
         what: &str,
         ids: &[u16],
-        mut look: impl FnMut(&mut Self) -> Option<T>,
+        look: impl FnMut(&mut Self) -> Option<T>,
     ) -> anyhow::Result<T> {
-        let give_up = Instant::now() + COMES_BACK_TIME_MAX;
+        let seen = self.look_for(COMES_BACK_TIME_MAX, LOOK, look)?;
+        seen.ok_or_else(|| self.with_tails(&anyhow::anyhow!("{what} within {COMES_BACK_TIME_MAX:?}"), ids))
+    }
+
+    /// Looks every so often until there is something to see; nothing if there is not within this time. A replica that ends
+    /// by itself is an error.
+    pub fn look_for<T>(
+        &mut self,
+        patience: Duration,
+        every: Duration,
+        mut look: impl FnMut(&mut Self) -> Option<T>,
+    ) -> anyhow::Result<Option<T>> {
+        let give_up = Instant::now() + patience;
         loop {
             if let Some(seen) = look(self) {
-                return Ok(seen);
+                return Ok(Some(seen));
             }
             self.stop.check()?;
             self.check()?;
             if Instant::now() >= give_up {
-                let error = anyhow::anyhow!("{what} within {COMES_BACK_TIME_MAX:?}");
-                return Err(self.with_tails(&error, ids));
+                return Ok(None);
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(every);
         }
     }
 

@@ -114,6 +114,8 @@ pub struct LoadClient {
     id: u32,
     client: Client,
     random: fastrand::Rng,
+    /// What own keys are given has up to so many bytes more than files and counters have.
+    bulk_bytes_max: usize,
     writes: u64,
     own: Vec<OwnKey>,
     files: Vec<NewFile>,
@@ -132,6 +134,7 @@ impl LoadClient {
             id,
             client: connect(endpoints, options)?,
             random: fastrand::Rng::with_seed(seed ^ u64::from(id) << 32),
+            bulk_bytes_max: 0,
             writes: 0,
             own: vec![OwnKey::default(); OWN_KEYS],
             files: Vec::new(),
@@ -140,6 +143,12 @@ impl LoadClient {
             revisions: Vec::new(),
             tally: Tally::default(),
         })
+    }
+
+    /// Its own keys are given values of up to so many bytes, so that the log moves fast.
+    #[must_use]
+    pub fn with_bulk(self, bulk_bytes_max: usize) -> Self {
+        Self { bulk_bytes_max, ..self }
     }
 
     /// Puts load on the cell until it is told to stop, or finds a violation.
@@ -186,7 +195,11 @@ impl LoadClient {
         match request {
             Asked::Put { key, write } => {
                 let name = own_key(self.id, *key);
-                self.client.submit(Operation::Put { key: name.as_bytes(), value: &write.value() })
+                let value = match self.bulk_bytes_max {
+                    0 => write.value(),
+                    bytes => write.value_of(self.random.usize(..bytes)),
+                };
+                self.client.submit(Operation::Put { key: name.as_bytes(), value: &value })
             }
             Asked::Swap { counter, write, expected } => {
                 let value = Counter::after(*expected, *write).value();

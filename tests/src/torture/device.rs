@@ -33,12 +33,24 @@ const LOOK: Duration = Duration::from_millis(10);
 
 /// The machine lacks something that such devices need: nothing was tested.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("cannot make block devices that log: {0}")]
+#[error("this machine lacks what it takes: {0}")]
 pub struct Unavailable(String);
+
+impl Unavailable {
+    /// This is why, and what to do.
+    pub(super) fn new(why: String) -> Self {
+        Self(why)
+    }
+}
 
 /// Whether such devices can be made here; if not, what to do about it.
 pub fn check_available() -> Result<(), Unavailable> {
-    let missing: Vec<_> = TOOLS.iter().filter(|(program, _)| find(program).is_none()).collect();
+    require(&TOOLS, &[("/dev/fuse", "fuse"), ("/dev/loop-control", "loop")])
+}
+
+/// These programs, each with its Debian package; root; and these devices, each with its kernel module.
+pub(super) fn require(tools: &[(&str, &str)], devices: &[(&str, &str)]) -> Result<(), Unavailable> {
+    let missing: Vec<_> = tools.iter().filter(|(program, _)| find(program).is_none()).collect();
     if !missing.is_empty() {
         let programs: Vec<&str> = missing.iter().map(|(program, _)| *program).collect();
         let mut packages: Vec<&str> = missing.iter().map(|(_, package)| *package).collect();
@@ -52,7 +64,7 @@ pub fn check_available() -> Result<(), Unavailable> {
     if !rustix::process::geteuid().is_root() {
         return Err(Unavailable("mounting and loop devices need root: run it with sudo".to_owned()));
     }
-    for (path, module) in [("/dev/fuse", "fuse"), ("/dev/loop-control", "loop")] {
+    for (path, module) in devices {
         if !Path::new(path).exists() {
             return Err(Unavailable(format!("there is no {path}: modprobe {module}, or use a kernel that has it")));
         }
@@ -203,7 +215,7 @@ pub struct FinishedDevice {
     pub backing_file: PathBuf,
 }
 
-fn command(program: &str) -> anyhow::Result<Command> {
+pub(super) fn command(program: &str) -> anyhow::Result<Command> {
     Ok(Command::new(find(program).with_context(|| format!("{program} not found"))?))
 }
 
@@ -222,7 +234,7 @@ fn spawn(command: &mut Command, messages: &Path) -> anyhow::Result<Child> {
 }
 
 /// Runs a command to its end; gives what it printed.
-fn run(command: &mut Command) -> anyhow::Result<String> {
+pub(super) fn run(command: &mut Command) -> anyhow::Result<String> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
     if !output.status.success() {
         bail!("{command:?} ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
@@ -231,7 +243,7 @@ fn run(command: &mut Command) -> anyhow::Result<String> {
 }
 
 /// A file system may be busy for a moment after its last user has gone.
-fn run_again(mut act: impl FnMut() -> anyhow::Result<String>) -> anyhow::Result<()> {
+pub(super) fn run_again(mut act: impl FnMut() -> anyhow::Result<String>) -> anyhow::Result<()> {
     let give_up = Instant::now() + PATIENCE;
     loop {
         match act() {

@@ -38,15 +38,23 @@ impl fmt::Display for WriteId {
 }
 
 impl WriteId {
-    /// Bytes that begin with the id, filled up to a length that differs from write to write.
+    /// Bytes that name the write, of a length that differs from write to write.
     #[must_use]
     pub fn value(self) -> Vec<u8> {
-        let length = 16 + (self.number * 37 + u64::from(self.client) * 11) % 200;
-        let fill = |at: u64| (at * 31 + self.number) as u8;
-        let mut value = Vec::with_capacity(length as usize);
+        self.value_of((self.number * 37 + u64::from(self.client) * 11) as usize % 200)
+    }
+
+    /// Bytes that name the write and tell their own length, with so many more behind them: no part of them can be another
+    /// write's unseen.
+    #[must_use]
+    pub fn value_of(self, filled: usize) -> Vec<u8> {
+        let length = VALUE_HEAD_BYTES + filled;
+        let fill = |at: usize| (at * 31 + (at >> 8) * 7) as u8 ^ (self.number as u8).wrapping_add(self.client as u8);
+        let mut value = Vec::with_capacity(length);
         value.extend(self.client.to_le_bytes());
         value.extend(self.number.to_le_bytes());
-        value.extend((12..length).map(fill));
+        value.extend(u32::try_from(length).expect("values are short").to_le_bytes());
+        value.extend((VALUE_HEAD_BYTES..length).map(fill));
         value
     }
 
@@ -56,9 +64,12 @@ impl WriteId {
         let (client, rest) = value.split_first_chunk()?;
         let (number, _) = rest.split_first_chunk()?;
         let id = WriteId { client: u32::from_le_bytes(*client), number: u64::from_le_bytes(*number) };
-        (id.value() == value).then_some(id)
+        (id.value_of(value.len().checked_sub(VALUE_HEAD_BYTES)?) == value).then_some(id)
     }
 }
+
+/// Of a value that a write makes: whose it is, which, and its length.
+const VALUE_HEAD_BYTES: usize = 4 + 8 + 4;
 
 /// What is there, as read back.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -4,20 +4,17 @@
 //! them, their restart, and load until writes flow again. Then the load rests and everything of the round is read back.
 //! At the end the whole cell is killed once more, and all of it is read back. (`faults.md` 2.2.)
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
-use clap::Args;
-use serde::Serialize;
-use synod_client::Options;
-
 use super::cell::{Common, Place, TortureCell};
-use super::client::{LoadClient, Shared, Tally, read_back_counters, under_load};
-use super::history::Revisions;
+use super::client::Shared;
+use super::load::Load;
 use super::pulse::{Durations, milliseconds};
 use super::stop::Stop;
 use super::{Report, print};
+use anyhow::Context;
+use clap::Args;
+use serde::Serialize;
 
 /// Every so many rounds the whole cell is killed.
 const WHOLE_CELL_EVERY: u32 = 7;
@@ -31,10 +28,6 @@ const LOAD_TIME: std::ops::RangeInclusive<u64> = 200..=700;
 const AWAY_TIME: std::ops::RangeInclusive<u64> = 0..=2_000;
 /// Writes flow again once so many were acknowledged after the last restart.
 const WRITES_AGAIN: u64 = 50;
-/// Old files that are read back after each round, besides the new ones.
-const OLD_FILES: usize = 200;
-/// Every other client gives up early, so that there are outcomes that nobody knows.
-const IMPATIENT_DEADLINE: Duration = Duration::from_millis(400);
 /// Small segments, so that kills hit the change from one to the next too; and a log that does not fill up.
 const SERVE_FLAGS: [&str; 4] = ["--segment-mb", "4", "--log-mb-max", "16384"];
 
@@ -153,16 +146,18 @@ pub fn main(options: &KillOptions) -> anyhow::Result<()> {
 struct Torture {
     options: KillOptions,
     seed: u64,
+    load: Load,
+    field: Field,
+}
+
+/// All but the load, so that it can be acted on while the clients are busy.
+struct Field {
     random: fastrand::Rng,
     // Before the place that its directories are in, which outlives this.
     cell: TortureCell,
-    clients: Vec<LoadClient>,
-    shared: Arc<Shared>,
-    revisions: Revisions,
     kills: u64,
     whole_cell_kills: u64,
     majority_kills: u64,
-    read_backs: u64,
     without_service: Durations,
     comes_back: Durations,
 }
@@ -170,65 +165,74 @@ struct Torture {
 impl Torture {
     fn start(options: &KillOptions, seed: u64, place: &Place, stop: &Stop) -> anyhow::Result<Self> {
         let cell = TortureCell::start(options.replicas, place.path().join("cell"), &SERVE_FLAGS, stop)?;
-        let endpoints = cell.endpoints();
-        let client = |id: u32| {
-            let patient = Options::default();
-            let deadline = if id.is_multiple_of(2) { IMPATIENT_DEADLINE } else { patient.deadline };
-            LoadClient::connect(id, &endpoints, Options { deadline, ..patient }, seed)
-        };
-        Ok(Self {
-            options: options.clone(),
-            seed,
+        let load = Load::connect(&cell, options.clients, 0, seed)?;
+        let field = Field {
             random: fastrand::Rng::with_seed(seed),
-            clients: (1..=options.clients).map(client).collect::<anyhow::Result<_>>()?,
             cell,
-            shared: Arc::default(),
-            revisions: Revisions::default(),
             kills: 0,
             whole_cell_kills: 0,
             majority_kills: 0,
-            read_backs: 0,
             without_service: Durations::default(),
             comes_back: Durations::default(),
-        })
+        };
+        Ok(Self { options: options.clone(), seed, load, field })
     }
 
     fn all(&mut self) -> anyhow::Result<KillReport> {
-        for round in 1..=self.options.rounds {
-            let files_before: Vec<usize> = self.clients.iter().map(LoadClient::files).collect();
-            let what = self.round(round).with_context(|| format!("round {round}"))?;
-            let files_from: Vec<usize> = files_before.iter().map(|files| files.saturating_sub(OLD_FILES)).collect();
-            self.read_back(&files_from).with_context(|| format!("after round {round}: {what}"))?;
-            let tally = self.tally();
+        let Self { options, load, field, .. } = self;
+        for round in 1..=options.rounds {
+            let files = load.recent_files();
+            let what = load.run(|shared| field.kill_and_bring_back(round, shared));
+            let what = what.with_context(|| format!("round {round}"))?;
+            load.read_back(&mut field.cell, &files).with_context(|| format!("after round {round}: {what}"))?;
+            let tally = load.tally();
             eprintln!(
                 "round {round}/{}: {what}, {} ms without service; {} acknowledged, {} unknown so far, 0 lost",
-                self.options.rounds,
-                self.without_service.milliseconds().last().copied().unwrap_or_default(),
+                options.rounds,
+                field.without_service.milliseconds().last().copied().unwrap_or_default(),
                 tally.acknowledged,
                 tally.unknown,
             );
         }
         // Nothing may live in memory alone.
-        let all = self.cell.ids();
-        self.kill(&all)?;
-        self.bring_back(&all)?;
-        let slots = self.read_back(&vec![0; self.clients.len()]).context("after the last kill of the whole cell")?;
-        self.cell.stop()?;
+        let all = field.cell.ids();
+        field.kill(&all)?;
+        field.bring_back(&all)?;
+        let files = load.all_files();
+        let slots = load.read_back(&mut field.cell, &files).context("after the last kill of the whole cell")?;
+        field.cell.stop()?;
         Ok(self.report(slots))
     }
 
-    /// Load, kills and restarts; says who was killed.
-    fn round(&mut self, round: u32) -> anyhow::Result<String> {
-        // The clients are away while they run, so that the rest of this is free to act on the cell.
-        let mut clients = std::mem::take(&mut self.clients);
-        let shared = Arc::clone(&self.shared);
-        let (acted, ran) = under_load(&mut clients, &shared, || self.kill_and_bring_back(round, &shared));
-        self.clients = clients;
-        // What a client found says more than that the round was cut short.
-        ran?;
-        acted
+    fn report(&self, slots: u64) -> KillReport {
+        let tally = self.load.tally();
+        let field = &self.field;
+        KillReport {
+            seed: self.seed,
+            rounds: self.options.rounds,
+            kills: field.kills,
+            whole_cell_kills: field.whole_cell_kills,
+            majority_kills: field.majority_kills,
+            acknowledged: tally.acknowledged,
+            increments: tally.increments,
+            files: tally.files,
+            unknown: tally.unknown,
+            did_not_happen: tally.did_not_happen,
+            unequal: tally.unequal,
+            reads: tally.reads,
+            read_backs: self.load.read_backs(),
+            without_service_ms: field.without_service.milliseconds(),
+            without_service_p50_ms: milliseconds(field.without_service.quantile(0.5)),
+            without_service_max_ms: milliseconds(field.without_service.quantile(1.0)),
+            comes_back_max_ms: milliseconds(field.comes_back.quantile(1.0)),
+            slots,
+            lost: 0,
+        }
     }
+}
 
+impl Field {
+    /// Kills and restarts, under load; says who was killed.
     fn kill_and_bring_back(&mut self, round: u32, shared: &Shared) -> anyhow::Result<String> {
         std::thread::sleep(Duration::from_millis(self.random.u64(LOAD_TIME)));
         let master = self.cell.master()?;
@@ -273,57 +277,5 @@ impl Torture {
         let took = self.cell.bring_back(victims)?;
         self.comes_back.push(took);
         Ok(())
-    }
-
-    /// Reads back what clients were told, each its files from these on; says how many slots are chosen.
-    fn read_back(&mut self, files_from: &[usize]) -> anyhow::Result<u64> {
-        for client in &mut self.clients {
-            client.take_revisions().into_iter().try_for_each(|revision| self.revisions.take(revision))?;
-        }
-        let endpoints = self.cell.endpoints();
-        let endpoints = &endpoints;
-        let read: anyhow::Result<Vec<u64>> = std::thread::scope(|scope| {
-            let reading: Vec<_> = self
-                .clients
-                .iter_mut()
-                .zip(files_from)
-                .map(|(client, &files)| scope.spawn(move || client.read_back(endpoints, files)))
-                .collect();
-            reading.into_iter().map(|reading| reading.join().expect("a client returns its violation")).collect()
-        });
-        self.read_backs += read?.iter().sum::<u64>() + read_back_counters(endpoints, &self.clients)?;
-        let status = self.cell.wait_until_alike()?;
-        Ok(status.chosen)
-    }
-
-    fn tally(&self) -> Tally {
-        let mut tally = Tally::default();
-        self.clients.iter().for_each(|client| tally.add(client.tally()));
-        tally
-    }
-
-    fn report(&self, slots: u64) -> KillReport {
-        let tally = self.tally();
-        KillReport {
-            seed: self.seed,
-            rounds: self.options.rounds,
-            kills: self.kills,
-            whole_cell_kills: self.whole_cell_kills,
-            majority_kills: self.majority_kills,
-            acknowledged: tally.acknowledged,
-            increments: tally.increments,
-            files: tally.files,
-            unknown: tally.unknown,
-            did_not_happen: tally.did_not_happen,
-            unequal: tally.unequal,
-            reads: tally.reads,
-            read_backs: self.read_backs,
-            without_service_ms: self.without_service.milliseconds(),
-            without_service_p50_ms: milliseconds(self.without_service.quantile(0.5)),
-            without_service_max_ms: milliseconds(self.without_service.quantile(1.0)),
-            comes_back_max_ms: milliseconds(self.comes_back.quantile(1.0)),
-            slots,
-            lost: 0,
-        }
     }
 }

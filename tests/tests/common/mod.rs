@@ -39,6 +39,15 @@ pub(crate) fn temp_dir() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
+/// Runs a torture command, small; whether it says that all is well, and what it printed.
+#[track_caller]
+pub(crate) fn torture(arguments: &[&str]) -> (bool, String) {
+    let dir = temp_dir();
+    let output = Command::new(program()).args(arguments).arg("--dir").arg(dir.path()).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.success(), text(&output.stdout) + &text(&output.stderr))
+}
+
 /// A cell, and the directory that it is in.
 pub(crate) struct TestCell {
     // In this order: the processes end before their directories go.

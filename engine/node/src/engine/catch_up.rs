@@ -3,7 +3,8 @@
 //! Whoever is asked for such a slot freezes its database and *offers* that state. The laggard builds a second database of it, chunk
 //! by chunk, each asked for by where the one before ended; so it can go on after a lost message, and with whichever replica
 //! has the same state. When it is whole and durable it takes the place of the own one, and the log goes on from there: the
-//! holder keeps its log from the offered state on, for a bounded time, so that this ends.
+//! holder keeps its log from the offered state on, for a bounded time and while there is room, so that this ends. (A
+//! laggard that was gone once made the log full, and nobody could write for ten seconds.)
 //!
 //! While it lasts the laggard goes on as it was: it votes, and takes from others' logs what it can use.
 
@@ -16,6 +17,9 @@ use synod_store::{ReadView, Store};
 const HANDOUT_IDLE_MAX: Duration = Duration::from_secs(10);
 /// And so long in all: a laggard that is not done by then begins again, with a newer one (rule S6).
 const HANDOUT_TIME_MAX: Duration = Duration::from_secs(600);
+/// While the laggard makes what it has durable it asks now and then, so that the log behind that state stays.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+const _: () = assert!(KEEP_ALIVE.as_secs() * 3 < HANDOUT_IDLE_MAX.as_secs());
 /// A chunk that has not come after this is asked for again, from the next replica.
 const CHUNK_PATIENCE: Duration = Duration::from_millis(500);
 /// After so many of them in vain the transfer is given up; the next offer begins another.
@@ -68,6 +72,11 @@ impl CatchUp {
         self.incoming.as_ref().is_some_and(|incoming| matches!(incoming.stage, Stage::Keeping(_)))
     }
 
+    /// Nobody may fetch the state that was offered any more.
+    pub(super) fn take_back(&mut self) {
+        self.handout = None;
+    }
+
     /// The log is kept from behind this slot on: somebody fetches the state there.
     pub(super) fn pinned(&mut self, now: Instant) -> Option<Slot> {
         self.handout.take_if(|handout| {
@@ -77,8 +86,8 @@ impl CatchUp {
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let is_filling = |incoming: &&Incoming| matches!(incoming.stage, Stage::Filling(_));
-        self.incoming.as_ref().filter(is_filling).map(|incoming| incoming.again)
+        let asks = |incoming: &&Incoming| !matches!(incoming.stage, Stage::Waiting);
+        self.incoming.as_ref().filter(asks).map(|incoming| incoming.again)
     }
 }
 
@@ -207,6 +216,7 @@ impl Engine {
         let Stage::Filling(mut cell) = std::mem::replace(&mut incoming.stage, Stage::Waiting) else {
             unreachable!("it was filled just now")
         };
+        incoming.again = outlet.now().after(KEEP_ALIVE);
         outlet.keep_incoming(&incoming.handle, &mut cell);
         incoming.stage = Stage::Keeping(cell);
     }
@@ -235,7 +245,14 @@ impl Engine {
 
     /// A chunk has not come: the next replica may have the same state.
     pub(super) fn tend_catch_up(&mut self, now: Instant, outlet: &mut impl Outlet) {
-        if self.catch_up.deadline().is_some_and(|again| now >= again) {
+        if self.catch_up.deadline().is_none_or(|again| now < again) {
+            return;
+        }
+        if self.catch_up.is_keeping() {
+            self.want(now, outlet);
+            let incoming = self.catch_up.incoming.as_mut().expect("it is being kept");
+            incoming.again = now.after(KEEP_ALIVE);
+        } else {
             self.ask_next(now, outlet);
         }
     }

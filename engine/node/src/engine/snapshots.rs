@@ -10,6 +10,9 @@ use synod_store::ReadView;
 
 /// After a failed snapshot the next one is tried when the log has grown by this part of what there usually is between two.
 const RETRY_PART: u64 = 4;
+/// Nobody's catch-up keeps the log from being cut when there is no more room than this. One more than the margin at which a
+/// master refuses writes: what is freed takes a flush or two until it can be used.
+const PIN_MARGIN_SEGMENTS: u64 = 2;
 
 /// What is kept, and what is to be.
 pub(super) struct Snapshots {
@@ -43,7 +46,7 @@ impl Snapshots {
 
     /// The log grew.
     pub(super) fn flushed(&mut self, bytes: u64) {
-        self.log_bytes_since += bytes;
+        self.log_bytes_since = self.log_bytes_since.saturating_add(bytes);
     }
 }
 
@@ -77,6 +80,11 @@ impl Engine {
         outlet.keep_snapshot(&self.replica.snapshot_handle(), &mut self.cell);
     }
 
+    /// An operator wants a snapshot now. It begins with the next turn, unless one is under way or nothing has changed.
+    pub fn snapshot_now(&mut self) {
+        self.snapshots.log_bytes_since = u64::MAX;
+    }
+
     /// The snapshot that the outlet was asked to keep is durable and verified, or was given up.
     pub fn snapshot_kept(&mut self, kept: bool) {
         let snapshots = &mut self.snapshots;
@@ -106,9 +114,14 @@ impl Engine {
         if self.snapshots.cutting.is_some() || self.snapshots.kept.len() < 2 {
             return;
         }
-        let pinned = self.catch_up.pinned(now).unwrap_or(Slot(u64::MAX));
         let older = if synod_paxos::planted!(S1CutsAtTheNewer) { 1 } else { 0 };
-        let upto = self.snapshots.kept[older].min(pinned);
+        let older = self.snapshots.kept[older];
+        // A log that is nearly full is cut all the same: a laggard begins again, but writes go on.
+        let is_in_the_way = self.catch_up.pinned(now).is_some_and(|pinned| pinned < older);
+        if is_in_the_way && self.log.is_full_within(PIN_MARGIN_SEGMENTS * self.log.settings().segment_bytes) {
+            self.catch_up.take_back();
+        }
+        let upto = older.min(self.catch_up.pinned(now).unwrap_or(Slot(u64::MAX)));
         if upto > self.replica.cut() {
             self.step(now, Event::Cut { upto }, outlet);
             self.snapshots.cutting = Some((PersistId(self.log.appended().0), upto));

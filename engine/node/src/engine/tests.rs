@@ -34,9 +34,7 @@ impl Outlet for Bench {
     fn reconfigure(&mut self, configurations: &Configurations) {
         unreachable!("nobody changes the members: {configurations:?}");
     }
-    fn send_snapshot(&mut self, to: ReplicaId, _: SnapshotMessage) {
-        unreachable!("a cell of one has no replica {to}");
-    }
+    fn send_snapshot(&mut self, _: ReplicaId, _: SnapshotMessage) {}
     fn keep_snapshot(&mut self, handle: &SnapshotHandle, _: &mut Cell) {
         assert!(self.writing.replace(handle.slot).is_none(), "one snapshot at a time");
     }
@@ -69,6 +67,10 @@ fn finish_flush(engine: &mut Engine, world: &mut Bench) -> bool {
 
 /// A cell of one that coordinates and has a session open.
 fn coordinating() -> (Engine, Bench) {
+    coordinating_with(synod_wal::Settings::default())
+}
+
+fn coordinating_with(log: synod_wal::Settings) -> (Engine, Bench) {
     let configuration = Configuration::of(&[1]);
     let mut settings = Settings::new(ReplicaId(1), Incarnation(1), 1);
     settings.window = 1;
@@ -81,7 +83,7 @@ fn coordinating() -> (Engine, Bench) {
     let start = Start {
         settings,
         recovered: Recovered::nothing(configuration),
-        log: synod_wal::create(synod_wal::Settings::default(), identity),
+        log: synod_wal::create(log, identity),
         cell: Cell::new(),
         client_addresses: BTreeMap::new(),
         gather_time_max: Duration::from_micros(120),
@@ -180,4 +182,31 @@ fn the_log_is_cut_at_the_older_of_two_snapshots() {
     settle(&mut engine, &mut world);
     assert!(engine.log.locate(synod_wal::Slot(snapshots[0].0)).is_none(), "the log's index ends where it was cut");
     assert!(engine.log.locate(synod_wal::Slot(snapshots[0].next().0)).is_some());
+}
+
+/// Found by `synod-torture snapshots`: a laggard that was sent a snapshot, and went away or was done, kept the log for ten
+/// more seconds; it became full, and nobody could write.
+#[test]
+fn a_catch_up_does_not_make_the_log_full() {
+    let segment_bytes = 4 << 20;
+    let frame_bytes_max = (segment_bytes as usize - synod_wal::OPENING_BYTES_MAX) / 2 / 4096 * 4096;
+    let log = synod_wal::Settings { segment_bytes, log_bytes_max: 8 * segment_bytes, frame_bytes_max };
+    let (mut engine, mut world) = coordinating_with(log.validate().unwrap());
+    let laggard = ReplicaId(2);
+    engine.offer_snapshot(laggard, &mut world);
+    let offered = engine.catch_up.pinned(Instant(world.now)).unwrap();
+    let value = vec![7; 100 << 10];
+    let mut was_kept = false;
+    for sequence in 1..=400 {
+        command(&mut engine, &mut world, sequence, Operation::Put { key: b"k", value: &value });
+        settle(&mut engine, &mut world);
+        assert!(!engine.refuses_writes(), "after {sequence} writes");
+        if world.writing.take().is_some() {
+            engine.snapshot_kept(true);
+            was_kept |= engine.counters.snapshots > 2 && engine.replica.cut() <= offered;
+        }
+    }
+    assert!(was_kept, "while there is room the log is kept for the laggard");
+    assert!(engine.replica.cut() > offered);
+    assert!(engine.catch_up.pinned(Instant(world.now)).is_none(), "it would be sent what it could not go on from");
 }

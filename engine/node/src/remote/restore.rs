@@ -21,7 +21,7 @@ use super::manifest::{ConfigurationFields, Manifest, Name};
 use super::verify::{CopyError, check_counts, no_database};
 use super::{Remote, RemoteError};
 use crate::config::{Config, ConfigError, Member};
-use crate::databases::Place;
+use crate::databases::{Fresh, Place};
 use crate::directory::{Directory, DirectoryError, Identity};
 use crate::{codec, start};
 
@@ -149,6 +149,8 @@ struct Making {
     config: Config,
     place: Place,
     store: Store,
+    /// The database has not its name yet.
+    fresh: Option<Fresh>,
     finished: bool,
 }
 
@@ -172,7 +174,7 @@ impl Making {
         let place = Place::new(&config, &identity);
         let made = place.open();
         match made {
-            Ok((store, _)) => Ok(Self { directory, identity, config, place, store, finished: false }),
+            Ok((store, _, fresh)) => Ok(Self { directory, identity, config, place, store, fresh, finished: false }),
             Err(error) => {
                 let _ = fs::remove_dir_all(dir);
                 Err(error.into())
@@ -188,6 +190,14 @@ impl Making {
             let frozen = self.store.freeze_snapshot(&codec::encode_handle(&handle), 0);
             let durable = frozen.write_out(&synod_store::Pacing::default())?;
             self.store.snapshot_done(durable);
+        }
+        if let Some(fresh) = self.fresh.take() {
+            let failed = |source| RestoreError::Io {
+                doing: "naming the database in",
+                path: self.place.dir().to_owned(),
+                source,
+            };
+            fresh.keep().map_err(failed)?;
         }
         let hard_state = HardState {
             promised: Ballot::NONE,

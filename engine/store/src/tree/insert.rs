@@ -93,8 +93,8 @@ impl Lineup<'_> {
 
     /// How many come to the left so that both sides have about as much.
     ///
-    /// Neither is too full then: both have together less than a page and a half, since a cell takes at most half a page,
-    /// and some cut is within half a cell of the middle.
+    /// Neither is too full then: both have together less than a page and a half, since a cell takes at most half a
+    /// page, and some cut is within half a cell of the middle.
     fn middle(&self) -> usize {
         let total = self.page.used() + self.bytes;
         let mut left = 0;
