@@ -18,9 +18,8 @@ struct Arguments {
 enum Command {
     /// Kill replicas under load; nothing acknowledged may be lost or happen twice
     Kill(kill::KillOptions),
-    /// Kill replicas while snapshots are written, logs are cut and laggards are caught up; they must open, and nothing be lost
+    // What these two say of themselves is longer than a line.
     Snapshots(snapshots::SnapshotsOptions),
-    /// Cut the power from the replicas' file systems under load; each must open again, and nothing acknowledged may be lost
     Power(power::PowerOptions),
     /// Kill and pause the master under load, and measure how long writes stop
     Failover(failover::FailoverOptions),

@@ -22,6 +22,8 @@ pub const SHARED_COUNTERS: usize = 3;
 const AT_ONCE_MAX: usize = 4;
 /// The longest pause between two goes. It keeps the log, and so the time that a restart takes, within bounds.
 const PAUSE_MAX: Duration = Duration::from_millis(10);
+/// Of so many files one is made when values are large.
+const FILES_RARE: u32 = 8;
 /// Reads at once in a read-back.
 const READ_BACK_AT_ONCE: usize = 256;
 /// A read-back may have to wait for an election.
@@ -177,7 +179,11 @@ impl LoadClient {
                     let counter = self.random.usize(..SHARED_COUNTERS);
                     Asked::Swap { counter, write: self.next_write(), expected: self.counters[counter] }
                 }
-                6..8 => Asked::Create { write: self.next_write() },
+                // Files stay. With large values few are made, or the database would outgrow what moves through the log.
+                6..8 if self.bulk_bytes_max == 0 || self.random.u32(..FILES_RARE) == 0 => {
+                    Asked::Create { write: self.next_write() }
+                }
+                6..8 => Asked::Put { key, write: self.next_write() },
                 _ => Asked::Read { key },
             };
             let ticket = self.submit(&request);

@@ -20,9 +20,9 @@ const DYING_MS: u64 = 30;
 /// Which file systems.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Which {
-    /// ext4
+    /// All three on ext4
     Ext4,
-    /// xfs
+    /// All three on xfs
     Xfs,
     /// First the one, then the other, with half of the cuts each
     Both,
