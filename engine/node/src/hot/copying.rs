@@ -15,6 +15,13 @@ impl HotCore {
         if let Err(error) = remote::check_url(&to) {
             return refused(error.to_string(), false);
         }
+        if self.is_insecure && self.copies.scheduled_url() != Some(&to) {
+            // Anybody may ask who reaches the port, and the replica's user may write in many places.
+            return refused(
+                "a replica that is reached from elsewhere copies to its own --snapshot-to alone".to_owned(),
+                false,
+            );
+        }
         if self.copies.is_copying() {
             return refused("this replica is making another copy: one at a time".to_owned(), true);
         }

@@ -33,6 +33,10 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// What can be done with copies.
 #[derive(Subcommand)]
 pub(crate) enum SnapshotCommand {
+    /// Have every replica of these endpoints make a snapshot of its own, on its own disk, now: one after the other
+    ///
+    /// They do so by themselves as the log grows. Before a planned stop it shortens the next start.
+    Now,
     /// Copy the database of a running replica (with --endpoints; a follower if there is one), or of a stopped one (--from-dir)
     ///
     /// A running replica freezes its database, which costs it nothing but memory for what is changed meanwhile, and writes
@@ -127,6 +131,7 @@ fn cell_id(text: &str) -> Result<u128, String> {
 pub(crate) fn main(client: &ClientArgs, command: &SnapshotCommand) -> anyhow::Result<ExitCode> {
     match command {
         SnapshotCommand::Save { to: Some(to), from_dir: Some(dir), .. } => save_stopped(dir, to),
+        SnapshotCommand::Now => snapshot_now(client),
         SnapshotCommand::Save { to, replica, .. } => save_running(client, to.as_deref(), *replica),
         SnapshotCommand::List { url, json } => list(url, *json),
         SnapshotCommand::Verify { url, name } => verify(url, name),
@@ -293,6 +298,34 @@ fn statuses(args: &ClientArgs) -> anyhow::Result<Statuses<'_>> {
         }
     }
     Ok((found, last))
+}
+
+fn snapshot_now(args: &ClientArgs) -> anyhow::Result<ExitCode> {
+    let (found, error) = statuses(args)?;
+    let request = serde_json::to_string(&OperatorRequest::Snapshot)?;
+    for (endpoint, before) in &found {
+        synod_client::operate(endpoint, &request, Duration::from_millis(args.deadline_ms))?;
+        let mut heard = Instant::now();
+        loop {
+            match synod_client::fetch_status(endpoint, SILENCE_MAX) {
+                Ok(text) => {
+                    heard = Instant::now();
+                    let status: Status = serde_json::from_str(&text).context("the replica said what is no status")?;
+                    if status.database.snapshot >= before.chosen && !status.database.snapshot_under_way {
+                        println!("replica {}: all up to slot {} is kept", status.replica, status.database.snapshot);
+                        break;
+                    }
+                }
+                Err(error) if heard.elapsed() > SILENCE_MAX => {
+                    return Err(error).context(format!("{endpoint} does not answer any more"));
+                }
+                Err(_) => {}
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+    // Whoever does not answer makes none: said, and shown by the exit status.
+    error.map_or(Ok(ExitCode::SUCCESS), |error| Err(error.into()))
 }
 
 fn save_running(args: &ClientArgs, to: Option<&str>, replica: Option<u16>) -> anyhow::Result<ExitCode> {
