@@ -261,7 +261,9 @@ fn a_full_log_refuses_writes_and_loses_none() {
     const READS: usize = 1500;
     const _: () = assert!(READS * synod_ring::BLOCK_BYTES > 4 << 20);
     let flags = |log_mb_max| {
-        let more = ["--heartbeat-ms", "50", "--lease-ms", "300", "--election-timeout-ms", "300"];
+        // So slow that no snapshot is done before the test is: it would free the log.
+        let more =
+            ["--snapshot-mb-per-s", "1", "--heartbeat-ms", "50", "--lease-ms", "300", "--election-timeout-ms", "300"];
         [&["--segment-mb", "4", "--log-mb-max", log_mb_max], &more[..]].concat()
     };
     let mut cell = TestCell::start(3, &flags("32"));

@@ -15,7 +15,7 @@ use super::planted::Bug;
 /// A message leaves.
 pub(crate) fn message(bug: Bug, message: &mut Message, random: &mut Rng) {
     match (bug, message) {
-        (Bug::P3PromiseOmitsChosen, Message::Promise { chosen, .. }) => *chosen = Slot::NONE,
+        (Bug::P3PromiseOmitsChosen, Message::Promise { chosen, cut, .. }) => (*chosen, *cut) = (Slot::NONE, Slot::NONE),
         (Bug::P3PromiseOmitsAccepted, Message::Promise { accepted, .. }) => accepted.clear(),
         (Bug::P4CommitSlotTooHigh, Message::Accept { slot, chosen, .. }) => *chosen = *slot,
         (Bug::P4CommitSlotTooHigh, Message::Commit { chosen, .. }) => *chosen = chosen.next(),
