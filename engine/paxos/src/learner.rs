@@ -183,7 +183,12 @@ fn install(handle: SnapshotHandle, world: &mut World<'_>) {
     assert!(slot > learner.chosen, "a snapshot is installed only where it brings something");
     learner.chosen = slot;
     learner.cut = slot;
-    learner.early = learner.early.split_off(&slot.next());
+    let later = learner.early.split_off(&slot.next());
+    let passed_by = std::mem::replace(&mut learner.early, later);
+    // It was chosen, and is in the snapshot, where nobody sees what came of it: its submitter must not wait for ever.
+    for ticket in passed_by.into_values().filter_map(|(_, ticket)| ticket) {
+        world.effects.push(Effect::Abandon { ticket });
+    }
     world.core.acceptor.forget_upto(slot, ballot);
     membership::install(configurations, world);
     advance(world);
