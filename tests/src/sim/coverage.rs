@@ -9,7 +9,6 @@ use synod_node::engine::Engine;
 
 /// Why a transition is not expected to be taken here. What is only rare may be taken in a large run.
 pub const REASONS: &[(&str, &str)] = &[
-    ("acceptor: LogFull in Full (refuse: it is full already)", "the engine says it once"),
     (
         "acceptor: Proposed in Full, is_bound (refuse: a lease is granted to another)",
         "rare: candidates probe first, and who is bound says no; with TakeOver the lease is released",
