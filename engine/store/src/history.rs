@@ -128,6 +128,12 @@ fn change_key((revision, index): (Revision, u32)) -> [u8; CHANGE_KEY_BYTES] {
     key
 }
 
+/// Whether this, which came from elsewhere, can be an entry of `changes`.
+pub(crate) fn is_change(key: &[u8], payload: &[u8]) -> bool {
+    let is_kind = |kind: &u8| *kind == ChangeKind::Put as u8 || *kind == ChangeKind::Delete as u8;
+    key.len() == CHANGE_KEY_BYTES && payload.first().is_some_and(is_kind) && payload.len() <= 1 + KEY_BYTES_MAX
+}
+
 /// Notes that a key changed.
 pub(crate) fn note(changes: &mut Tree, space: &mut Space, at: (Revision, u32), kind: ChangeKind, key: &[u8]) {
     let change = change_key(at);

@@ -131,6 +131,12 @@ struct Entry<'a> {
     value: &'a [u8],
 }
 
+impl Entry<'_> {
+    fn tree(&self) -> u8 {
+        self.kind & !(TOMBSTONE | PLAIN)
+    }
+}
+
 /// Takes an entry off the front.
 fn take_entry<'a>(bytes: &mut &'a [u8]) -> Result<Entry<'a>, ImportError> {
     let (head, rest) = bytes.split_at_checked(ENTRY_HEAD_BYTES).ok_or(ImportError::Cut)?;
@@ -165,9 +171,21 @@ impl Store {
             return Err(ImportError::OtherState);
         }
         (self.image.revision, self.image.compacted) = (Revision(revision), compacted);
+        // Which tree, and where in it: entries come behind those of this chunk, and the first behind all that is there.
+        let mut before = None;
         while !entries.is_empty() {
             let entry = take_entry(&mut entries)?;
-            if entry.kind & !(TOMBSTONE | PLAIN) > 0 && !self.options.keep_history {
+            let tree = entry.tree();
+            let is_behind = match before {
+                Some((same, key)) if same == tree => key < entry.key,
+                Some((later, _)) if later > tree => false,
+                _ => self.is_behind(tree, entry.key)?,
+            };
+            if !is_behind {
+                return Err(ImportError::OutOfOrder);
+            }
+            before = Some((tree, entry.key));
+            if tree > 0 && !self.options.keep_history {
                 continue;
             }
             self.import_entry(&entry)?;
@@ -178,13 +196,20 @@ impl Store {
         Ok(())
     }
 
+    /// Whether this key comes behind all that are in a tree.
+    fn is_behind(&mut self, tree: u8, key: &[u8]) -> Result<bool, ImportError> {
+        let tree = trees(&mut self.image).into_iter().nth(usize::from(tree)).ok_or(ImportError::Malformed)?;
+        let last = Cells::new(*tree, self.space.mapping(), Bound::Unbounded, Bound::Unbounded).next_back();
+        Ok(last.is_none_or(|(last, _)| last < key))
+    }
+
     fn import_entry(&mut self, entry: &Entry<'_>) -> Result<(), ImportError> {
         let Entry { kind, key, numbers, value } = *entry;
-        let tree = kind & !(TOMBSTONE | PLAIN);
+        let tree = entry.tree();
         let is_sound = match tree {
             0 => key.len() <= KEY_BYTES_MAX && kind & TOMBSTONE == 0,
             1 => kind & PLAIN == 0,
-            _ => kind == CHANGES && value.len() <= 1 + KEY_BYTES_MAX,
+            _ => kind == CHANGES && history::is_change(key, value),
         };
         if !is_sound {
             return Err(ImportError::Malformed);
@@ -196,34 +221,26 @@ impl Store {
         let space = &mut self.space;
         let into = trees(&mut self.image).into_iter().nth(usize::from(tree)).ok_or(ImportError::Malformed)?;
         if kind & TOMBSTONE > 0 {
-            return append(into, space, key, TOMBSTONE_PAYLOAD.len(), |to| to.copy_from_slice(TOMBSTONE_PAYLOAD));
+            append(into, space, key, TOMBSTONE_PAYLOAD.len()).copy_from_slice(TOMBSTONE_PAYLOAD);
+            return Ok(());
         }
         if tree == CHANGES {
-            return append(into, space, key, value.len(), |to| to.copy_from_slice(value));
+            append(into, space, key, value.len()).copy_from_slice(value);
+            return Ok(());
         }
         let numbers = (kind & PLAIN == 0).then_some(numbers);
         let row_key = if tree == 0 { Some(Cow::Borrowed(key)) } else { history::key_of(key).map(Cow::Owned) };
         let row_key = row_key.ok_or(ImportError::Malformed)?;
         let new = New::place(space, &row_key, numbers, value, None);
-        append(into, space, key, new.payload_bytes(), |to| new.encode(to))
+        new.encode(append(into, space, key, new.payload_bytes()));
+        Ok(())
     }
 }
 
-/// Adds a cell behind all others.
-fn append(
-    tree: &mut Tree,
-    space: &mut Space,
-    key: &[u8],
-    payload_bytes: usize,
-    fill: impl FnOnce(&mut [u8]),
-) -> Result<(), ImportError> {
-    let last = Cells::new(*tree, space.mapping(), Bound::Unbounded, Bound::Unbounded).next_back();
-    if last.is_some_and(|(last, _)| last >= key) {
-        return Err(ImportError::OutOfOrder);
-    }
+/// Adds a cell behind all others; gives the place of its payload.
+fn append<'a>(tree: &mut Tree, space: &'a mut Space, key: &[u8], payload_bytes: usize) -> &'a mut [u8] {
     let (path, _) = tree.find(space, key);
-    fill(tree.insert(space, &path, key, payload_bytes));
-    Ok(())
+    tree.insert(space, &path, key, payload_bytes)
 }
 
 fn number(field: &[u8]) -> u64 {
@@ -312,6 +329,13 @@ mod tests {
         assert_eq!(import(&mixed, false).unwrap_err(), ImportError::OtherState);
         let mut malformed = chunks;
         malformed[0].bytes[HEAD_BYTES] = 3;
-        assert!(import(&malformed, true).is_err());
+        assert_eq!(import(&malformed, true).unwrap_err(), ImportError::Malformed);
+        // A change has a key of its own length, and says what was done.
+        let numbers =
+            Row { create_revision: Revision(1), modify_revision: Revision(1), version: Version(0), value: b"" };
+        let mut short = malformed[1].bytes[..HEAD_BYTES].to_vec();
+        put_entry(&mut short, CHANGES, b"short", numbers);
+        let mut store = Store::in_memory(Options::default());
+        assert_eq!(store.import(&short, false).unwrap_err(), ImportError::Malformed);
     }
 }
