@@ -185,11 +185,11 @@ impl Outlet for Nowhere {
         unreachable!("nobody lags behind in a cell of one");
     }
 
-    fn replace_database(&mut self) {
+    fn replace_database(&mut self, _: Cell) {
         unreachable!("nobody lags behind in a cell of one");
     }
 
-    fn drop_database(&mut self) {
+    fn drop_database(&mut self, _: Option<Cell>) {
         unreachable!("nobody lags behind in a cell of one");
     }
 }

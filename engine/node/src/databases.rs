@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
+use synod_cell::Cell;
 use synod_ring::Waker;
 use synod_store::{Chore, Durable, Frozen, OpenError, OpenOptions, Opened, Options, Pacing, SnapshotError, Store};
 
@@ -31,14 +32,18 @@ const NICE: i32 = 10;
 /// Reads ahead by this much at once, in bytes.
 const READ_AHEAD_BYTES: usize = 1 << 20;
 
-/// At most: a snapshot of the own database, an empty one, and a snapshot of that one.
-const JOBS_MAX: usize = 3;
+/// At most one of each.
+const JOBS_MAX: usize = 5;
 
 #[derive(Debug)]
 enum Job {
     Keep(Frozen),
     Make,
     KeepIncoming(Frozen),
+    /// Whose file has been replaced.
+    Retire(Cell),
+    /// The one beside the own one, whose file goes with it.
+    DropIncoming(Option<Cell>),
 }
 
 /// What the thread has done.
@@ -179,6 +184,17 @@ impl Databases {
                     Job::Keep(frozen) => Done::Kept(frozen.write_out(&pacing)),
                     Job::Make => Done::Made(Box::new(making.make().map(|(store, _)| store))),
                     Job::KeepIncoming(frozen) => Done::IncomingKept(frozen.write_out(&pacing)),
+                    Job::Retire(old) => {
+                        drop(old);
+                        continue;
+                    }
+                    Job::DropIncoming(incoming) => {
+                        drop(incoming);
+                        if let Err(error) = making.drop_incoming() {
+                            eprintln!("synod: cannot remove a database that was not taken over: {error}");
+                        }
+                        continue;
+                    }
                 };
                 if tell.send(done).is_err() {
                     return;
@@ -243,6 +259,16 @@ impl Databases {
     /// Writes out a snapshot of that one.
     pub fn keep_incoming(&self, frozen: Frozen) {
         self.ask(Job::KeepIncoming(frozen));
+    }
+
+    /// Gives back what a database has that is the own one no more.
+    pub fn retire(&self, old: Cell) {
+        self.ask(Job::Retire(old));
+    }
+
+    /// Gives back, and removes, the database beside the own one.
+    pub fn drop_incoming(&self, incoming: Option<Cell>) {
+        self.ask(Job::DropIncoming(incoming));
     }
 
     /// What is done since it was last asked.

@@ -74,10 +74,10 @@ pub trait Outlet {
     /// That database is whole: write it out, and call [`Engine::incoming_kept`] when it is durable and verified. Snapshots
     /// of the own one, asked for before, are ended first.
     fn keep_incoming(&mut self, handle: &SnapshotHandle, cell: &mut Cell);
-    /// It takes the place of the own one, durably, before this returns.
-    fn replace_database(&mut self);
-    /// It is not needed.
-    fn drop_database(&mut self);
+    /// It takes the place of the own one, durably, before this returns; `old` is to be dropped, which takes a while.
+    fn replace_database(&mut self, old: Cell);
+    /// It is not needed, as far as it was filled: to be dropped, and removed.
+    fn drop_database(&mut self, incoming: Option<Cell>);
 }
 
 /// Commands that wait for their batch, in bytes. Above it a client is told "busy".

@@ -102,11 +102,11 @@ impl Outlet for Wishes {
         self.databases.push(DatabaseWish::KeepIncoming(handle.clone(), cell.store_mut().freeze()));
     }
 
-    fn replace_database(&mut self) {
+    fn replace_database(&mut self, _: Cell) {
         self.databases.push(DatabaseWish::Replace);
     }
 
-    fn drop_database(&mut self) {
+    fn drop_database(&mut self, _: Option<Cell>) {
         self.databases.push(DatabaseWish::Drop);
     }
 

@@ -228,12 +228,11 @@ impl Engine {
             unreachable!("a database was being kept")
         };
         if !kept || !self.replica.can_install(handle.slot) {
-            return outlet.drop_database();
+            return outlet.drop_database(Some(*cell));
         }
         assert!(!self.snapshots.is_writing(), "the outlet ends one before it begins the next");
-        outlet.replace_database();
-        self.cell = *cell;
         self.catch_up.handout = None;
+        outlet.replace_database(std::mem::replace(&mut self.cell, *cell));
         self.recent.restart(handle.slot);
         self.snapshot_installed(handle.slot);
         self.counters.snapshots_installed += 1;
@@ -270,7 +269,10 @@ impl Engine {
     }
 
     fn give_up_incoming(&mut self, outlet: &mut impl Outlet) {
-        self.catch_up.incoming = None;
-        outlet.drop_database();
+        let stage = self.catch_up.incoming.take().map(|incoming| incoming.stage);
+        outlet.drop_database(match stage {
+            Some(Stage::Filling(cell) | Stage::Keeping(cell)) => Some(*cell),
+            Some(Stage::Waiting) | None => None,
+        });
     }
 }

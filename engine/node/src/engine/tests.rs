@@ -44,10 +44,10 @@ impl Outlet for Bench {
     fn keep_incoming(&mut self, _: &SnapshotHandle, _: &mut Cell) {
         unreachable!("nobody lags behind in a cell of one");
     }
-    fn replace_database(&mut self) {
+    fn replace_database(&mut self, _: Cell) {
         unreachable!("nobody lags behind in a cell of one");
     }
-    fn drop_database(&mut self) {
+    fn drop_database(&mut self, _: Option<Cell>) {
         unreachable!("nobody lags behind in a cell of one");
     }
 }

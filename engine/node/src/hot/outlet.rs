@@ -405,17 +405,16 @@ impl Outlet for World {
     }
 
     /// The one rename and sync of a directory, once in a catch-up, is what this thread waits for: the replica could not go on
-    /// before it is done.
-    fn replace_database(&mut self) {
+    /// before it is done. Gigabytes of memory are given back by another thread.
+    fn replace_database(&mut self, old: Cell) {
         if let Err(error) = self.databases.place().replace() {
             self.failure = Some(error);
         }
+        self.databases.retire(old);
     }
 
-    fn drop_database(&mut self) {
-        if let Err(error) = self.databases.place().drop_incoming() {
-            eprintln!("synod: cannot remove a database that was not taken over: {error}");
-        }
+    fn drop_database(&mut self, incoming: Option<Cell>) {
+        self.databases.drop_incoming(incoming);
     }
 
     fn flush(&mut self, flush: synod_wal::Flush) {
