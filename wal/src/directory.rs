@@ -10,6 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use synod_ring::AlignedBuffer;
 
@@ -21,8 +22,8 @@ const PREFIX: &str = "wal-";
 const SUFFIX: &str = ".log";
 const TEMPORARY_SUFFIX: &str = ".log.new";
 
-/// How much is zeroed at once.
-const ZERO_BYTES: usize = 1 << 20;
+/// How much is zeroed at once: a log flush may have to wait for that. Then the disk is left alone for as long as it took.
+const ZERO_BYTES: usize = 128 << 10;
 /// How much is zeroed between syncs: what the device is given to do is what a log flush may have to wait for.
 const ZERO_SYNC_BYTES: u64 = 4 << 20;
 
@@ -103,9 +104,10 @@ pub fn prepare_segment(directory: &Path, segment: SegmentId, segment_bytes: u64)
     let zeros = AlignedBuffer::zeroed(ZERO_BYTES);
     let mut offset = 0;
     while offset < segment_bytes {
-        let length = (segment_bytes - offset).min(zeros.len() as u64);
+        let (length, began) = ((segment_bytes - offset).min(zeros.len() as u64), Instant::now());
         file.write_all_at(&zeros[..length as usize], offset).map_err(io_error("zeroing", &temporary))?;
         offset += length;
+        std::thread::sleep(began.elapsed());
         if offset.is_multiple_of(ZERO_SYNC_BYTES) {
             file.sync_data().map_err(io_error("syncing", &temporary))?;
         }
