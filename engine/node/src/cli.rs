@@ -49,7 +49,8 @@ pub struct ServeArgs {
     /// --log-mb-max, 1024 at most]
     #[arg(long, value_name = "MIB")]
     pub snapshot_log_mb: Option<u64>,
-    /// Write snapshots, and read them back, at this rate at most, in MiB a second: the log needs the same disk [default: 128]
+    /// Write snapshots, and read them back, at this rate at most, in MiB a second, and help laggards at half of it: the log needs
+    /// the same disk [default: 128]
     #[arg(long, value_name = "MIB")]
     pub snapshot_mb_per_s: Option<u64>,
     /// Let one replica of the cell copy the database there by itself: an absolute path that all replicas can write to, or

@@ -48,7 +48,8 @@ pub struct Config {
     /// A snapshot of the database is made after so much log, in MiB; not said: a quarter of `log_mb_max`, 1024 at most.
     #[serde(default)]
     pub snapshot_log_mb: Option<u64>,
-    /// Snapshots are written, and read back, at this rate at most, in MiB a second: the log needs the same disk.
+    /// Snapshots are written, and read back, at this rate at most, in MiB a second, and laggards helped at half of it: the log
+    /// needs the same disk.
     #[serde(default = "defaults::snapshot_mb_per_s")]
     pub snapshot_mb_per_s: u64,
     /// Copies of the database go there by themselves: an absolute path, `file:///a/path` or `s3://bucket/prefix`.

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use synod_cell::Cell;
 use synod_ring::Waker;
@@ -140,10 +141,17 @@ impl Drop for Fresh {
 
 /// Reads the database through once, so that whoever serves finds it in memory and does not wait for the disk (rule S4). What does
 /// not fit into memory is dropped again by the kernel as it sees fit.
-fn read_ahead(path: &Path, cancel: &AtomicBool) -> io::Result<()> {
+fn read_ahead(path: &Path, pacing: &Pacing) -> io::Result<()> {
     let mut file = File::open(path)?;
     let mut buffer = vec![0; READ_AHEAD_BYTES];
-    while !cancel.load(Ordering::Relaxed) && file.read(&mut buffer)? > 0 {}
+    let (began, mut bytes) = (Instant::now(), 0);
+    while !pacing.cancel.load(Ordering::Relaxed) {
+        match file.read(&mut buffer)? {
+            0 => break,
+            read => bytes += read as u64,
+        }
+        pacing.sleep(began, bytes);
+    }
     Ok(())
 }
 
@@ -160,6 +168,8 @@ pub struct Databases {
     jobs: Option<mpsc::SyncSender<Job>>,
     done: mpsc::Receiver<Done>,
     cancel: Arc<AtomicBool>,
+    /// Set it, and the database is not read ahead any further.
+    is_old: Arc<AtomicBool>,
     chores: Option<mpsc::SyncSender<Chore>>,
     /// A chore is under way.
     tidying: Arc<AtomicBool>,
@@ -173,12 +183,10 @@ impl Databases {
         let (tell, done) = mpsc::sync_channel(JOBS_MAX);
         let pacing = Pacing { bytes_per_second: Some(bytes_per_second), ..Pacing::default() };
         let cancel = Arc::clone(&pacing.cancel);
+        let reading = Pacing { bytes_per_second: Some(bytes_per_second), ..Pacing::default() };
+        let is_old = Arc::clone(&reading.cancel);
         let making = place.clone();
         let work = move || {
-            // Whoever serves comes first. Linux has this by thread.
-            if let Err(error) = rustix::process::nice(NICE) {
-                eprintln!("synod: the snapshots' thread keeps its priority: {error}");
-            }
             while let Ok(job) = to_do.recv() {
                 let done = match job {
                     Job::Keep(frozen) => Done::Kept(frozen.write_out(&pacing)),
@@ -214,11 +222,18 @@ impl Databases {
                 is_tidying.store(false, Ordering::Release);
             }
         };
-        let spawn =
-            |name: &str, run: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.to_owned()).spawn(run);
-        let (path, stop) = (place.dir.join(DATABASE_FILE), Arc::clone(&cancel));
+        let spawn = |name: &'static str, run: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+                // Whoever serves comes first. Linux has this by thread.
+                if let Err(error) = rustix::process::nice(NICE) {
+                    eprintln!("synod: the thread of the {name} keeps its priority: {error}");
+                }
+                run();
+            })
+        };
+        let path = place.dir.join(DATABASE_FILE);
         let ahead = move || {
-            if let Err(error) = read_ahead(&path, &stop) {
+            if let Err(error) = read_ahead(&path, &reading) {
                 eprintln!("synod: the database cannot be read ahead: {error}");
             }
         };
@@ -227,7 +242,7 @@ impl Databases {
             spawn("chores", Box::new(tidy))?,
             spawn("read-ahead", Box::new(ahead))?,
         ];
-        Ok(Self { place, jobs: Some(jobs), done, cancel, chores: Some(chores), tidying, threads })
+        Ok(Self { place, jobs: Some(jobs), done, cancel, is_old, chores: Some(chores), tidying, threads })
     }
 
     /// Has the database's next chore done, unless one is being done.
@@ -251,8 +266,9 @@ impl Databases {
         self.ask(Job::Keep(frozen));
     }
 
-    /// Makes an empty database beside the own one.
+    /// Makes an empty database beside the own one, whose place it is to take.
     pub fn make(&self) {
+        self.is_old.store(true, Ordering::Relaxed);
         self.ask(Job::Make);
     }
 
@@ -285,6 +301,7 @@ impl Databases {
 impl Drop for Databases {
     fn drop(&mut self) {
         self.cancel.store(true, Ordering::Relaxed);
+        self.is_old.store(true, Ordering::Relaxed);
         (self.jobs, self.chores) = (None, None);
         for thread in self.threads.drain(..) {
             // A panic there has already ended the process (panic = "abort").

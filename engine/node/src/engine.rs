@@ -11,6 +11,7 @@
 
 mod catch_up;
 mod entries;
+mod pace;
 mod snapshots;
 #[cfg(test)]
 mod tests;
@@ -33,7 +34,8 @@ use synod_ring::AlignedBuffer;
 use crate::codec::{self, SnapshotMessage};
 use crate::stages::{Stage, StageTimes};
 use catch_up::CatchUp;
-use entries::Recent;
+use entries::{LogReads, Recent};
+use pace::Pace;
 use snapshots::Snapshots;
 
 pub use entries::LogRead;
@@ -203,7 +205,7 @@ pub struct Engine {
     reign: Option<Reign>,
     gather: Gather,
     recent: Recent,
-    reading_for: BTreeSet<ReplicaId>,
+    log_reads: LogReads,
     snapshots: Snapshots,
     catch_up: CatchUp,
     answer: Vec<u8>,
@@ -251,6 +253,9 @@ pub struct Retention {
     pub log_bytes_since_snapshot: u64,
     /// How much of a snapshot a message to a laggard carries, in bytes: that, and one row more.
     pub chunk_bytes: usize,
+    /// A laggard asks for so many bytes of a snapshot a second at most, and reads as many from the log for others, above
+    /// what the log itself grows by.
+    pub catch_up_bytes_per_second: u64,
 }
 
 impl Default for Retention {
@@ -262,6 +267,7 @@ impl Default for Retention {
             snapshot_log_bytes: u64::MAX,
             log_bytes_since_snapshot: 0,
             chunk_bytes: codec::CHUNK_BYTES,
+            catch_up_bytes_per_second: u64::MAX,
         }
     }
 }
@@ -275,11 +281,12 @@ impl Engine {
         let voters: Vec<ReplicaId> = configurations.current.voters().iter().collect();
         let rank = voters.iter().position(|id| *id == me).unwrap_or(0);
         let retention = start.retention;
+        let pace = || Pace::new(retention.catch_up_bytes_per_second, now);
         let snapshots = Snapshots::new(retention, (rank as u64, voters.len() as u64));
         let mut engine = Self {
             me,
             snapshots,
-            catch_up: CatchUp::new(retention.chunk_bytes),
+            catch_up: CatchUp::new(retention.chunk_bytes, pace()),
             members: BTreeSet::new(),
             replica: Replica::new(start.settings, &start.recovered, now),
             log: start.log,
@@ -297,7 +304,7 @@ impl Engine {
             reign: None,
             gather: Gather { time_max: start.gather_time_max, waiting: None },
             recent: Recent::new(chosen, retention.recent_bytes_max),
-            reading_for: BTreeSet::new(),
+            log_reads: LogReads::new(pace()),
             answer: Vec::new(),
             was_coordinating: false,
             refuses_writes: false,
@@ -411,11 +418,13 @@ impl Engine {
     pub fn tick(&mut self, now: Instant, outlet: &mut impl Outlet) {
         self.step(now, Event::Ticked, outlet);
         self.tend_catch_up(now, outlet);
+        self.tend_log_reads(outlet);
     }
 
     /// When the engine wants to be ticked at the latest.
     pub fn deadline(&self) -> Instant {
-        let protocol = self.replica.deadline().min(self.catch_up.deadline().unwrap_or(Instant(u64::MAX)));
+        let catching_up = self.catch_up.deadline().into_iter().chain(self.log_reads.deadline()).min();
+        let protocol = self.replica.deadline().min(catching_up.unwrap_or(Instant(u64::MAX)));
         match self.gather.waiting {
             // Only while it is the gather that holds the batch: with the window closed or a full batch in front, time alone
             // brings nothing, and a deadline that has passed would make the loop spin.
@@ -480,6 +489,7 @@ impl Engine {
         self.tend_snapshots(now, outlet);
         if let Some(flush) = self.log.seal() {
             self.snapshots.flushed(flush.length as u64);
+            self.log_reads.flushed(flush.length as u64);
             outlet.flush(flush);
         }
     }
@@ -620,7 +630,7 @@ impl Engine {
     fn send(&mut self, to: ReplicaId, message: Message, outlet: &mut impl Outlet) {
         if to == self.me {
             self.inbox.push_back(message);
-        } else {
+        } else if !self.catch_up.makes_needless(&message) {
             outlet.send(to, message);
         }
     }

@@ -37,7 +37,7 @@ pub struct Pacing {
 
 impl Pacing {
     /// Sleeps until so many bytes were due, or it is cancelled.
-    pub(crate) fn sleep(&self, began: Instant, bytes: u64) {
+    pub fn sleep(&self, began: Instant, bytes: u64) {
         /// So that what is cancelled ends soon, however slow it was to be.
         const NAP: Duration = Duration::from_millis(50);
         let Some(rate) = self.bytes_per_second else { return };

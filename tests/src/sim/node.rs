@@ -330,6 +330,7 @@ impl Node {
                 snapshot_log_bytes: swarm.snapshot_log_bytes,
                 log_bytes_since_snapshot: 0,
                 chunk_bytes: swarm.chunk_bytes,
+                catch_up_bytes_per_second: swarm.catch_up_bytes_per_second,
             },
         };
         self.engine = Some(Box::new(Engine::new(start, Instant(self.clock.at(now)))));

@@ -73,6 +73,8 @@ pub(crate) struct Swarm {
     pub(crate) snapshot_mean: u64,
     /// How much of one a message carries.
     pub(crate) chunk_bytes: usize,
+    /// At which rate a laggard is helped.
+    pub(crate) catch_up_bytes_per_second: u64,
     /// How long a turn of the hot core takes: what comes meanwhile is one batch.
     pub(crate) turn_mean: u64,
 
@@ -162,6 +164,7 @@ impl Swarm {
             },
             snapshot_mean: scale(random, MILLISECOND, 2 * SECOND),
             chunk_bytes: scale(random, 100, 100_000) as usize,
+            catch_up_bytes_per_second: 0,
             turn_mean: scale(random, MICROSECOND, 200 * MICROSECOND),
             gather_max: Duration::from_nanos(if random.bool() {
                 scale(random, MICROSECOND, 5 * MILLISECOND)
@@ -176,6 +179,7 @@ impl Swarm {
             patience: (4 * election_timeout).max(within(random, SECOND, 5 * SECOND)),
             safety,
         };
+        swarm.catch_up_bytes_per_second = (1 << 20) + 500 * swarm.chunk_bytes as u64;
         swarm.specialise(random);
         swarm
     }

@@ -6,7 +6,8 @@
 //! holder keeps its log from the offered state on, for a bounded time and while there is room, so that this ends. (A
 //! laggard that was gone once made the log full, and nobody could write for ten seconds.)
 //!
-//! While it lasts the laggard goes on as it was: it votes, and takes from others' logs what it can use.
+//! While it lasts the laggard goes on as it was, and votes; it asks nobody's log meanwhile. The chunks come at a bounded rate, and so do the
+//! reads of the log that follow (`pace`): those who serve share the disk with it here and there, and the processor.
 
 use super::*;
 use crate::codec::SnapshotMessage;
@@ -40,7 +41,9 @@ struct Incoming {
     of: ReplicaId,
     /// Where the next chunk begins.
     from: Option<Bytes>,
-    /// When it is asked for again.
+    /// Whether it has been asked for.
+    asked: bool,
+    /// When it is asked for, or asked for again.
     again: Instant,
     in_vain: u32,
     stage: Stage,
@@ -58,13 +61,19 @@ enum Stage {
 /// Both sides of it.
 pub(super) struct CatchUp {
     chunk_bytes: usize,
+    pace: Pace,
     handout: Option<Handout>,
     incoming: Option<Incoming>,
 }
 
 impl CatchUp {
-    pub(super) fn new(chunk_bytes: usize) -> Self {
-        Self { chunk_bytes, handout: None, incoming: None }
+    pub(super) fn new(chunk_bytes: usize, pace: Pace) -> Self {
+        Self { chunk_bytes, pace, handout: None, incoming: None }
+    }
+
+    /// What the log has not comes as a snapshot, and whoever were asked for it again would freeze a state of its own.
+    pub(super) fn makes_needless(&self, message: &Message) -> bool {
+        self.incoming.is_some() && matches!(message, Message::Fetch { .. })
     }
 
     /// Whether another database is about to take the place of this one.
@@ -150,7 +159,8 @@ impl Engine {
             return;
         }
         let again = now.after(CHUNK_PATIENCE);
-        self.catch_up.incoming = Some(Incoming { handle, of, from: None, again, in_vain: 0, stage: Stage::Waiting });
+        self.catch_up.incoming =
+            Some(Incoming { handle, of, from: None, asked: false, again, in_vain: 0, stage: Stage::Waiting });
         outlet.make_database();
     }
 
@@ -176,7 +186,7 @@ impl Engine {
 
     fn want(&mut self, now: Instant, outlet: &mut impl Outlet) {
         let Some(incoming) = &mut self.catch_up.incoming else { return };
-        incoming.again = now.after(CHUNK_PATIENCE);
+        (incoming.asked, incoming.again) = (true, now.after(CHUNK_PATIENCE));
         let (slot, from) = (incoming.handle.slot, incoming.from.clone());
         outlet.send_snapshot(incoming.of, SnapshotMessage::Want { slot, from });
     }
@@ -194,7 +204,10 @@ impl Engine {
         (next, rows): (Option<Bytes>, Bytes),
         outlet: &mut impl Outlet,
     ) {
-        let Some(incoming) = self.incoming_of(slot).filter(|incoming| incoming.from == from) else { return };
+        let Some(incoming) = &mut self.catch_up.incoming else { return };
+        if incoming.handle.slot != slot || incoming.from != from {
+            return;
+        }
         let Stage::Filling(cell) = &mut incoming.stage else { return };
         (incoming.of, incoming.in_vain) = (of, 0);
         if let Err(error) = cell.store_mut().import(&rows, next.is_none()) {
@@ -203,12 +216,13 @@ impl Engine {
         }
         let is_last = next.is_none();
         incoming.from = next;
+        incoming.asked = false;
         self.counters.chunks_taken += 1;
         if is_last {
-            self.keep_incoming(outlet);
-        } else {
-            self.want(now, outlet);
+            return self.keep_incoming(outlet);
         }
+        incoming.again = self.catch_up.pace.take(rows.len(), now);
+        self.tend_catch_up(now, outlet);
     }
 
     fn keep_incoming(&mut self, outlet: &mut impl Outlet) {
@@ -242,7 +256,7 @@ impl Engine {
         self.log.cut(below);
     }
 
-    /// A chunk has not come: the next replica may have the same state.
+    /// It is time for the next chunk; or one has not come, and the next replica may have the same state.
     pub(super) fn tend_catch_up(&mut self, now: Instant, outlet: &mut impl Outlet) {
         if self.catch_up.deadline().is_none_or(|again| now < again) {
             return;
@@ -251,8 +265,10 @@ impl Engine {
             self.want(now, outlet);
             let incoming = self.catch_up.incoming.as_mut().expect("it is being kept");
             incoming.again = now.after(KEEP_ALIVE);
-        } else {
+        } else if self.catch_up.incoming.as_ref().is_some_and(|incoming| incoming.asked) {
             self.ask_next(now, outlet);
+        } else {
+            self.want(now, outlet);
         }
     }
 

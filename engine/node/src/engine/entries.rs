@@ -20,22 +20,63 @@ pub struct LogRead {
 }
 
 /// One read of the log for a lagging replica, in bytes.
-const LOG_READ_BYTES_MAX: u64 = 2 << 20;
+const LOG_READ_BYTES_MAX: u64 = 512 << 10;
 /// One message of entries carries about this much, in bytes (and at least one batch).
-const ENTRIES_BYTES_MAX: usize = 1 << 20;
+const ENTRIES_BYTES_MAX: usize = 256 << 10;
 /// Applied batches that are kept in memory for replicas that lag a little: how many bytes.
 pub(super) const RECENT_BYTES_MAX: usize = 16 << 20;
 /// And how many batches.
 const RECENT_BATCHES_MAX: usize = 16 << 10;
 
+/// The reads of the log for those who lag behind: one for each of them at a time.
+pub(super) struct LogReads {
+    pace: Pace,
+    of: BTreeSet<ReplicaId>,
+    /// Not begun yet, because of the pace.
+    waiting: VecDeque<LogRead>,
+    /// When the next may begin.
+    due: Instant,
+}
+
+impl LogReads {
+    pub(super) fn new(pace: Pace) -> Self {
+        Self { pace, of: BTreeSet::new(), waiting: VecDeque::new(), due: Instant(0) }
+    }
+
+    /// The log grew.
+    pub(super) fn flushed(&mut self, bytes: u64) {
+        self.pace.grew(bytes);
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        (!self.waiting.is_empty()).then_some(self.due)
+    }
+
+    fn begin(&mut self, outlet: &mut impl Outlet) {
+        let now = outlet.now();
+        while now >= self.due
+            && let Some(read) = self.waiting.pop_front()
+        {
+            self.due = self.pace.take(read.length, now);
+            outlet.read_log(read);
+        }
+    }
+}
+
 impl Engine {
+    /// Begins what has waited for its time.
+    pub(super) fn tend_log_reads(&mut self, outlet: &mut impl Outlet) {
+        self.log_reads.begin(outlet);
+    }
+
     /// Sends chosen batches to a replica that lacks them: from memory if they are recent, else from the log.
     pub(super) fn send_entries(&mut self, to: ReplicaId, from: Slot, chosen: Slot, outlet: &mut impl Outlet) {
         if let Some(batches) = self.recent.from(from) {
             self.send_batches(to, from, batches, chosen, outlet);
         } else if let Some(read) = self.plan_read(to, from, chosen) {
-            if self.reading_for.insert(to) {
-                outlet.read_log(read);
+            if self.log_reads.of.insert(to) {
+                self.log_reads.waiting.push_back(read);
+                self.log_reads.begin(outlet);
             }
         } else if from <= self.replica.cut() {
             self.offer_snapshot(to, outlet);
@@ -77,7 +118,7 @@ impl Engine {
 
     /// A read that the outlet was asked for has ended.
     pub fn log_read(&mut self, read: LogRead, outcome: Result<&[u8], std::io::Error>, outlet: &mut impl Outlet) {
-        self.reading_for.remove(&read.to);
+        self.log_reads.of.remove(&read.to);
         if read.first <= self.replica.cut() {
             // Cut meanwhile: what was read may be of the segment's next use. Who asks again gets a snapshot.
             return;
