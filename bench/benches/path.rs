@@ -11,7 +11,7 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use synod_api::{Command, Operation, Sequence, SessionId};
 use synod_cell::Cell;
 use synod_node::codec;
-use synod_node::engine::{Caller, Engine, LogRead, Outlet, Retention, Start};
+use synod_node::engine::{Caller, Engine, Evidence, LogRead, Outlet, Retention, Start};
 use synod_paxos::{
     Ballot, Batch, BatchBuilder, Configuration, Configurations, Incarnation, Instant, Message, Recovered, ReplicaId,
     Role, Settings, Slot, SnapshotHandle, StateMachine,
@@ -192,6 +192,12 @@ impl Outlet for Nowhere {
     fn drop_database(&mut self, _: Option<Cell>) {
         unreachable!("nobody lags behind in a cell of one");
     }
+
+    fn note_quarantine(&mut self, _: &Evidence) {
+        unreachable!("a cell of one compares with nobody");
+    }
+
+    fn end_quarantine(&mut self) {}
 }
 
 struct Alone {
@@ -215,6 +221,7 @@ impl Alone {
             client_addresses: BTreeMap::new(),
             gather_time_max: std::time::Duration::ZERO,
             retention: Retention::default(),
+            quarantined: None,
         };
         let mut alone = Self { engine: Engine::new(start, Instant(0)), world: Nowhere::default(), sequence: 0 };
         while alone.engine.replica().role() != Role::Coordinating {

@@ -330,7 +330,7 @@ fn database(path: &Path, mb: u64) -> anyhow::Result<(Store, u64)> {
 }
 
 fn keep(store: &mut Store) -> anyhow::Result<u64> {
-    let durable = store.freeze_snapshot(b"", 0).write_out(&Pacing::default())?;
+    let durable = store.freeze_snapshot(b"").write_out(&Pacing::default())?;
     let bytes = durable.bytes;
     store.snapshot_done(durable);
     Ok(bytes)

@@ -45,6 +45,7 @@ const MALFORMED: u8 = 9;
 const UNKNOWN: u8 = 10;
 const MASTER_CHANGED: u8 = 11;
 const DATABASE_FULL: u8 = 12;
+const DIVERGED: u8 = 13;
 
 const NOTHING: u8 = 0;
 const SOMETHING: u8 = 1;
@@ -128,6 +129,12 @@ pub enum Refusal {
     /// The database may not grow any more (`--database-gb-max`). Nothing was done.
     #[error("the database is full")]
     DatabaseFull,
+    /// The replicas' databases differ, and no majority of them is equal: nobody knows which is right, until an operator has seen to
+    /// it (rule P14). Nothing was done.
+    #[error(
+        "the replicas' databases differ, and no majority of them is equal: an operator has to decide which is right"
+    )]
+    Diverged,
     /// This replica's log has failed, and it takes no commands. Nothing was done.
     #[error("the log has failed")]
     LogFailed,
@@ -166,6 +173,7 @@ impl Refusal {
             | Refusal::Busy
             | Refusal::LogFull
             | Refusal::DatabaseFull
+            | Refusal::Diverged
             | Refusal::LogFailed
             | Refusal::SessionUnknown
             | Refusal::UnansweredLimit
@@ -185,6 +193,7 @@ impl Refusal {
             Refusal::Busy => "busy",
             Refusal::LogFull => "log_full",
             Refusal::DatabaseFull => "database_full",
+            Refusal::Diverged => "diverged",
             Refusal::LogFailed => "log_failed",
             Refusal::SessionUnknown => "session_unknown",
             Refusal::UnansweredLimit => "unanswered_limit",
@@ -211,6 +220,7 @@ impl Refusal {
             Refusal::Busy => out.put_u8(BUSY),
             Refusal::LogFull => out.put_u8(LOG_FULL),
             Refusal::DatabaseFull => out.put_u8(DATABASE_FULL),
+            Refusal::Diverged => out.put_u8(DIVERGED),
             Refusal::LogFailed => out.put_u8(LOG_FAILED),
             Refusal::SessionUnknown => out.put_u8(SESSION_UNKNOWN),
             Refusal::UnansweredLimit => out.put_u8(UNANSWERED_LIMIT),
@@ -241,6 +251,7 @@ impl Refusal {
             BUSY => Refusal::Busy,
             LOG_FULL => Refusal::LogFull,
             DATABASE_FULL => Refusal::DatabaseFull,
+            DIVERGED => Refusal::Diverged,
             LOG_FAILED => Refusal::LogFailed,
             SESSION_UNKNOWN => Refusal::SessionUnknown,
             UNANSWERED_LIMIT => Refusal::UnansweredLimit,
@@ -432,6 +443,7 @@ mod tests {
         check(Refusal::Busy, expect!["0c02"]);
         check(Refusal::LogFull, expect!["0c03"]);
         check(Refusal::DatabaseFull, expect!["0c0c"]);
+        check(Refusal::Diverged, expect!["0c0d"]);
         check(Refusal::LogFailed, expect!["0c04"]);
         check(Refusal::SessionUnknown, expect!["0c05"]);
         check(Refusal::UnansweredLimit, expect!["0c06"]);

@@ -33,6 +33,10 @@ pub struct ServeArgs {
     /// directory that is not empty it means nothing
     #[arg(long, conflicts_with = "bootstrap")]
     pub join: bool,
+    /// Do not use this replica's database: rebuild it from another replica's. Promises and log stay. For one start, after the
+    /// replicas differed and no majority was equal
+    #[arg(long)]
+    pub rebuild: bool,
     /// Listen beyond loopback although nothing is encrypted or authenticated yet
     #[arg(long)]
     pub insecure: bool,
@@ -53,6 +57,9 @@ pub struct ServeArgs {
     /// the same disk [default: 128]
     #[arg(long, value_name = "MIB")]
     pub snapshot_mb_per_s: Option<u64>,
+    /// Look through the database for rot at this rate at most, in MiB a second; 0: not at all [default: 8]
+    #[arg(long, value_name = "MIB")]
+    pub scrub_mb_per_s: Option<u64>,
     /// Let one replica of the cell copy the database there by itself: an absolute path that all replicas can write to, or
     /// s3://bucket/prefix. Say it on every member
     #[arg(long, value_name = "URL")]
@@ -108,12 +115,14 @@ impl ServeArgs {
             config.members = self.members.iter().map(|text| config::parse_member(text)).collect::<Result<_, _>>()?;
         }
         config.insecure |= self.insecure;
+        config.rebuild = self.rebuild;
         config.volatile |= self.volatile;
         let set = |value: &mut u64, flag: Option<u64>| *value = flag.unwrap_or(*value);
         set(&mut config.segment_mb, self.segment_mb);
         set(&mut config.log_mb_max, self.log_mb_max);
         config.snapshot_log_mb = self.snapshot_log_mb.or(config.snapshot_log_mb);
         set(&mut config.snapshot_mb_per_s, self.snapshot_mb_per_s);
+        set(&mut config.scrub_mb_per_s, self.scrub_mb_per_s);
         config.snapshot_to = self.snapshot_to.clone().or(config.snapshot_to);
         set(&mut config.snapshot_every_minutes, self.snapshot_every_minutes);
         set(&mut config.snapshots_kept, self.snapshots_kept);
@@ -172,6 +181,7 @@ const _: () = {
     assert!(defaults::log_mb_max() == 16384);
     assert!(defaults::snapshot_log_mb() == 1024);
     assert!(defaults::snapshot_mb_per_s() == 128);
+    assert!(defaults::scrub_mb_per_s() == 8);
     assert!(defaults::snapshot_every_minutes() == 60);
     assert!(defaults::snapshots_kept() == 24);
     assert!(defaults::database_gb_max() == 256);

@@ -4,6 +4,7 @@
 //! little-endian. What comes in has passed a checksum already (invariant 7), so anything malformed here was written by
 //! another version or a bug: it is refused by name, never guessed at.
 
+mod digests;
 mod snapshots;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -13,6 +14,7 @@ use synod_paxos::{
     Record, ReplicaId, Slot,
 };
 
+pub use digests::{DIGESTS_MAX, DigestMessage};
 pub use snapshots::{CHUNK_BYTES, SnapshotMessage, decode_handle, encode as encode_snapshot_message, encode_handle};
 
 /// Frame kinds between replicas. The greeting's own kinds are below 10 (`synod_net`).
@@ -297,7 +299,7 @@ impl Reader {
 pub enum PeerMessage {
     /// The protocol's own.
     Protocol(Message),
-    /// Catch-up by snapshot.
+    /// Catch-up by snapshot, and whether databases are equal.
     Snapshot(SnapshotMessage),
 }
 

@@ -52,6 +52,12 @@ pub struct Config {
     /// needs the same disk.
     #[serde(default = "defaults::snapshot_mb_per_s")]
     pub snapshot_mb_per_s: u64,
+    /// The database is looked through for rot at this rate at most, in MiB a second; 0: not at all.
+    #[serde(default = "defaults::scrub_mb_per_s")]
+    pub scrub_mb_per_s: u64,
+    /// The database is not to be used: another replica's takes its place. For one start.
+    #[serde(skip)]
+    pub rebuild: bool,
     /// Copies of the database go there by themselves: an absolute path, `file:///a/path` or `s3://bucket/prefix`.
     #[serde(default)]
     pub snapshot_to: Option<String>,
@@ -102,6 +108,10 @@ pub mod defaults {
     /// MiB a second of a snapshot.
     pub const fn snapshot_mb_per_s() -> u64 {
         128
+    }
+    /// MiB a second of a look for rot.
+    pub const fn scrub_mb_per_s() -> u64 {
+        8
     }
     /// Minutes between two copies to a remote place.
     pub const fn snapshot_every_minutes() -> u64 {
@@ -218,6 +228,8 @@ impl Config {
             log_mb_max: defaults::log_mb_max(),
             snapshot_log_mb: None,
             snapshot_mb_per_s: defaults::snapshot_mb_per_s(),
+            scrub_mb_per_s: defaults::scrub_mb_per_s(),
+            rebuild: false,
             snapshot_to: None,
             snapshot_every_minutes: defaults::snapshot_every_minutes(),
             snapshots_kept: defaults::snapshots_kept(),
@@ -266,6 +278,7 @@ impl Config {
         let log_max = self.log_mb_max / 3;
         within("snapshot_log_mb", self.snapshot_log_mb(), 1, log_max, "1 to a third of log_mb_max")?;
         within("snapshot_mb_per_s", self.snapshot_mb_per_s, 1, 1 << 20, "1 to 1048576 MiB/s")?;
+        within("scrub_mb_per_s", self.scrub_mb_per_s, 0, 1 << 20, "0 to 1048576 MiB/s")?;
         if let Some(url) = &self.snapshot_to {
             remote::check_url(url)?;
         }

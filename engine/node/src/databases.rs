@@ -27,8 +27,8 @@ use crate::directory::Identity;
 const DATABASE_FILE: &str = "database";
 const INCOMING_FILE: &str = "database.incoming";
 
-/// How much the snapshots' thread steps back behind those that serve.
-const NICE: i32 = 10;
+/// How much the threads of snapshots and of the scrubber step back behind those that serve.
+pub(crate) const NICE: i32 = 10;
 
 /// Reads ahead by this much at once, in bytes.
 const READ_AHEAD_BYTES: usize = 1 << 20;
@@ -100,6 +100,13 @@ impl Place {
     /// Opens the own database as its newest snapshot has it.
     pub fn open_existing(&self) -> Result<(Store, Opened), OpenError> {
         Store::open(&self.dir.join(DATABASE_FILE), &self.options)
+    }
+
+    /// The same place, to open the older of the two snapshots.
+    #[must_use]
+    pub fn older(mut self) -> Self {
+        self.options.older = true;
+        self
     }
 
     fn make(&self) -> Result<(Store, Opened), OpenError> {

@@ -10,6 +10,7 @@
 //!   - every command that was taken gets exactly one answer.
 
 mod catch_up;
+mod digests;
 mod entries;
 mod pace;
 mod snapshots;
@@ -34,10 +35,12 @@ use synod_ring::AlignedBuffer;
 use crate::codec::{self, SnapshotMessage};
 use crate::stages::{Stage, StageTimes};
 use catch_up::CatchUp;
+use digests::Digests;
 use entries::{LogReads, Recent};
 use pace::Pace;
 use snapshots::Snapshots;
 
+pub use digests::{DigestStatus, Evidence, Said};
 pub use entries::LogRead;
 
 /// The gather never waits for more commands than this: with so many on their way the batch is large enough.
@@ -80,6 +83,10 @@ pub trait Outlet {
     fn replace_database(&mut self, old: Cell);
     /// It is not needed, as far as it was filled: to be dropped, and removed.
     fn drop_database(&mut self, incoming: Option<Cell>);
+    /// The own database is not to be trusted (rule P14): note so, and why, durably, before this returns. May be told more later.
+    fn note_quarantine(&mut self, evidence: &Evidence);
+    /// It is whole again: take the note back. The evidence stays.
+    fn end_quarantine(&mut self);
 }
 
 /// Commands that wait for their batch, in bytes. Above it a client is told "busy".
@@ -177,6 +184,21 @@ pub struct Counters {
     /// Pieces of other replicas' snapshots taken in.
     #[serde(default)]
     pub chunks_taken: u64,
+    /// Snapshots of other replicas that did not have the digest that was told with them.
+    #[serde(default)]
+    pub snapshots_refused: u64,
+    /// Digests of other replicas that were compared with the own one of the same slot.
+    #[serde(default)]
+    pub digests_compared: u64,
+    /// Of these, those that differed.
+    #[serde(default)]
+    pub digests_apart: u64,
+    /// How often the own database was put in quarantine.
+    #[serde(default)]
+    pub quarantines: u64,
+    /// How often another replica's snapshot ended that.
+    #[serde(default)]
+    pub rebuilds: u64,
     /// Segments of the log that were cut off and are used again.
     #[serde(default)]
     pub segments_recycled: u64,
@@ -208,6 +230,7 @@ pub struct Engine {
     log_reads: LogReads,
     snapshots: Snapshots,
     catch_up: CatchUp,
+    digests: Digests,
     answer: Vec<u8>,
     was_coordinating: bool,
     /// The log is so nearly full that a master takes no more writes (rule L7), or not even a read that needs a slot, as without
@@ -238,6 +261,8 @@ pub struct Start {
     pub gather_time_max: Duration,
     /// What is kept beside the log, and for how long.
     pub retention: Retention,
+    /// `cell` is not to be trusted: the last run noted so, or what there was cannot be read.
+    pub quarantined: Option<Evidence>,
 }
 
 /// What is kept of the database and of the log, for this replica's own restart and for those that lag behind.
@@ -287,6 +312,7 @@ impl Engine {
             me,
             snapshots,
             catch_up: CatchUp::new(retention.chunk_bytes, pace()),
+            digests: Digests::new(start.settings.heartbeat, now),
             members: BTreeSet::new(),
             replica: Replica::new(start.settings, &start.recovered, now),
             log: start.log,
@@ -319,6 +345,10 @@ impl Engine {
         if passed_by > start.recovered.cut {
             engine.log.cut(synod_wal::Slot(passed_by.next().0));
             engine.replica.step(now, Event::Cut { upto: passed_by }, &mut engine.effects);
+        }
+        match start.quarantined {
+            Some(evidence) => engine.begin_in_quarantine(evidence, now),
+            None => engine.digests.restart(chosen, engine.cell.store().digest()),
         }
         engine
     }
@@ -353,7 +383,7 @@ impl Engine {
         command: &Command<'_>,
         outlet: &mut impl Outlet,
     ) -> bool {
-        if command.operation.changes() || !self.replica.may_read(now) {
+        if command.operation.changes() || self.digests.is_halted() || !self.replica.may_read(now) {
             return false;
         }
         self.answer.clear();
@@ -372,6 +402,9 @@ impl Engine {
         let Some(mastership) = self.replica.mastership() else { return Err(self.not_master()) };
         // Checked before it costs a slot; every replica checks again when it applies, because the log is what counts.
         decoded.check_limits().map_err(|error| Refusal::Limit(error.to_string()))?;
+        if self.digests.is_halted() {
+            return Err(Refusal::Diverged);
+        }
         if self.refuses_writes && decoded.operation.changes() || self.refuses_reads {
             return Err(Refusal::LogFull);
         }
@@ -419,11 +452,13 @@ impl Engine {
         self.step(now, Event::Ticked, outlet);
         self.tend_catch_up(now, outlet);
         self.tend_log_reads(outlet);
+        self.tend_digests(now, outlet);
     }
 
     /// When the engine wants to be ticked at the latest.
     pub fn deadline(&self) -> Instant {
-        let catching_up = self.catch_up.deadline().into_iter().chain(self.log_reads.deadline()).min();
+        let others = self.catch_up.deadline().into_iter().chain(self.log_reads.deadline());
+        let catching_up = others.chain(self.digests.deadline(self.members.len())).min();
         let protocol = self.replica.deadline().min(catching_up.unwrap_or(Instant(u64::MAX)));
         match self.gather.waiting {
             // Only while it is the gather that holds the batch: with the window closed or a full batch in front, time alone
@@ -636,6 +671,11 @@ impl Engine {
     }
 
     fn apply(&mut self, slot: Slot, batch: Batch, ticket: Option<Ticket>, outlet: &mut impl Outlet) {
+        self.apply_batch(slot, batch, ticket, outlet);
+        self.digests.push(slot, self.cell.store().digest());
+    }
+
+    fn apply_batch(&mut self, slot: Slot, batch: Batch, ticket: Option<Ticket>, outlet: &mut impl Outlet) {
         let own = ticket.and_then(|ticket| self.in_flight.remove(&ticket));
         let Some(own) = own else {
             for command in batch.commands() {
@@ -718,7 +758,13 @@ impl Engine {
 
     /// The epoch of the database: of the master that began last, as far as this replica has applied.
     pub fn epoch(&self) -> Epoch {
-        self.cell.epoch()
+        // A database in quarantine is not looked into: its pages may be damaged.
+        if self.replica.is_quarantined() { Epoch::default() } else { self.cell.epoch() }
+    }
+
+    /// How much the database holds; none, if it is in quarantine.
+    pub fn cell_status(&self) -> Option<synod_cell::Status> {
+        (!self.replica.is_quarantined()).then(|| self.cell.status())
     }
 
     /// The protocol, to look at.

@@ -14,6 +14,7 @@ mod connections;
 mod copying;
 mod outlet;
 mod peers;
+mod scrubbing;
 mod token;
 
 use std::net::{SocketAddr, TcpListener};
@@ -38,7 +39,8 @@ use crate::directory::{Directory, Identity};
 use crate::engine::{Caller, Engine, Outlet, member_addresses};
 use crate::introduction;
 use crate::operator::{self, OperatorAnswer, OperatorRequest};
-use crate::remote::copies::{Copies, Schedule};
+use crate::remote::copies::{BOUND_EVERY, Copies, Schedule};
+use crate::scrub::Scrubber;
 use crate::segments::SegmentMaker;
 use crate::start::Opened;
 use crate::status::{CountersStatus, DatabaseStatus, LogStatus, MemberStatus, Status};
@@ -116,6 +118,12 @@ pub struct HotCore {
     identity: Identity,
     segments: SegmentMaker,
     copies: Copies,
+    /// None: it is turned off.
+    scrubber: Option<Scrubber>,
+    /// When the next round begins.
+    scrub_at: Option<Instant>,
+    /// How many snapshots had been installed when the round began.
+    scrubbed: u64,
     /// When views are next held to their bound, while one is copied (rule S6).
     bound_views_at: Option<Instant>,
     stop: Arc<AtomicBool>,
@@ -145,6 +153,10 @@ impl HotCore {
         let schedule = Schedule::new(config, identity.cell);
         let copies = Copies::start(schedule, config.snapshot_mb_per_s << 20, ring.waker())
             .map_err(|source| HotError::System { doing: "cannot start the thread of remote copies", source })?;
+        let scrub_rate = Some(config.scrub_mb_per_s << 20).filter(|rate| *rate > 0);
+        let scrubber = scrub_rate.map(|rate| Scrubber::start(rate, ring.waker())).transpose();
+        let scrubber =
+            scrubber.map_err(|source| HotError::System { doing: "cannot start the scrubber's thread", source })?;
         let hello = Hello {
             version: HELLO_VERSION,
             cell: identity.cell,
@@ -157,7 +169,8 @@ impl HotCore {
         for member in config.members.iter().filter(|member| member.id != config.id) {
             world.add_peer(ReplicaId(member.id), member.peer);
         }
-        let engine = Engine::new(start, world.clock.now());
+        let world_now = world.clock.now();
+        let engine = Engine::new(start, world_now);
         // The log knows the members; what the flags say is at most where those of the first start are.
         world.reconfigure(&configurations);
         let (flags, is_insecure) = (config.members.clone(), config.insecure);
@@ -168,6 +181,9 @@ impl HotCore {
             identity,
             segments,
             copies,
+            scrub_at: scrubber.is_some().then_some(world_now),
+            scrubber,
+            scrubbed: 0,
             bound_views_at: None,
             stop,
             flags,
@@ -210,7 +226,9 @@ impl HotCore {
             self.take_finished_segment()?;
             self.take_finished_snapshots(now);
             self.take_news_of_copies(now);
+            self.take_scrubbed(now);
         }
+        self.tend_scrub(now);
         self.bound_views(now);
         if now >= self.engine.deadline() {
             self.engine.tick(now, &mut self.world);
@@ -241,7 +259,7 @@ impl HotCore {
     fn deadline(&self) -> Instant {
         let mut deadline = self.engine.deadline();
         let (links, doors) = (self.world.links_deadline(), self.world.doors_deadline());
-        for other in [self.mark_at, self.bound_views_at, links, doors].into_iter().flatten() {
+        for other in [self.mark_at, self.bound_views_at, self.scrub_at, links, doors].into_iter().flatten() {
             deadline = deadline.min(other);
         }
         deadline
@@ -630,7 +648,7 @@ impl HotCore {
             Role::Campaigning => ("campaigning", None),
             Role::Coordinating => ("coordinating", Some(self.identity.replica)),
         };
-        let cell = self.engine.cell().status();
+        let cell = self.engine.cell_status();
         let log = self.engine.log();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -653,12 +671,14 @@ impl HotCore {
             chosen: replica.chosen().0,
             open_slots: replica.open_slots(),
             catching_up: replica.is_fetching(),
+            digests: self.engine.digest_status(),
+            scrub: self.scrubber.as_ref().map(Scrubber::status).unwrap_or_default(),
             uptime_s: self.world.clock.now().0 / 1_000_000_000,
             database: DatabaseStatus {
-                revision: cell.revision.0,
-                rows: cell.rows,
-                bytes: cell.bytes,
-                sessions: cell.sessions,
+                revision: cell.map_or(0, |cell| cell.revision.0),
+                rows: cell.map_or(0, |cell| cell.rows),
+                bytes: cell.map_or(0, |cell| cell.bytes),
+                sessions: cell.map_or(0, |cell| cell.sessions),
                 snapshot: self.engine.snapshot().0.map_or(0, |slot| slot.0),
                 snapshot_under_way: self.engine.snapshot().1,
                 remote_copy: self.copies.status(),

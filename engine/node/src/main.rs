@@ -1,5 +1,7 @@
 //! `synod`: run replicas, run a local cell, and talk to one.
 
+#[path = "main/digest.rs"]
+mod digest;
 #[path = "main/operate.rs"]
 mod operate;
 #[path = "main/snapshot.rs"]
@@ -19,7 +21,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use synod_client::{Client, Options, Outcome};
 use synod_node::cli::{ServeArgs, chain};
+use synod_node::engine::DigestStatus;
 use synod_node::local_cell::{LocalCell, LocalCellError, LocalCellOptions};
+use synod_node::scrub::ScrubStatus;
 use synod_node::status::Status;
 
 /// A replicated, durable, linearizable database for bare-metal Linux, after "Paxos Made Live".
@@ -112,6 +116,11 @@ enum Command {
         #[command(subcommand)]
         command: wal::WalCommand,
     },
+    /// Replay the log of a stopped replica, and print the database's digest after each slot
+    ///
+    /// It begins with the older of the replica's two snapshots. Replicas that are equal have the same digest at the same slot.
+    /// Nothing is written. The whole database is in memory meanwhile.
+    Digest(digest::DigestArgs),
 }
 
 #[derive(Args)]
@@ -142,6 +151,7 @@ fn main() -> ExitCode {
         Command::Transfer { to } => operate::transfer(&cli.client, to),
         Command::Snapshot { command } => snapshot::main(&cli.client, &command),
         Command::Wal { command } => wal::main(&command),
+        Command::Digest(args) => digest::main(&args),
         Command::Member { command } => operate::member(&cli.client, &command),
     };
     outcome.unwrap_or_else(|error| {
@@ -350,6 +360,28 @@ fn print_status(out: &mut impl Write, endpoint: &str, status: &Status) -> std::i
         status.clients,
         if status.catching_up { ", catching up" } else { "" },
         if status.log.full { ", LOG FULL: writes are refused" } else { "" },
+    )?;
+    let DigestStatus { digest, compared, quarantine, apart, halted } = &status.digests;
+    if let Some(digest) = digest {
+        writeln!(out, "    digest {digest}, equal to another replica's at slot {compared}")?;
+    }
+    if let Some(why) = quarantine {
+        writeln!(out, "    DATABASE IN QUARANTINE: {why}; it is rebuilt from another replica's")?;
+    }
+    if !apart.is_empty() {
+        writeln!(out, "    in quarantine, or apart from a majority: replicas {apart:?}")?;
+    }
+    if let Some(slot) = halted {
+        writeln!(
+            out,
+            "    HALTED: the databases differ at slot {slot}, and no majority is equal: nothing is written or read"
+        )?;
+    }
+    let ScrubStatus { under_way, rounds, pages, damaged, given_up } = status.scrub;
+    let now = if under_way { ", one under way" } else { "" };
+    writeln!(
+        out,
+        "    scrubbed {rounds} times{now}: {pages} pages, damage found {damaged} times, given up {given_up} times"
     )?;
     let schedule = status.database.remote_schedule.as_ref();
     if let Some((schedule, why)) = schedule.and_then(|schedule| Some((schedule, schedule.trouble.as_ref()?))) {

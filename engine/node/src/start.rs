@@ -11,6 +11,7 @@ use synod_paxos::{
     Slot, SnapshotHandle, StateMachine,
 };
 use synod_ring::BLOCK_BYTES;
+use synod_store::Digest;
 use synod_wal::directory::{DirectoryStorage, carry_out};
 use synod_wal::{CellId, Log, SegmentId, StartId};
 
@@ -20,6 +21,7 @@ use crate::databases;
 use crate::directory::{Directory, DirectoryError, Identity};
 use crate::engine::{self, Retention};
 use crate::introduction::{self, IntroductionError};
+use crate::quarantine;
 
 /// Why a replica does not start.
 #[derive(Debug, thiserror::Error)]
@@ -124,10 +126,12 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
     databases
         .drop_incoming()
         .map_err(|source| StartError::Io { doing: "cannot remove a database half taken over", source })?;
+    let quarantined = quarantined(config, directory.path())?;
     let (store, opened, fresh) = databases.open()?;
     let handle = if opened.handle.is_empty() { None } else { Some(codec::decode_handle(&opened.handle)?) };
     let snapshot = handle.as_ref().map_or(Slot::NONE, |handle| handle.slot);
     let mut replay = Replay::new(handle, Cell::of(store));
+    replay.is_quarantined = quarantined.is_some();
     let mut storage = DirectoryStorage::open(directory.path()).map_err(io_error("cannot open the log's directory"))?;
     let log_identity = log_identity(&identity)?;
     let mut on_record = |record: synod_wal::RecordRef<'_>| replay.take_raw(&record);
@@ -175,8 +179,27 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
             catch_up_bytes_per_second: config.snapshot_mb_per_s * MIB / CATCH_UP_PART,
             ..Retention::default()
         },
+        quarantined,
     };
     Ok(Opened { directory, identity, databases, start, report })
+}
+
+/// Why the database is not to be used as it is, if it is not: noted once more, should only a damaged page or the operator have
+/// said so.
+fn quarantined(config: &Config, dir: &std::path::Path) -> Result<Option<engine::Evidence>, StartError> {
+    let io_error = |source| StartError::Io { doing: "cannot read or note why the database is in quarantine", source };
+    let me = ReplicaId(config.id);
+    let noted = quarantine::noted(dir, me).map_err(io_error)?;
+    let asked = || engine::Evidence::of_damage(me, Slot::NONE, "an operator wants it rebuilt".to_owned());
+    let evidence = noted.or_else(|| config.rebuild.then(asked));
+    if let Some(evidence) = &evidence {
+        quarantine::note(dir, evidence).map_err(io_error)?;
+        eprintln!(
+            "synod: the database is in quarantine, and will be rebuilt from another replica's: {}",
+            evidence.found
+        );
+    }
+    Ok(evidence)
 }
 
 /// The sizes of the log. A segment must hold its opening and two of the longest frames, so small segments have shorter
@@ -329,6 +352,10 @@ pub struct Replay {
     /// Of records behind the snapshot.
     bytes: u64,
     cell: Cell,
+    /// Nothing is applied to it: it is to be replaced, and its pages may be damaged.
+    is_quarantined: bool,
+    /// After each slot, if somebody wants them.
+    digests: Option<Vec<(Slot, Digest)>>,
     answer: Vec<u8>,
     error: Option<StartError>,
 }
@@ -337,7 +364,27 @@ impl Replay {
     /// Goes on from the snapshot that this database was opened from; or both are empty.
     pub fn new(snapshot: Option<SnapshotHandle>, cell: Cell) -> Self {
         let slot = snapshot.as_ref().map_or(Slot::NONE, |snapshot| snapshot.slot);
-        Self { recovery: Recovery::new(snapshot), snapshot: slot, bytes: 0, cell, answer: Vec::new(), error: None }
+        let recovery = Recovery::new(snapshot);
+        Self {
+            recovery,
+            snapshot: slot,
+            bytes: 0,
+            cell,
+            is_quarantined: false,
+            digests: None,
+            answer: Vec::new(),
+            error: None,
+        }
+    }
+
+    /// From here on the database's digest after each slot is kept.
+    pub fn keep_digests(&mut self) {
+        self.digests = Some(Vec::new());
+    }
+
+    /// The digests that were kept.
+    pub fn take_digests(&mut self) -> Vec<(Slot, Digest)> {
+        self.digests.take().unwrap_or_default()
     }
 
     /// Takes a record as the log hands it out; the first error is kept for [`Replay::finish`].
@@ -354,11 +401,14 @@ impl Replay {
 
     /// Takes the next record.
     pub fn take(&mut self, record: Record) -> Result<(), StartError> {
-        let Self { recovery, cell, answer, .. } = self;
+        let Self { recovery, cell, answer, is_quarantined, digests, .. } = self;
         recovery.take(record, |slot, batch| {
-            for command in batch.commands() {
+            for command in batch.commands().filter(|_| !*is_quarantined) {
                 answer.clear();
                 cell.apply(slot, command, answer);
+            }
+            if let Some(digests) = digests {
+                digests.push((slot, cell.store().digest()));
             }
         })?;
         Ok(())

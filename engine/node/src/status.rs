@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::Counters;
+use crate::engine::{Counters, DigestStatus};
 use crate::remote::manifest::MadeBy;
+use crate::scrub::ScrubStatus;
 use crate::stages::StageFigures;
 
 /// One replica's own view, at one moment.
@@ -40,6 +41,12 @@ pub struct Status {
     pub open_slots: usize,
     /// Whether chosen slots are being fetched from another replica.
     pub catching_up: bool,
+    /// Whether the database is equal to the others' (rule P14).
+    #[serde(default)]
+    pub digests: DigestStatus,
+    /// The look for rot before somebody needs the page.
+    #[serde(default)]
+    pub scrub: ScrubStatus,
     /// Seconds since the start.
     pub uptime_s: u64,
     /// The database.

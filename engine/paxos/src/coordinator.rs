@@ -131,7 +131,7 @@ synod_spec::machine! {
         TransferAsked(ReplicaId),
         /// An operator wants the members changed.
         ChangeAsked(Change),
-        /// The own disk is too far behind, or silent (P7).
+        /// The own disk is too far behind, or silent (P7); or the own state is not to be trusted (P14).
         BackedUp,
     }
 

@@ -53,6 +53,9 @@ pub enum Event {
         /// The last slot that the log need not hold.
         upto: Slot,
     },
+    /// The application's state here is not to be trusted (P14): until another replica's snapshot takes its place this replica
+    /// applies nothing and leads nobody. It promises and accepts as before: that does not depend on the state.
+    Quarantined,
     /// The application's state is that of another replica's snapshot now, and durable here; [`crate::Replica::can_install`]
     /// held when it was replaced, and holds.
     Installed {

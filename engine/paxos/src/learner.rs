@@ -77,10 +77,10 @@ synod_spec::machine! {
 
     on Outrun {
         in Current: when knows_all stay;
-                    when has_no_room refuse "a full log could not take what it would be sent";
+                    when has_no_use refuse "a full log could not take what it would be sent, nor would a state in quarantine";
                     do fetch goto Fetching;
         in Fetching: when bare knows_all goto Current;
-                     when bare has_no_room goto Current;
+                     when bare has_no_use goto Current;
                      stay;
     }
 
@@ -106,7 +106,7 @@ crate::machine::counted!(learner);
 
 /// Walks over what was accepted here under this very ballot; another ballot's value need not be the chosen one (P4).
 fn walk(committed: Committed, world: &mut World<'_>) {
-    while world.chosen() < committed.upto {
+    while world.chosen() < committed.upto && !world.core.quarantined {
         let slot = world.chosen().next();
         let batch = match world.core.acceptor.accepted_at(slot) {
             Some((_, batch)) if crate::planted!(P4CommitsOtherBallots) => batch.clone(),
@@ -122,8 +122,8 @@ fn knows_all(_: &Outrun, world: &World<'_>) -> bool {
     world.core.learner.heard_of <= world.chosen()
 }
 
-fn has_no_room(_: &Outrun, world: &World<'_>) -> bool {
-    world.core.acceptor.is_full()
+fn has_no_use(_: &Outrun, world: &World<'_>) -> bool {
+    world.core.acceptor.is_full() || world.core.quarantined
 }
 
 /// Of whoever spoke, if it knows more than we do; else of another: somebody told us of it.
@@ -157,7 +157,7 @@ fn next_after(of: ReplicaId, world: &World<'_>) -> ReplicaId {
 fn helps(entries: &Entries, world: &World<'_>) -> bool {
     let next = world.chosen().next();
     let is_next_in = entries.first <= next && next < entries.first.plus(entries.batches.len() as u64);
-    is_next_in && !world.is_backed_up() && !world.core.acceptor.is_full()
+    is_next_in && !world.is_backed_up() && !world.core.acceptor.is_full() && !world.core.quarantined
 }
 
 fn take(entries: Entries, world: &mut World<'_>) {
@@ -180,7 +180,8 @@ fn take(entries: Entries, world: &mut World<'_>) {
 fn install(handle: SnapshotHandle, world: &mut World<'_>) {
     let SnapshotHandle { slot, ballot, configurations } = handle;
     let learner = &mut world.core.learner;
-    assert!(slot > learner.chosen, "a snapshot is installed only where it brings something");
+    assert!(slot > learner.chosen || world.core.quarantined && slot == learner.chosen, "it brings something");
+    world.core.quarantined = false;
     learner.chosen = slot;
     learner.cut = slot;
     let later = learner.early.split_off(&slot.next());
@@ -196,7 +197,7 @@ fn install(handle: SnapshotHandle, world: &mut World<'_>) {
 
 /// The own coordinator counted a majority for this slot.
 pub(crate) fn decide(slot: Slot, batch: Batch, ticket: Option<Ticket>, world: &mut World<'_>) {
-    if slot > world.chosen() {
+    if slot > world.chosen() && !world.core.quarantined {
         note(slot, batch, ticket, world);
         advance(world);
     }

@@ -83,6 +83,7 @@ impl Replica {
             acceptor,
             learner: Learner::new(recovered.chosen, recovered.cut),
             lease: lease::State::Without,
+            quarantined: false,
             journal: Journal::new(),
             random,
             counts: Counts::new(),
@@ -129,6 +130,7 @@ impl Replica {
             Event::LogFull => acceptor::tell(acceptor::Event::LogFull, &mut world),
             Event::LogRoom => acceptor::tell(acceptor::Event::LogRoom, &mut world),
             Event::Cut { upto } => learner::cut(upto, &mut world),
+            Event::Quarantined => world.core.quarantined = true,
             Event::Installed { handle } => {
                 assert!(coordinator.leadership().is_none(), "who leads has what it proposed, and nothing to install");
                 learner::tell(learner::Event::Installed(handle), &mut world);
@@ -137,7 +139,7 @@ impl Replica {
         if world.chosen() > chosen_before {
             coordinator::step(coordinator, coordinator::Event::Progressed, &mut world);
         }
-        if (world.is_backed_up() || world.is_stalled()) && !crate::planted!(P7NeverGivesUp) {
+        if (world.is_backed_up() || world.is_stalled()) && !crate::planted!(P7NeverGivesUp) || world.core.quarantined {
             coordinator::step(coordinator, coordinator::Event::BackedUp, &mut world);
         }
         assert!(self.chosen() >= chosen_before, "what is chosen stays chosen");
@@ -198,15 +200,22 @@ impl Replica {
         leadership.check_change(change, &self.core, now)
     }
 
-    /// Whether a snapshot as of this slot would bring this replica on: it lags behind, and does not lead.
+    /// Whether a snapshot as of this slot would bring this replica on: it lags behind, or what it has is not to be trusted
+    /// (P14), and it does not lead.
     pub fn can_install(&self, slot: Slot) -> bool {
-        slot > self.chosen() && self.coordinator.leadership().is_none()
+        let is_news = slot > self.chosen() || self.core.quarantined && slot == self.chosen();
+        is_news && self.coordinator.leadership().is_none()
     }
 
     /// What ties a snapshot of the application's state, as it is right now, to the log.
     pub fn snapshot_handle(&self) -> SnapshotHandle {
         let (slot, ballot) = (self.chosen(), self.promised());
         SnapshotHandle { slot, ballot, configurations: self.configurations().clone() }
+    }
+
+    /// Whether the application's state is not to be trusted (P14).
+    pub fn is_quarantined(&self) -> bool {
+        self.core.quarantined
     }
 
     /// All up to here may be gone from the own log.

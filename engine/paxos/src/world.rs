@@ -26,6 +26,8 @@ pub(crate) struct Core {
     pub(crate) acceptor: Acceptor,
     pub(crate) learner: Learner,
     pub(crate) lease: lease::State,
+    /// The application's state is not to be trusted (P14): see [`crate::Event::Quarantined`].
+    pub(crate) quarantined: bool,
     pub(crate) journal: Journal,
     /// The highest round heard of: a candidacy goes above it.
     pub(crate) round: u64,

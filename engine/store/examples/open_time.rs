@@ -23,7 +23,7 @@ fn main() {
     }
     for round in 0..3 {
         let began = Instant::now();
-        let frozen = store.freeze_snapshot(b"", 0);
+        let frozen = store.freeze_snapshot(b"");
         let freezing = began.elapsed();
         let began = Instant::now();
         let durable = frozen.write_out(&Pacing::default()).unwrap();

@@ -38,7 +38,11 @@ pub(crate) fn check(number: PageNumber, bytes: &[u8]) -> Result<(), (Option<u32>
     if found == expected { Ok(()) } else { Err((Some(expected), Some(found))) }
 }
 
+/// Notes beside the file why, for the next start, and ends the process.
 pub(crate) fn end(damage: &Damage) -> ! {
     eprintln!("synod-store: {damage}");
+    if let Err(error) = std::fs::write(damage.file.with_extension("damaged"), damage.to_string()) {
+        eprintln!("synod-store: cannot note that: {error}");
+    }
     std::process::exit(DAMAGED_EXIT_STATUS);
 }

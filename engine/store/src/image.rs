@@ -8,12 +8,13 @@
 //!
 //! Invariants:
 //!   - `revision` never falls, and no row's is above it; `compacted` never falls, and is not above it;
-//!   - `rows` and `bytes` are those of `present`: all keys' and values' lengths;
+//!   - `rows` and `bytes` are those of `present`: all keys' and values' lengths; `sum` is that of its rows' hashes (P14);
 //!   - a row is plain or versioned from its creation to its removal, and plain rows are in `present` alone.
 
 use std::ops::Bound;
 
 use crate::Revision;
+use crate::digest::Sum;
 use crate::history;
 use crate::mapping::Mapping;
 use crate::row::{KEY_BYTES_MAX, Kept, New, Numbers, PAYLOAD_BYTES_MAX, Row, TOMBSTONE_PAYLOAD, Version};
@@ -28,6 +29,7 @@ pub(crate) struct Image {
     pub(crate) changes: Tree,
     pub(crate) rows: u64,
     pub(crate) bytes: u64,
+    pub(crate) sum: Sum,
     pub(crate) revision: Revision,
     /// Reads below it are refused.
     pub(crate) compacted: Revision,
@@ -49,6 +51,7 @@ impl Image {
         changes: Tree::EMPTY,
         rows: 0,
         bytes: 0,
+        sum: Sum::EMPTY,
         revision: Revision::FIRST,
         compacted: Revision::FIRST,
     };
@@ -88,7 +91,7 @@ impl Image {
             let numbers = Numbers { create: revision, modify: revision, version: Version(1) };
             let new = New::place(space, key, Some(numbers), value, None);
             new.encode(self.present.insert(space, &path, key, new.payload_bytes()));
-            self.count(key, value);
+            self.count(key, numbers.row(value));
             return Version(1);
         }
         let (leaf, at) = path.place();
@@ -97,8 +100,9 @@ impl Image {
         let Some(Numbers { create, modify, version }) = old.numbers else {
             panic!("a versioned row was put where the key has a plain row");
         };
-        self.bytes = self.bytes - old.value_bytes() as u64 + value.len() as u64;
         let numbers = Numbers { create, modify: revision, version: Version(version.0 + 1) };
+        let stored = Kept::read(space.mapping(), payload);
+        self.recount(key, stored, numbers.row(value));
         // What was written by this same change nobody has seen, and never will.
         let is_history = index.is_some() && modify < revision;
         if is_history {
@@ -116,13 +120,15 @@ impl Image {
         if !found {
             let new = New::place(space, key, None, value, None);
             new.encode(self.present.insert(space, &path, key, new.payload_bytes()));
-            self.count(key, value);
+            self.count(key, Numbers::NONE.row(value));
             return;
         }
         let (leaf, at) = path.place();
-        let old = Kept::decode(space.page(leaf).payload(at));
+        let payload = space.page(leaf).payload(at);
+        let old = Kept::decode(payload);
         assert!(old.numbers.is_none(), "a plain row was put where the key has a versioned row");
-        self.bytes = self.bytes - old.value_bytes() as u64 + value.len() as u64;
+        let stored = Kept::read(space.mapping(), payload);
+        self.recount(key, stored, Numbers::NONE.row(value));
         let new = New::place(space, key, None, value, Some(old));
         new.encode(self.present.replace(space, &path, key, new.payload_bytes()));
     }
@@ -131,6 +137,7 @@ impl Image {
         let Some(payload) = self.present.get(space.mapping(), key) else { return false };
         let old = Kept::decode(payload);
         let numbers = old.numbers.expect("a plain row was deleted as a versioned one");
+        self.discount(key, Kept::read(space.mapping(), payload));
         match index {
             None => old.free(space),
             Some(index) => {
@@ -144,7 +151,7 @@ impl Image {
                 history::note(&mut self.changes, space, (self.revision, index), ChangeKind::Delete, key);
             }
         }
-        self.remove(space, key, old);
+        self.remove(space, key);
         true
     }
 
@@ -152,22 +159,37 @@ impl Image {
         let Some(payload) = self.present.get(space.mapping(), key) else { return false };
         let old = Kept::decode(payload);
         assert!(old.numbers.is_none(), "a versioned row was deleted as a plain one");
+        self.discount(key, Kept::read(space.mapping(), payload));
         old.free(space);
-        self.remove(space, key, old);
+        self.remove(space, key);
         true
     }
 
-    fn count(&mut self, key: &[u8], value: &[u8]) {
+    /// A row is new.
+    pub(crate) fn count(&mut self, key: &[u8], row: Row<'_>) {
         self.rows += 1;
-        self.bytes += (key.len() + value.len()) as u64;
+        self.bytes += (key.len() + row.value.len()) as u64;
+        self.sum.add(key, row);
     }
 
-    fn remove(&mut self, space: &mut Space, key: &[u8], old: Kept) {
+    /// A row takes the place of one that was read back from where it is stored: were it rotten there, the sum shows it.
+    fn recount(&mut self, key: &[u8], stored: Row<'_>, new: Row<'_>) {
+        self.bytes = self.bytes - stored.value.len() as u64 + new.value.len() as u64;
+        self.sum.subtract(key, stored);
+        self.sum.add(key, new);
+    }
+
+    /// A row, read back likewise, goes.
+    fn discount(&mut self, key: &[u8], stored: Row<'_>) {
+        self.rows -= 1;
+        self.bytes -= (key.len() + stored.value.len()) as u64;
+        self.sum.subtract(key, stored);
+    }
+
+    fn remove(&mut self, space: &mut Space, key: &[u8]) {
         let (path, found) = self.present.find(space, key);
         assert!(found);
         self.present.remove(space, &path);
-        self.rows -= 1;
-        self.bytes -= (key.len() + old.value_bytes()) as u64;
     }
 }
 

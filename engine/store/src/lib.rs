@@ -24,6 +24,7 @@
 //! | `store`, `view` | the owner's face, and the readers' |
 //! | `image` | three trees and their numbers |
 //! | `history` | the past: what rows were, and in which order they changed |
+//! | `digest` | one number of all rows, kept by every change (rule P14) |
 //! | `row` | what is kept for one key |
 //! | `overflow` | values in pages of their own |
 //! | `tree` | a B+tree, copy on write |
@@ -38,6 +39,7 @@
 //! | `transfer` | a frozen database in pieces, for another replica |
 //! | `chore` | what a helper does ahead of need (rule S4) |
 //! | `scrub` | looking for rot before somebody needs the page |
+//! | `rot` | a row that rots in memory, on purpose, for tests |
 //! | `damage` | what happens when a page is not what was written |
 
 mod audit;
@@ -45,6 +47,7 @@ mod bitmap;
 mod chore;
 mod damage;
 mod device;
+mod digest;
 mod history;
 mod image;
 mod mapping;
@@ -52,6 +55,8 @@ mod meta;
 mod open;
 mod overflow;
 mod page;
+#[cfg(any(test, feature = "rot"))]
+mod rot;
 mod row;
 mod scrub;
 mod self_test;
@@ -67,6 +72,7 @@ use std::fmt;
 pub use chore::Chore;
 pub use damage::{DAMAGED_EXIT_STATUS, Damage};
 pub use device::Device;
+pub use digest::{Digest, RecomputeError};
 pub use history::{Changed, Changes, Compacted, RangeAt};
 pub use image::{ChangeKind, Range};
 pub use meta::{HANDLE_BYTES_MAX, IDENTITY_BYTES_MAX};

@@ -4,6 +4,7 @@
 //! write of it leaves the other. `docs/format.md` has the layout.
 
 use crate::Revision;
+use crate::digest::Sum;
 use crate::image::Image;
 use crate::page::{PAGE_BYTES, Page, PageNumber};
 use crate::tree::Tree;
@@ -47,7 +48,6 @@ impl Slot {
 pub(crate) struct Meta {
     pub(crate) generation: u64,
     pub(crate) image: Image,
-    pub(crate) digest: u128,
     /// One past the last page that it uses.
     pub(crate) end: PageNumber,
     /// Where the set of its pages is, and in how many.
@@ -78,12 +78,13 @@ impl Meta {
             page.0[at..at + bytes.len()].copy_from_slice(bytes);
             at += bytes.len();
         };
-        let Image { present, history, changes, rows, bytes, revision, compacted } = self.image;
+        let Image { present, history, changes, rows, bytes, sum, revision, compacted } = self.image;
         put(MAGIC);
         put(&FORMAT.to_le_bytes());
         put(&[0; 4]);
         [self.generation, revision.0, compacted.0, rows, bytes].iter().for_each(|number| put(&number.to_le_bytes()));
-        put(&self.digest.to_le_bytes());
+        put(&sum.0.to_le_bytes());
+        put(&[0; 8]);
         let (bitmap, bitmap_pages) = self.bitmap;
         [self.end.0, present.root.0, history.root.0, changes.root.0, bitmap.0, bitmap_pages]
             .iter()
@@ -126,11 +127,11 @@ impl Meta {
                 compacted: Revision(u64(32)),
                 rows: u64(40),
                 bytes: u64(48),
+                sum: Sum(u64(56)),
                 present: tree(76),
                 history: tree(80),
                 changes: tree(84),
             },
-            digest: u128::from(u64(56)) | u128::from(u64(64)) << 64,
             end: PageNumber(u32(72)),
             bitmap: (PageNumber(u32(88)), u32(92)),
             identity: page.0[IDENTITY_AT..IDENTITY_AT + identity_bytes].to_vec(),

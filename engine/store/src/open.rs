@@ -14,7 +14,7 @@ use crate::meta::{FORMAT, Found, IDENTITY_BYTES_MAX, Meta, Slot};
 use crate::page::{HEADER_BYTES, Kind, PAGE_BYTES, Page, PageNumber};
 use crate::self_test::{self, SelfTestError};
 use crate::space::Space;
-use crate::{Options, Revision, Store};
+use crate::{Digest, Options, Revision, Store};
 
 /// Why a database would not open.
 #[derive(Debug, thiserror::Error)]
@@ -119,8 +119,8 @@ pub struct Opened {
     pub revision: Revision,
     /// What its caller gave with it.
     pub handle: Vec<u8>,
-    /// What its caller gave with it.
-    pub digest: u128,
+    /// The digest of what is in it.
+    pub digest: Digest,
     /// The other snapshot's number; none if its meta block is damaged, as after a crash while it was written.
     pub other: Option<u64>,
 }
@@ -157,7 +157,6 @@ impl Store {
             let meta = Meta {
                 generation: u64::from(slot.page().0) + 1,
                 image: Image::EMPTY,
-                digest: 0,
                 end: PageNumber::FIRST,
                 bitmap: (PageNumber::NONE, 0),
                 identity: identity.to_vec(),
@@ -211,7 +210,7 @@ impl Store {
             generation: meta.generation,
             revision: meta.image.revision,
             handle: meta.handle,
-            digest: meta.digest,
+            digest: meta.image.digest(),
             other: other.map(|other| other.generation),
         };
         let (image, identity) = (meta.image, meta.identity);

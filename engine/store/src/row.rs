@@ -67,6 +67,15 @@ pub(crate) struct Numbers {
     pub(crate) version: Version,
 }
 
+impl Numbers {
+    /// Of a plain row.
+    pub(crate) const NONE: Numbers = Numbers { create: Revision::NONE, modify: Revision::NONE, version: Version(0) };
+
+    pub(crate) fn row(self, value: &[u8]) -> Row<'_> {
+        Row { create_revision: self.create, modify_revision: self.modify, version: self.version, value }
+    }
+}
+
 /// Where the value is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Place {
@@ -98,6 +107,7 @@ pub(crate) fn is_tombstone(payload: &[u8]) -> bool {
 pub(crate) const TOMBSTONE_PAYLOAD: &[u8] = &[TOMBSTONE];
 
 impl Kept {
+    #[inline]
     pub(crate) fn decode(payload: &[u8]) -> Kept {
         let numbers = (payload[0] & VERSIONED != 0).then(|| Numbers {
             create: Revision(u64_at(payload, 1)),
@@ -128,15 +138,14 @@ impl Kept {
     }
 
     /// The row of this payload.
+    #[inline]
     pub(crate) fn read<'a>(mapping: &'a Mapping, payload: &'a [u8]) -> Row<'a> {
         let kept = Kept::decode(payload);
         let value = match kept.place {
             Place::Inline(bytes) => &payload[payload.len() - bytes..],
             Place::Overflow { first, bytes } => overflow::read(mapping, first, bytes),
         };
-        let none = Numbers { create: Revision::NONE, modify: Revision::NONE, version: Version(0) };
-        let numbers = kept.numbers.unwrap_or(none);
-        Row { create_revision: numbers.create, modify_revision: numbers.modify, version: numbers.version, value }
+        kept.numbers.unwrap_or(Numbers::NONE).row(value)
     }
 
     /// Gives the value's pages back, if it has any.

@@ -118,13 +118,12 @@ pub(crate) struct InFlight {
 impl Store {
     /// Freezes the database for a snapshot. Takes constant time, or nearly.
     ///
-    /// `handle` is for the caller: what ties the snapshot to its log. It comes back from [`Store::open`]; so does
-    /// `digest`.
+    /// `handle` is for the caller: what ties the snapshot to its log. It comes back from [`Store::open`].
     ///
     /// # Panics
     ///
     /// If a snapshot is on its way, or the handle is longer than [`HANDLE_BYTES_MAX`].
-    pub fn freeze_snapshot(&mut self, handle: &[u8], digest: u128) -> Frozen {
+    pub fn freeze_snapshot(&mut self, handle: &[u8]) -> Frozen {
         assert!(self.in_flight.is_none(), "one snapshot at a time");
         assert!(handle.len() <= HANDLE_BYTES_MAX, "a handle of {} bytes", handle.len());
         // Its own pages are among those that it speaks of, and may be the ones that need a chunk more.
@@ -136,7 +135,6 @@ impl Store {
         let meta = Meta {
             generation: pin.generation,
             image: self.image,
-            digest,
             end: pin.pages.end().max(PageNumber::FIRST),
             bitmap,
             identity: self.identity.clone(),

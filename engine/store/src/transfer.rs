@@ -214,9 +214,9 @@ impl Store {
         if !is_sound {
             return Err(ImportError::Malformed);
         }
+        let numbers = (kind & PLAIN == 0).then_some(numbers);
         if tree == 0 {
-            self.image.rows += 1;
-            self.image.bytes += (key.len() + value.len()) as u64;
+            self.image.count(key, numbers.unwrap_or(Numbers::NONE).row(value));
         }
         let space = &mut self.space;
         let into = trees(&mut self.image).into_iter().nth(usize::from(tree)).ok_or(ImportError::Malformed)?;
@@ -228,7 +228,6 @@ impl Store {
             append(into, space, key, value.len()).copy_from_slice(value);
             return Ok(());
         }
-        let numbers = (kind & PLAIN == 0).then_some(numbers);
         let row_key = if tree == 0 { Some(Cow::Borrowed(key)) } else { history::key_of(key).map(Cow::Owned) };
         let row_key = row_key.ok_or(ImportError::Malformed)?;
         let new = New::place(space, &row_key, numbers, value, None);
@@ -291,7 +290,8 @@ mod tests {
             let chunks = chunks(&mut store, bytes_max);
             assert_eq!(chunks.len() > 1, bytes_max < 1 << 20);
             let imported = import(&chunks, true).unwrap();
-            let numbers = |store: &Store| (store.revision(), store.compacted(), store.len(), store.bytes());
+            let numbers =
+                |store: &Store| (store.revision(), store.compacted(), store.digest(), store.len(), store.bytes());
             assert_eq!(numbers(&imported), numbers(&store));
             assert!(imported.range(ALL.0, ALL.1).eq(store.range(ALL.0, ALL.1)));
             let changes =

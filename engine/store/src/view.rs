@@ -75,6 +75,11 @@ impl ReadView {
         Ok((&self.mapping, self.image))
     }
 
+    /// Its trees and numbers, which stay whether or not it was ended.
+    pub(crate) fn image(&self) -> &Image {
+        &self.image
+    }
+
     /// The revision of the last change before the freeze.
     #[must_use]
     pub fn revision(&self) -> Revision {

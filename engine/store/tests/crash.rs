@@ -80,7 +80,7 @@ fn change(random: &mut Rng, store: &mut Store, model: &mut Model, writes: usize)
 }
 
 fn snapshot(store: &mut Store) {
-    let durable = store.freeze_snapshot(b"", 0).write_out(&Pacing::default()).unwrap();
+    let durable = store.freeze_snapshot(b"").write_out(&Pacing::default()).unwrap();
     store.snapshot_done(durable);
 }
 
@@ -134,7 +134,7 @@ fn a_crash_while_a_snapshot_is_written() {
         let before = (fs::read(&path).unwrap(), model.clone());
         change(&mut random, &mut store, &mut model, 300);
         let recorder = Recorder::new(before.0.clone());
-        let durable = store.freeze_snapshot(b"", 0).write_out_to(&recorder, &Pacing::default()).unwrap();
+        let durable = store.freeze_snapshot(b"").write_out_to(&recorder, &Pacing::default()).unwrap();
         store.snapshot_done(durable);
         let (_, done) = recorder.state.into_inner().unwrap();
         assert!(done.len() > 5, "{} requests", done.len());
@@ -163,7 +163,7 @@ fn what_was_not_written_as_it_was_told_is_no_snapshot() {
     change(&mut Rng::with_seed(1), &mut store, &mut Model::default(), 50);
     let mut recorder = Recorder::new(fs::read(&path).unwrap());
     recorder.lies_at = Some(3 * PAGE_BYTES as u64);
-    let written = store.freeze_snapshot(b"", 0).write_out_to(&recorder, &Pacing::default());
+    let written = store.freeze_snapshot(b"").write_out_to(&recorder, &Pacing::default());
     assert!(matches!(written, Err(SnapshotError::Unverified { .. })), "{written:?}");
     let (_, done) = recorder.state.into_inner().unwrap();
     let meta_written = done.iter().any(|done| matches!(done, Done::Write { offset, .. } if *offset < 2 * PAGE_BYTES));

@@ -13,7 +13,7 @@ fn options() -> OpenOptions {
 }
 
 fn snapshot(store: &mut Store) {
-    let durable = store.freeze_snapshot(b"handle", 1).write_out(&Pacing::default()).unwrap();
+    let durable = store.freeze_snapshot(b"handle").write_out(&Pacing::default()).unwrap();
     store.snapshot_done(durable);
 }
 

@@ -33,7 +33,7 @@ fn the_bytes_of_a_small_database() {
     store.change().put(b"table/key 1", b"one more");
     store.change().delete(b"table/key 2");
     store.change().put(b"large", &[b'x'; 2500]);
-    let durable = store.freeze_snapshot(b"slot 12", 5).write_out(&Pacing::default()).unwrap();
+    let durable = store.freeze_snapshot(b"slot 12").write_out(&Pacing::default()).unwrap();
     store.snapshot_done(durable);
     let bytes = fs::read(&path).unwrap();
     let found = dump(&bytes[..10 * PAGE_BYTES]);

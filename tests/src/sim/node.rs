@@ -7,7 +7,7 @@ use fastrand::Rng;
 use synod_api::{Command, Operation, Sequence, SessionId};
 use synod_cell::Cell;
 use synod_node::codec::{self, SnapshotMessage};
-use synod_node::engine::{Caller, Engine, LogRead, Outlet, Retention, Start};
+use synod_node::engine::{Caller, Engine, Evidence, LogRead, Outlet, Retention, Start};
 use synod_node::start::Replay;
 use synod_paxos::{
     Ballot, Configuration, Configurations, HardState, Incarnation, Instant, Message, Record, Recovered, ReplicaId,
@@ -108,6 +108,14 @@ impl Outlet for Wishes {
 
     fn drop_database(&mut self, _: Option<Cell>) {
         self.databases.push(DatabaseWish::Drop);
+    }
+
+    fn note_quarantine(&mut self, evidence: &Evidence) {
+        self.databases.push(DatabaseWish::Quarantine(Some(evidence.clone())));
+    }
+
+    fn end_quarantine(&mut self) {
+        self.databases.push(DatabaseWish::Quarantine(None));
     }
 
     /// Everybody here is reached by number.
@@ -332,6 +340,7 @@ impl Node {
                 chunk_bytes: swarm.chunk_bytes,
                 catch_up_bytes_per_second: swarm.catch_up_bytes_per_second,
             },
+            quarantined: self.disk.databases.quarantine().cloned(),
         };
         self.engine = Some(Box::new(Engine::new(start, Instant(self.clock.at(now)))));
         self.life += 1;

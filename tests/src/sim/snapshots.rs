@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 
 use synod_cell::Cell;
 use synod_node::codec::SnapshotMessage;
+use synod_node::engine::Evidence;
 use synod_paxos::{Recovered, ReplicaId, Slot, SnapshotHandle};
 use synod_store::{ReadView, Store};
 
@@ -58,9 +59,15 @@ pub(crate) struct Databases {
     incoming: Option<Kept>,
     /// A start found the log to end below the newest, and went on from that alone.
     passed_by: Slot,
+    /// Why the own one is not to be trusted, if it is not (rule P14).
+    quarantine: Option<Evidence>,
 }
 
 impl Databases {
+    pub(crate) fn quarantine(&self) -> Option<&Evidence> {
+        self.quarantine.as_ref()
+    }
+
     /// What a start goes on from.
     pub(crate) fn open(&mut self) -> Option<(SnapshotHandle, Cell)> {
         self.incoming = None;
@@ -85,6 +92,8 @@ pub(crate) enum DatabaseWish {
     Keep(SnapshotHandle, ReadView),
     Make,
     KeepIncoming(SnapshotHandle, ReadView),
+    /// The own one is not to be trusted; or it is again.
+    Quarantine(Option<Evidence>),
     Replace,
     Drop,
 }
@@ -108,6 +117,7 @@ impl World {
                 databases.kept = VecDeque::from([incoming]);
                 self.trace.turn(self.now, || format!("replica {} installs a snapshot of slot {slot}", index + 1));
             }
+            DatabaseWish::Quarantine(evidence) => self.nodes[index].disk.databases.quarantine = evidence,
             DatabaseWish::Drop => self.nodes[index].disk.databases.incoming = None,
         }
     }

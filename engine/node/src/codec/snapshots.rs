@@ -2,7 +2,9 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use synod_paxos::{Configurations, Slot, SnapshotHandle};
+use synod_store::Digest;
 
+use super::digests::{self, DigestMessage};
 use super::{CodecError, EncodedMessage, Reader, put_ballot, put_configurations};
 
 /// Frame kinds, above those of the protocol's messages.
@@ -23,6 +25,8 @@ pub enum SnapshotMessage {
     Offer {
         /// Of which state.
         handle: SnapshotHandle,
+        /// The digest of its rows: whoever imports other ones refuses them (rule P14).
+        digest: Digest,
     },
     /// Send me a piece of it.
     Want {
@@ -47,6 +51,8 @@ pub enum SnapshotMessage {
         /// Which.
         slot: Slot,
     },
+    /// Whether databases are equal at all.
+    Digest(DigestMessage),
 }
 
 /// A handle in the bytes that a snapshot keeps it in: slot, ballot, configurations.
@@ -81,7 +87,9 @@ pub fn encode(message: &SnapshotMessage) -> EncodedMessage {
     let mut head = BytesMut::with_capacity(64);
     let mut body = Bytes::new();
     let kind = match message {
-        SnapshotMessage::Offer { handle } => {
+        SnapshotMessage::Digest(message) => return digests::encode(message),
+        SnapshotMessage::Offer { handle, digest } => {
+            head.put_u64_le(digest.0);
             put_handle(&mut head, handle);
             kind::OFFER
         }
@@ -128,15 +136,16 @@ pub(super) fn decode(kind: u8, payload: &Bytes) -> Option<Result<SnapshotMessage
         kind::WANT => "a wish for a chunk",
         kind::CHUNK => "a chunk",
         kind::GONE => "the news that a snapshot is gone",
-        _ => return None,
+        _ => return digests::decode(kind, payload).map(|message| message.map(SnapshotMessage::Digest)),
     };
     Some(fields(kind, Reader::new(what, payload.clone())))
 }
 
 fn fields(kind: u8, mut reader: Reader) -> Result<SnapshotMessage, CodecError> {
     if kind == kind::OFFER {
+        let digest = Digest(reader.u64()?);
         let handle = handle(&mut reader)?;
-        return reader.end().map(|()| SnapshotMessage::Offer { handle });
+        return reader.end().map(|()| SnapshotMessage::Offer { handle, digest });
     }
     let slot = reader.slot()?;
     match kind {
@@ -166,7 +175,7 @@ mod tests {
             configurations.pending = pending;
             let handle = SnapshotHandle { slot: Slot(9), ballot, configurations: configurations.clone() };
             assert_eq!(decode_handle(&encode_handle(&handle)), Ok(handle.clone()));
-            messages.push(SnapshotMessage::Offer { handle });
+            messages.push(SnapshotMessage::Offer { handle, digest: Digest(11) });
         }
         let slot = Slot(9);
         for from in [None, Some(Bytes::new()), Some(Bytes::from_static(b"\x03key"))] {

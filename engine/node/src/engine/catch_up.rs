@@ -12,7 +12,7 @@
 use super::*;
 use crate::codec::SnapshotMessage;
 use synod_paxos::SnapshotHandle;
-use synod_store::{ReadView, Store};
+use synod_store::{Digest, ReadView, Store};
 
 /// A state that was offered is kept so long after it was last asked for.
 const HANDOUT_IDLE_MAX: Duration = Duration::from_secs(10);
@@ -37,6 +37,8 @@ struct Handout {
 /// Another replica's database, on its way here.
 struct Incoming {
     handle: SnapshotHandle,
+    /// What its sender says its digest is.
+    digest: Digest,
     /// Who is asked.
     of: ReplicaId,
     /// Where the next chunk begins.
@@ -86,12 +88,22 @@ impl CatchUp {
         self.handout = None;
     }
 
+    /// A state from before this slot is of no use to whoever asks for one.
+    pub(super) fn take_back_older(&mut self, than: Slot) {
+        self.handout.take_if(|handout| handout.handle.slot < than);
+    }
+
     /// The log is kept from behind this slot on: somebody fetches the state there.
     pub(super) fn pinned(&mut self, now: Instant) -> Option<Slot> {
         self.handout.take_if(|handout| {
             now.since(handout.asked) > HANDOUT_IDLE_MAX || now.since(handout.since) > HANDOUT_TIME_MAX
         });
         self.handout.as_ref().map(|handout| handout.handle.slot)
+    }
+
+    /// Whether another replica's database is on its way here.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.incoming.is_some()
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -103,6 +115,10 @@ impl CatchUp {
 impl Engine {
     /// What this replica wants is gone from the log here: there is the database instead.
     pub(super) fn offer_snapshot(&mut self, to: ReplicaId, outlet: &mut impl Outlet) {
+        // It seeds nobody (P14).
+        if self.replica.is_quarantined() {
+            return;
+        }
         let now = outlet.now();
         self.catch_up.pinned(now);
         let handout = self.catch_up.handout.get_or_insert_with(|| {
@@ -110,7 +126,8 @@ impl Engine {
             Handout { handle, view, since: now, asked: now }
         });
         handout.asked = now;
-        outlet.send_snapshot(to, SnapshotMessage::Offer { handle: handout.handle.clone() });
+        let (handle, digest) = (handout.handle.clone(), handout.view.digest());
+        outlet.send_snapshot(to, SnapshotMessage::Offer { handle, digest });
     }
 
     /// Another replica speaks of a snapshot.
@@ -122,7 +139,8 @@ impl Engine {
         outlet: &mut impl Outlet,
     ) {
         match message {
-            SnapshotMessage::Offer { handle } => self.offered(now, from, handle, outlet),
+            SnapshotMessage::Digest(message) => self.digest_message(now, from, message, outlet),
+            SnapshotMessage::Offer { handle, digest } => self.offered(now, from, (handle, digest), outlet),
             SnapshotMessage::Want { slot, from: place } => {
                 let answer = self.chunk(now, slot, place);
                 outlet.send_snapshot(from, answer);
@@ -154,13 +172,19 @@ impl Engine {
         SnapshotMessage::Chunk { slot, from, next: chunk.next.map(Bytes::from), rows: chunk.bytes.into() }
     }
 
-    fn offered(&mut self, now: Instant, of: ReplicaId, handle: SnapshotHandle, outlet: &mut impl Outlet) {
+    fn offered(
+        &mut self,
+        now: Instant,
+        of: ReplicaId,
+        (handle, digest): (SnapshotHandle, Digest),
+        outlet: &mut impl Outlet,
+    ) {
         if self.catch_up.incoming.is_some() || !self.replica.can_install(handle.slot) {
             return;
         }
         let again = now.after(CHUNK_PATIENCE);
         self.catch_up.incoming =
-            Some(Incoming { handle, of, from: None, asked: false, again, in_vain: 0, stage: Stage::Waiting });
+            Some(Incoming { handle, digest, of, from: None, asked: false, again, in_vain: 0, stage: Stage::Waiting });
         outlet.make_database();
     }
 
@@ -215,6 +239,14 @@ impl Engine {
             return self.give_up_incoming(outlet);
         }
         let is_last = next.is_none();
+        if is_last && cell.store().digest() != incoming.digest {
+            let (found, expected) = (cell.store().digest(), incoming.digest);
+            eprintln!(
+                "synod: the snapshot of slot {slot} that came has digest {found}, and was to have {expected}: refused"
+            );
+            self.counters.snapshots_refused += 1;
+            return self.give_up_incoming(outlet);
+        }
         incoming.from = next;
         incoming.asked = false;
         self.counters.chunks_taken += 1;
@@ -250,6 +282,8 @@ impl Engine {
         self.recent.restart(handle.slot);
         self.snapshot_installed(handle.slot);
         self.counters.snapshots_installed += 1;
+        self.digests.restart(handle.slot, self.cell.store().digest());
+        self.end_quarantine(handle.slot, outlet);
         let below = synod_wal::Slot(handle.slot.next().0);
         self.step(now, Event::Installed { handle }, outlet);
         // At once: it may hold values there that were accepted and not chosen, and would be read for others.

@@ -70,7 +70,8 @@ impl Engine {
         // With a full log nothing new is applied: what frees it may be a second snapshot of the same state.
         let would_free = self.refuses_writes && snapshots.kept.front().is_none_or(|older| applied > *older);
         let is_wanted = applied > Slot::NONE && (is_due && is_news || would_free);
-        if !is_wanted || snapshots.writing.is_some() || self.catch_up.is_keeping() {
+        let is_trusted = !self.replica.is_quarantined();
+        if !is_wanted || !is_trusted || snapshots.writing.is_some() || self.catch_up.is_keeping() {
             return;
         }
         snapshots.log_bytes_since = 0;
@@ -111,7 +112,7 @@ impl Engine {
         if let Some((_, upto)) = self.snapshots.cutting.take_if(|(record, _)| *record <= self.durable) {
             self.log.cut(synod_wal::Slot(upto.next().0));
         }
-        if self.snapshots.cutting.is_some() || self.snapshots.kept.len() < 2 {
+        if self.snapshots.cutting.is_some() || self.snapshots.kept.len() < 2 || self.replica.is_quarantined() {
             return;
         }
         let older = if synod_paxos::planted!(S1CutsAtTheNewer) { 1 } else { 0 };

@@ -50,6 +50,10 @@ impl Outlet for Bench {
     fn drop_database(&mut self, _: Option<Cell>) {
         unreachable!("nobody lags behind in a cell of one");
     }
+    fn note_quarantine(&mut self, _: &Evidence) {
+        unreachable!("a cell of one compares with nobody");
+    }
+    fn end_quarantine(&mut self) {}
 }
 
 fn turn(engine: &mut Engine, world: &mut Bench) {
@@ -88,6 +92,7 @@ fn coordinating_with(log: synod_wal::Settings) -> (Engine, Bench) {
         client_addresses: BTreeMap::new(),
         gather_time_max: Duration::from_micros(120),
         retention: Retention { snapshot_log_bytes: SNAPSHOT_LOG_BYTES, ..Retention::default() },
+        quarantined: None,
     };
     let mut world = Bench::default();
     let mut engine = Engine::new(start, Instant(0));

@@ -1,7 +1,7 @@
 //! What the hot core has to do with remote copies: it freezes the database, and hears of the end.
 
 use super::*;
-use crate::remote::copies::{BOUND_EVERY, Due, News};
+use crate::remote::copies::{Due, News};
 use crate::remote::manifest::{MadeBy, now_ms};
 use crate::remote::{self, save};
 
@@ -24,6 +24,9 @@ impl HotCore {
         }
         if self.copies.is_copying() {
             return refused("this replica is making another copy: one at a time".to_owned(), true);
+        }
+        if self.engine.replica().is_quarantined() {
+            return refused("this replica's database is in quarantine: ask another one".to_owned(), false);
         }
         if self.engine.replica().chosen() == Slot::NONE {
             return refused("nothing has been written yet: there is nothing to copy".to_owned(), false);
@@ -67,7 +70,8 @@ impl HotCore {
             Role::Campaigning => false,
             Role::Coordinating => due.overdue,
         };
-        if !may || replica.is_fetching() || replica.chosen() == Slot::NONE || self.copies.is_copying() {
+        let is_trusted = !replica.is_quarantined();
+        if !may || !is_trusted || replica.is_fetching() || replica.chosen() == Slot::NONE || self.copies.is_copying() {
             return;
         }
         if let Some(to) = self.copies.scheduled_url().map(str::to_owned) {

@@ -19,7 +19,8 @@ use super::peers::Peer;
 use super::token::Token;
 use crate::codec;
 use crate::databases::Databases;
-use crate::engine::{Caller, LogRead, Outlet, member_addresses};
+use crate::engine::{Caller, Evidence, LogRead, Outlet, member_addresses};
+use crate::quarantine;
 use crate::status::PeerStatus;
 
 /// How long a frame from a client, and from another replica, may be.
@@ -393,7 +394,7 @@ impl Outlet for World {
     }
 
     fn keep_snapshot(&mut self, handle: &SnapshotHandle, cell: &mut Cell) {
-        self.databases.keep(cell.store_mut().freeze_snapshot(&codec::encode_handle(handle), 0));
+        self.databases.keep(cell.store_mut().freeze_snapshot(&codec::encode_handle(handle)));
     }
 
     fn make_database(&mut self) {
@@ -401,7 +402,7 @@ impl Outlet for World {
     }
 
     fn keep_incoming(&mut self, handle: &SnapshotHandle, cell: &mut Cell) {
-        self.databases.keep_incoming(cell.store_mut().freeze_snapshot(&codec::encode_handle(handle), 0));
+        self.databases.keep_incoming(cell.store_mut().freeze_snapshot(&codec::encode_handle(handle)));
     }
 
     /// The one rename and sync of a directory, once in a catch-up, is what this thread waits for: the replica could not go on
@@ -415,6 +416,19 @@ impl Outlet for World {
 
     fn drop_database(&mut self, incoming: Option<Cell>) {
         self.databases.drop_incoming(incoming);
+    }
+
+    /// A small file, once in a quarantine or twice: this thread waits for it, because what comes next must not be forgotten.
+    fn note_quarantine(&mut self, evidence: &Evidence) {
+        if let Err(error) = quarantine::note(&self.dir, evidence) {
+            self.failure = Some(error);
+        }
+    }
+
+    fn end_quarantine(&mut self) {
+        if let Err(error) = quarantine::end(&self.dir) {
+            self.failure = Some(error);
+        }
     }
 
     fn flush(&mut self, flush: synod_wal::Flush) {

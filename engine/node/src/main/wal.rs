@@ -84,9 +84,9 @@ pub(crate) fn main(command: &WalCommand) -> anyhow::Result<ExitCode> {
 }
 
 /// A log on disk that nobody writes.
-struct Stopped {
+pub(crate) struct Stopped {
     /// Held for the lock.
-    _directory: Directory,
+    pub(crate) directory: Directory,
     storage: DirectoryStorage,
     identity: Identity,
     settings: Settings,
@@ -94,7 +94,7 @@ struct Stopped {
 }
 
 impl Stopped {
-    fn open(dir: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn open(dir: &Path) -> anyhow::Result<Self> {
         let directory = match Directory::open_to_look(dir) {
             Err(DirectoryError::InUse(_)) => bail!("a replica runs on {}: stop it first", dir.display()),
             opened => opened?,
@@ -126,10 +126,10 @@ impl Stopped {
             frame_bytes_max: synod_wal::OPENING_BYTES_MAX,
         };
         let settings = settings.validate().with_context(|| format!("segments of {segment_bytes} bytes make no log"))?;
-        Ok(Self { _directory: directory, storage, identity, settings, segments })
+        Ok(Self { directory, storage, identity, settings, segments })
     }
 
-    fn read(&mut self, visitor: &mut dyn Visitor) -> Result<Recovered, OpenError> {
+    pub(crate) fn read(&mut self, visitor: &mut dyn Visitor) -> Result<Recovered, OpenError> {
         inspect(&mut self.storage, self.settings, &self.identity, visitor)
     }
 

@@ -187,7 +187,7 @@ impl Making {
         // Twice, so that both of the database's meta blocks name it: the log is cut there, and only the older of two kept
         // snapshots allows that (rule S1).
         for _ in 0..2 {
-            let frozen = self.store.freeze_snapshot(&codec::encode_handle(&handle), 0);
+            let frozen = self.store.freeze_snapshot(&codec::encode_handle(&handle));
             let durable = frozen.write_out(&synod_store::Pacing::default())?;
             self.store.snapshot_done(durable);
         }

@@ -81,7 +81,7 @@ pub(super) fn is_early(idle: &Idle, world: &World<'_>) -> bool {
 }
 
 /// A replica that does not vote or has granted a lease must not; one whose log has no room, or whose disk is far behind,
-/// could not finish what it would adopt.
+/// could not finish what it would adopt; one whose state is not to be trusted must not answer from it (P14).
 pub(super) fn may_not_campaign(world: &World<'_>) -> bool {
     is_unfit(world) || world.core.grant.binds_against(world.me(), world.now).is_some()
 }
@@ -89,7 +89,7 @@ pub(super) fn may_not_campaign(world: &World<'_>) -> bool {
 fn is_unfit(world: &World<'_>) -> bool {
     let core = &world.core;
     let votes = core.standing == standing::State::Voting && core.membership.is_voter(world.me());
-    !votes || core.acceptor.is_full() || world.is_backed_up() || world.is_stalled()
+    !votes || core.acceptor.is_full() || core.quarantined || world.is_backed_up() || world.is_stalled()
 }
 
 /// Until whatever keeps us from campaigning is over, if that is known.

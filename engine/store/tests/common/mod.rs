@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use synod_store::{ChangeKind, Compacted, Revision, Row, Store};
+use synod_store::{ChangeKind, Compacted, Digest, Revision, Row, Store};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 pub(crate) type Key = Vec<u8>;
 
@@ -86,6 +87,15 @@ impl Model {
         }
     }
 
+    /// What the digest must be: docs/format.md, word for word.
+    pub(crate) fn digest(&self) -> Digest {
+        let of = |(key, row): (&Key, &ModelRow)| {
+            let numbers = [row.create, row.modify, row.version].map(u64::to_le_bytes).concat();
+            xxh3_64_with_seed(&row.value, xxh3_64_with_seed(key, xxh3_64(&numbers)))
+        };
+        Digest(self.present.iter().map(of).fold(xxh3_64(&self.revision.to_le_bytes()), u64::wrapping_add))
+    }
+
     /// Everything that can be read now.
     pub(crate) fn check(&self, store: &Store) {
         assert_eq!(store.revision().0, self.revision);
@@ -96,6 +106,7 @@ impl Model {
         assert!(rows.iter().map(|(key, row)| (key, row)).eq(self.present.iter()), "rows differ");
         let bytes: usize = self.present.iter().map(|(key, row)| key.len() + row.value.len()).sum();
         assert_eq!(store.bytes(), bytes as u64);
+        assert_eq!(store.digest(), self.digest());
     }
 
     /// What can be read of the past at one revision.
