@@ -49,10 +49,13 @@ pub struct ServeArgs {
     /// --log-mb-max, 1024 at most]
     #[arg(long, value_name = "MIB")]
     pub snapshot_log_mb: Option<u64>,
-    /// Write snapshots, and read them back, at this rate at most, in MiB a second, and help laggards at half of it: the log needs
-    /// the same disk [default: 128]
+    /// Write snapshots, and read them back, at this rate at most, in MiB a second: the log needs the same disk [default: 128]
     #[arg(long, value_name = "MIB")]
     pub snapshot_mb_per_s: Option<u64>,
+    /// Fetch another replica's snapshot, and read the log for those who lag behind, at this rate at most, in MiB a second; the log
+    /// a little faster while it grows, so that they catch up [default: 64]
+    #[arg(long, value_name = "MIB")]
+    pub catch_up_mb_per_s: Option<u64>,
     /// Let one replica of the cell copy the database there by itself: an absolute path that all replicas can write to, or
     /// s3://bucket/prefix. Say it on every member
     #[arg(long, value_name = "URL")]
@@ -114,6 +117,7 @@ impl ServeArgs {
         set(&mut config.log_mb_max, self.log_mb_max);
         config.snapshot_log_mb = self.snapshot_log_mb.or(config.snapshot_log_mb);
         set(&mut config.snapshot_mb_per_s, self.snapshot_mb_per_s);
+        set(&mut config.catch_up_mb_per_s, self.catch_up_mb_per_s);
         config.snapshot_to = self.snapshot_to.clone().or(config.snapshot_to);
         set(&mut config.snapshot_every_minutes, self.snapshot_every_minutes);
         set(&mut config.snapshots_kept, self.snapshots_kept);
@@ -172,6 +176,7 @@ const _: () = {
     assert!(defaults::log_mb_max() == 16384);
     assert!(defaults::snapshot_log_mb() == 1024);
     assert!(defaults::snapshot_mb_per_s() == 128);
+    assert!(defaults::catch_up_mb_per_s() == 64);
     assert!(defaults::snapshot_every_minutes() == 60);
     assert!(defaults::snapshots_kept() == 24);
     assert!(defaults::database_gb_max() == 256);

@@ -48,10 +48,13 @@ pub struct Config {
     /// A snapshot of the database is made after so much log, in MiB; not said: a quarter of `log_mb_max`, 1024 at most.
     #[serde(default)]
     pub snapshot_log_mb: Option<u64>,
-    /// Snapshots are written, and read back, at this rate at most, in MiB a second, and laggards helped at half of it: the log
-    /// needs the same disk.
+    /// Snapshots are written, and read back, at this rate at most, in MiB a second: the log needs the same disk.
     #[serde(default = "defaults::snapshot_mb_per_s")]
     pub snapshot_mb_per_s: u64,
+    /// Another replica's snapshot is fetched, and the log read for those who lag behind, at this rate at most, in MiB a second;
+    /// the log a little faster while it grows, so that they catch up.
+    #[serde(default = "defaults::catch_up_mb_per_s")]
+    pub catch_up_mb_per_s: u64,
     /// Copies of the database go there by themselves: an absolute path, `file:///a/path` or `s3://bucket/prefix`.
     #[serde(default)]
     pub snapshot_to: Option<String>,
@@ -102,6 +105,10 @@ pub mod defaults {
     /// MiB a second of a snapshot.
     pub const fn snapshot_mb_per_s() -> u64 {
         128
+    }
+    /// MiB a second for a replica that lags behind: two replicas work for it, one of them perhaps the master.
+    pub const fn catch_up_mb_per_s() -> u64 {
+        64
     }
     /// Minutes between two copies to a remote place.
     pub const fn snapshot_every_minutes() -> u64 {
@@ -218,6 +225,7 @@ impl Config {
             log_mb_max: defaults::log_mb_max(),
             snapshot_log_mb: None,
             snapshot_mb_per_s: defaults::snapshot_mb_per_s(),
+            catch_up_mb_per_s: defaults::catch_up_mb_per_s(),
             snapshot_to: None,
             snapshot_every_minutes: defaults::snapshot_every_minutes(),
             snapshots_kept: defaults::snapshots_kept(),
@@ -266,6 +274,7 @@ impl Config {
         let log_max = self.log_mb_max / 3;
         within("snapshot_log_mb", self.snapshot_log_mb(), 1, log_max, "1 to a third of log_mb_max")?;
         within("snapshot_mb_per_s", self.snapshot_mb_per_s, 1, 1 << 20, "1 to 1048576 MiB/s")?;
+        within("catch_up_mb_per_s", self.catch_up_mb_per_s, 1, 1 << 20, "1 to 1048576 MiB/s")?;
         if let Some(url) = &self.snapshot_to {
             remote::check_url(url)?;
         }

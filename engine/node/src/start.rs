@@ -172,7 +172,7 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
             snapshot,
             snapshot_log_bytes: config.snapshot_log_mb() * MIB,
             log_bytes_since_snapshot,
-            catch_up_bytes_per_second: config.snapshot_mb_per_s * MIB / CATCH_UP_PART,
+            catch_up_bytes_per_second: config.catch_up_mb_per_s * MIB,
             ..Retention::default()
         },
     };
@@ -192,9 +192,6 @@ fn log_settings(config: &Config) -> Result<synod_wal::Settings, StartError> {
 }
 
 const MIB: u64 = 1 << 20;
-/// A laggard is helped at this part of the rate at which a snapshot is written: two replicas work for it, one of them perhaps the
-/// master.
-const CATCH_UP_PART: u64 = 2;
 /// What a frame needs beside its batch: headers, and the few numbers that go with a batch.
 const FRAME_SPARE_BYTES: usize = 64 << 10;
 const _: () = assert!(
