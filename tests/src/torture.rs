@@ -5,7 +5,8 @@
 //! | `kill` | `synod-torture kill`: replicas are killed under load; every acknowledged write must be there, once |
 //! | `snapshots` | `synod-torture snapshots`: killed while snapshots are written, logs cut and laggards caught up |
 //! | `power` | `synod-torture power`: the power is cut from the replicas' file systems |
-//! | `attack` | what these two share: moments, checks, report |
+//! | `full` | `synod-torture full`: the replicas' disks are filled, and emptied again |
+//! | `attack` | what `snapshots` and `power` share: moments, checks, report |
 //! | `load` | the load of a command that breaks a cell: all its clients |
 //! | `failover` | `synod-torture failover`: the master is killed, or paused; how long writes stop, as callers see it |
 //! | `linearize` | `synod-torture linearize`: replicas are killed and paused; the whole history must be linearizable |
@@ -31,6 +32,7 @@ pub mod device;
 pub mod device_log;
 pub mod durability;
 pub mod failover;
+pub mod full;
 pub mod history;
 pub mod kill;
 pub mod lease_reads;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use synod_api::{Command, Operation, Sequence, SessionId};
 use synod_cell::Cell;
-use synod_node::codec::{self, SnapshotMessage};
+use synod_node::codec::{self, RoomMessage, SnapshotMessage};
 use synod_node::engine::{Caller, Engine, LogRead, Outlet, Retention, Start};
 use synod_node::start::Replay;
 use synod_paxos::{
@@ -61,6 +61,7 @@ pub(crate) struct Wishes {
     pub(crate) flush: Option<Flush>,
     pub(crate) reads: Vec<LogRead>,
     pub(crate) snapshot_sends: Vec<(ReplicaId, SnapshotMessage)>,
+    pub(crate) room_sends: Vec<(ReplicaId, RoomMessage)>,
     pub(crate) databases: Vec<DatabaseWish>,
 }
 
@@ -88,6 +89,10 @@ impl Outlet for Wishes {
 
     fn send_snapshot(&mut self, to: ReplicaId, message: SnapshotMessage) {
         self.snapshot_sends.push((to, message));
+    }
+
+    fn send_room(&mut self, to: ReplicaId, message: RoomMessage) {
+        self.room_sends.push((to, message));
     }
 
     fn keep_snapshot(&mut self, handle: &SnapshotHandle, cell: &mut Cell) {

@@ -145,6 +145,7 @@ impl World {
                     self.trace.say(self.now, || format!("{} <- {from}: {message:?}", index + 1));
                     match message {
                         PeerMessage::Protocol(message) => engine.message(now, from, message, &mut wishes),
+                        PeerMessage::Room(message) => engine.room_message(now, from, message, &mut wishes),
                         PeerMessage::Snapshot(message) => engine.snapshot_message(now, from, message, &mut wishes),
                     }
                 }
@@ -160,7 +161,7 @@ impl World {
                     self.nodes[index].upkeep = None;
                     engine.log_upkeep_done(upkeep);
                 }
-                Input::SnapshotKept(kept) => engine.snapshot_kept(kept),
+                Input::SnapshotKept(kept) => engine.snapshot_kept(now, kept),
                 Input::DatabaseMade => engine.database_made(now, Some(Store::new()), &mut wishes),
                 Input::IncomingKept(kept) => engine.incoming_kept(now, kept, &mut wishes),
                 Input::LogRead(read) => {
@@ -186,7 +187,7 @@ impl World {
         engine.end_turn(now, &mut wishes);
         self.carry_out(index, engine, &mut wishes)?;
         let node = &mut self.nodes[index];
-        if let (Some(upkeep), None) = (engine.log_upkeep(), node.upkeep) {
+        if let (Some(upkeep), None) = (engine.log_upkeep(now), node.upkeep) {
             node.upkeep = Some(upkeep);
             let life = node.life;
             let delay = around(&mut self.random.disks, self.swarm.segment_mean);
@@ -261,6 +262,9 @@ impl World {
         }
         for (to, message) in wishes.snapshot_sends.drain(..) {
             self.send_snapshot(index, to, &message);
+        }
+        for (to, message) in wishes.room_sends.drain(..) {
+            self.send_message(index, to, codec::encode_room_message(&message), false);
         }
         for wish in wishes.databases.drain(..) {
             self.grant_database_wish(index, wish);
