@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use synod_node::cli::ServeArgs;
 use synod_tests::torture::{
-    durability, failover, full, kill, lease_reads, linearize, power, snapshots, stale, transfer,
+    durability, eio, failover, full, kill, lease_reads, linearize, power, snapshots, stale, stall, transfer,
 };
 
 /// Breaks cells of real processes on this machine, and checks that what they promise holds.
@@ -24,6 +24,8 @@ enum Command {
     Snapshots(snapshots::SnapshotsOptions),
     Power(power::PowerOptions),
     Full(full::FullOptions),
+    Eio(eio::EioOptions),
+    Stall(stall::StallOptions),
     /// Kill and pause the master under load, and measure how long writes stop
     Failover(failover::FailoverOptions),
     /// Kill and pause replicas under load; there must be one order that explains every answer
@@ -47,6 +49,8 @@ fn main() -> ExitCode {
         Command::Snapshots(options) => snapshots::main(&options).map(|()| ExitCode::SUCCESS),
         Command::Power(options) => power::main(&options),
         Command::Full(options) => full::main(&options),
+        Command::Eio(options) => eio::main(&options),
+        Command::Stall(options) => stall::main(&options),
         Command::Failover(options) => failover::main(&options).map(|()| ExitCode::SUCCESS),
         Command::Linearize(options) => linearize::main(&options).map(|()| ExitCode::SUCCESS),
         Command::Stale(options) => stale::main(&options).map(|()| ExitCode::SUCCESS),
