@@ -1,6 +1,6 @@
 //! One simulated replica: the real engine, on a simulated disk.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use fastrand::Rng;
@@ -44,6 +44,8 @@ pub(crate) enum Input {
     /// The flush is durable (or said to be).
     Flushed(Flush),
     UpkeepDone(Upkeep),
+    /// There is no room for it.
+    UpkeepRefused(Upkeep),
     LogRead(LogRead),
     SnapshotKept(bool),
     DatabaseMade,
@@ -176,6 +178,10 @@ pub(crate) struct Node {
     pub(crate) stalled_until: u64,
     /// By fault: how many times as long the disk takes.
     pub(crate) slow: BTreeMap<usize, u64>,
+    /// By fault: the disk has no room for another file.
+    pub(crate) no_room: BTreeSet<usize>,
+    /// The next flush fails, and the process ends with it.
+    pub(crate) flush_fails: Option<Crash>,
     pub(crate) upkeep: Option<Upkeep>,
     /// Snapshots that are being written out, one after the other.
     pub(crate) writing: VecDeque<Writing>,
@@ -221,6 +227,8 @@ impl Node {
             suspended_until: 0,
             stalled_until: 0,
             slow: BTreeMap::new(),
+            no_room: BTreeSet::new(),
+            flush_fails: None,
             upkeep: None,
             writing: VecDeque::new(),
             doomed: None,

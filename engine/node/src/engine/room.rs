@@ -95,7 +95,10 @@ impl Engine {
         self.counters.disk_full += u64::from(before.is_none());
         self.counters.disk_full_tries += 1;
         let since = before.as_ref().map_or(now, |before| before.since);
-        let back_off = BackOff::after(before.map(|before| before.back_off), now);
+        let mut back_off = BackOff::after(before.map(|before| before.back_off), now);
+        if synod_paxos::planted!(L7NeverTriesAgain) {
+            back_off.again = Instant(u64::MAX);
+        }
         self.room.full = Some(Full { since, why, wanted: upkeep, back_off, is_trying: false });
         self.log.set_can_grow(false);
     }
