@@ -135,6 +135,8 @@ counts! {
     flushes,
     /// Segments at the end.
     segments,
+    /// Segments that a disk had no room for; each was tried again.
+    segments_refused,
 }
 
 impl Counts {

@@ -88,6 +88,8 @@ pub struct Log {
     queue: VecDeque<Filling>,
     in_flight: Option<InFlight>,
     pool: Vec<AlignedBuffer>,
+    /// The disk has room for more segments than there are, as far as anybody knows.
+    can_grow: bool,
     /// The last hard state sealed, as the encoded record; empty if there is none. One still queued is not repeated: it
     /// would overtake what was appended before it.
     hard_state: Vec<u8>,
@@ -215,6 +217,7 @@ impl Log {
             queue: VecDeque::new(),
             in_flight: None,
             pool: Vec::with_capacity(POOL_BUFFERS),
+            can_grow: true,
             hard_state,
             mark_wanted: false,
             appended: zero,
@@ -449,6 +452,19 @@ impl Log {
         }
     }
 
+    /// Whether the disk has room for another segment. While it has none, the log is as long as its files are (rule L7):
+    /// with what is ready it goes on, and what is cut off is used again.
+    pub fn set_can_grow(&mut self, can_grow: bool) {
+        self.can_grow = can_grow;
+    }
+
+    /// How many segments there may be by now, the reserve included.
+    fn segments_max(&self) -> u64 {
+        let Segments { live, spares, free } = &self.segments;
+        let there_are = (live.len() + spares.len() + free.len()) as u64;
+        if self.can_grow { self.settings.segments_max() } else { self.settings.segments_max().min(there_are) }
+    }
+
     /// Segments up to this one exist.
     fn ready(&self) -> SegmentId {
         SegmentId(self.place.segment.0 + self.segments.spares.len() as u64)
@@ -468,7 +484,7 @@ impl Log {
     /// Whether the log would be full if its bound were so much lower. A master stops before it is full, so that the
     /// others, whose logs differ a little from its own, still have room for what it has proposed.
     pub fn is_full_within(&self, margin_bytes: u64) -> bool {
-        let ordinary = self.settings.segments_max() - RESERVE_SEGMENTS;
+        let ordinary = self.segments_max().saturating_sub(RESERVE_SEGMENTS);
         let frame_bytes_max = self.settings.frame_bytes_max as u64;
         // At worst a segment loses its opening, and at its end what the next frame did not fit into.
         let worst = self.settings.segment_bytes - OPENING_BYTES_MAX as u64 - frame_bytes_max;
@@ -484,6 +500,7 @@ impl Log {
     }
 
     /// Whether even the reserve is used up: nothing that is queued will ever become durable, so the replica stops voting.
+    /// Not for want of room on the disk: that may come back.
     pub fn is_exhausted(&self) -> bool {
         let length = self.queue.front().map_or(0, Filling::frame_bytes) as u64;
         let used = self.segments.live.len() as u64;

@@ -195,7 +195,13 @@ mod tests {
     fn a_segment_that_cannot_be_made_is_told_with_its_cause() {
         let source = std::io::Error::from_raw_os_error(5);
         let error = synod_wal::directory::DirectoryError::Io { doing: "syncing", path: "d/wal".into(), source };
-        let text = chain(&crate::serve::ServeError::from(crate::hot::HotError::Segment(error.into())));
-        assert_eq!(text, "cannot make the next log segment: syncing d/wal: Input/output error (os error 5)");
+        let doing = "cannot make the next log segment".to_owned();
+        let failed = crate::hot::HotError::DiskFailed { doing, source: error.into() };
+        let text = chain(&crate::serve::ServeError::from(failed));
+        assert_eq!(
+            text,
+            "the disk failed: cannot make the next log segment: syncing d/wal; see to the disk, and start the replica \
+             again: Input/output error (os error 5)"
+        );
     }
 }

@@ -4,6 +4,7 @@
 //! little-endian. What comes in has passed a checksum already (invariant 7), so anything malformed here was written by
 //! another version or a bug: it is refused by name, never guessed at.
 
+mod room;
 mod snapshots;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -13,6 +14,7 @@ use synod_paxos::{
     Record, ReplicaId, Slot,
 };
 
+pub use room::{RoomMessage, encode as encode_room_message};
 pub use snapshots::{CHUNK_BYTES, SnapshotMessage, decode_handle, encode as encode_snapshot_message, encode_handle};
 
 /// Frame kinds between replicas. The greeting's own kinds are below 10 (`synod_net`).
@@ -299,12 +301,17 @@ pub enum PeerMessage {
     Protocol(Message),
     /// Catch-up by snapshot.
     Snapshot(SnapshotMessage),
+    /// Who has room for writes.
+    Room(RoomMessage),
 }
 
 /// Whatever came in a peer's frame.
 pub fn decode_peer_message(kind: u8, payload: Bytes) -> Result<PeerMessage, CodecError> {
-    match snapshots::decode(kind, &payload) {
-        Some(message) => message.map(PeerMessage::Snapshot),
+    if let Some(message) = snapshots::decode(kind, &payload) {
+        return message.map(PeerMessage::Snapshot);
+    }
+    match room::decode(kind, &payload) {
+        Some(message) => message.map(PeerMessage::Room),
         None => decode_message(kind, payload).map(PeerMessage::Protocol),
     }
 }

@@ -12,6 +12,7 @@
 mod catch_up;
 mod entries;
 mod pace;
+mod room;
 mod snapshots;
 #[cfg(test)]
 mod tests;
@@ -31,14 +32,16 @@ use synod_paxos::{
 };
 use synod_ring::AlignedBuffer;
 
-use crate::codec::{self, SnapshotMessage};
+use crate::codec::{self, RoomMessage, SnapshotMessage};
 use crate::stages::{Stage, StageTimes};
 use catch_up::CatchUp;
 use entries::{LogReads, Recent};
 use pace::Pace;
+use room::Room;
 use snapshots::Snapshots;
 
 pub use entries::LogRead;
+pub use room::{RETRY_MAX, RETRY_MIN};
 
 /// The gather never waits for more commands than this: with so many on their way the batch is large enough.
 const GATHER_COMMANDS_MAX: usize = 2048;
@@ -68,6 +71,8 @@ pub trait Outlet {
     fn reconfigure(&mut self, configurations: &Configurations);
     /// Send another replica this about a snapshot, now. May be lost.
     fn send_snapshot(&mut self, to: ReplicaId, message: SnapshotMessage);
+    /// Send another replica this about room for writes, now. May be lost.
+    fn send_room(&mut self, to: ReplicaId, message: RoomMessage);
     /// Freeze this database, write it out beside what is kept of it already, and call [`Engine::snapshot_kept`] when it is
     /// durable and verified. At most one at a time.
     fn keep_snapshot(&mut self, handle: &SnapshotHandle, cell: &mut Cell);
@@ -87,6 +92,9 @@ const QUEUED_BYTES_MAX: usize = 16 << 20;
 /// A database with less room than this takes no writes from clients: what is under way, and the other replicas' files, which are
 /// laid out otherwise, must still fit.
 const DATABASE_RESERVE_BYTES: u64 = 256 << 20;
+
+/// A flush that takes longer is counted as a stall of the disk.
+const FLUSH_STALL: Duration = Duration::from_millis(100);
 
 /// Commands that wait for a slot.
 #[derive(Default)]
@@ -180,6 +188,21 @@ pub struct Counters {
     /// Segments of the log that were cut off and are used again.
     #[serde(default)]
     pub segments_recycled: u64,
+    /// How often the disk had no room for a segment of the log any more.
+    #[serde(default)]
+    pub disk_full: u64,
+    /// And how often it was found so.
+    #[serde(default)]
+    pub disk_full_tries: u64,
+    /// How often this replica handed mastership over because of that.
+    #[serde(default)]
+    pub handed_over_full: u64,
+    /// The longest flush of the log, in microseconds.
+    #[serde(default)]
+    pub flush_longest_us: u64,
+    /// Flushes that took longer than a tenth of a second.
+    #[serde(default)]
+    pub flush_stalls: u64,
 }
 
 /// One whole replica without the world.
@@ -208,6 +231,9 @@ pub struct Engine {
     log_reads: LogReads,
     snapshots: Snapshots,
     catch_up: CatchUp,
+    room: Room,
+    /// When the flush that is under way began.
+    flush_began: Option<Instant>,
     answer: Vec<u8>,
     was_coordinating: bool,
     /// The log is so nearly full that a master takes no more writes (rule L7), or not even a read that needs a slot, as without
@@ -287,6 +313,8 @@ impl Engine {
             me,
             snapshots,
             catch_up: CatchUp::new(retention.chunk_bytes, pace()),
+            room: Room::default(),
+            flush_began: None,
             members: BTreeSet::new(),
             replica: Replica::new(start.settings, &start.recovered, now),
             log: start.log,
@@ -372,8 +400,14 @@ impl Engine {
         let Some(mastership) = self.replica.mastership() else { return Err(self.not_master()) };
         // Checked before it costs a slot; every replica checks again when it applies, because the log is what counts.
         decoded.check_limits().map_err(|error| Refusal::Limit(error.to_string()))?;
-        if self.refuses_writes && decoded.operation.changes() || self.refuses_reads {
-            return Err(Refusal::LogFull);
+        let is_refused = self.refuses_writes || self.is_majority_short();
+        if is_refused && decoded.operation.changes() {
+            return Err(self.full());
+        }
+        if self.refuses_reads {
+            // A new master has its lease in a moment; what is left of the log is for that. Then it reads without a slot.
+            let has_lease_soon = !self.replica.configurations().current.lease().is_zero() && !self.replica.is_full();
+            return Err(if has_lease_soon { Refusal::Busy } else { self.full() });
         }
         if decoded.operation.changes() && self.cell.store().room_bytes() < DATABASE_RESERVE_BYTES {
             return Err(Refusal::DatabaseFull);
@@ -400,7 +434,7 @@ impl Engine {
 
     fn not_master(&self) -> Refusal {
         let master = self.coordinator_address().map(str::to_owned);
-        if master.is_none() && self.refuses_reads { Refusal::LogFull } else { Refusal::NotMaster { master } }
+        if master.is_none() && self.refuses_reads { self.full() } else { Refusal::NotMaster { master } }
     }
 
     fn refuse(&mut self, caller: Caller, refusal: Refusal, outlet: &mut impl Outlet) {
@@ -423,8 +457,9 @@ impl Engine {
 
     /// When the engine wants to be ticked at the latest.
     pub fn deadline(&self) -> Instant {
-        let catching_up = self.catch_up.deadline().into_iter().chain(self.log_reads.deadline()).min();
-        let protocol = self.replica.deadline().min(catching_up.unwrap_or(Instant(u64::MAX)));
+        let own =
+            [self.catch_up.deadline(), self.log_reads.deadline(), self.room.deadline(), self.snapshots.deadline()];
+        let protocol = own.into_iter().flatten().fold(self.replica.deadline(), Instant::min);
         match self.gather.waiting {
             // Only while it is the gather that holds the batch: with the window closed or a full batch in front, time alone
             // brings nothing, and a deadline that has passed would make the loop spin.
@@ -439,6 +474,9 @@ impl Engine {
         assert!(upto >= self.durable, "durability is a prefix that only grows");
         self.durable = upto;
         self.counters.flushes += 1;
+        let took = self.flush_began.take().map_or(Duration::ZERO, |began| now.since(began));
+        self.counters.flush_longest_us = self.counters.flush_longest_us.max(took.as_micros() as u64);
+        self.counters.flush_stalls += u64::from(took > FLUSH_STALL);
         while self.unflushed.front().is_some_and(|(id, ..)| *id <= upto) {
             let (_, sealed, commands) = self.unflushed.pop_front().expect("the front was just seen");
             self.stages.record(Stage::Flush, sealed, now, commands);
@@ -450,15 +488,9 @@ impl Engine {
         self.drain_inbox(now, outlet);
     }
 
-    /// What is to be done to the log's files next, ahead of need and beside everything else.
-    pub fn log_upkeep(&self) -> Option<synod_wal::Upkeep> {
-        self.log.upkeep()
-    }
-
-    /// It is done, durably.
-    pub fn log_upkeep_done(&mut self, upkeep: synod_wal::Upkeep) {
-        self.log.upkeep_done(upkeep);
-        self.counters.segments_recycled += u64::from(matches!(upkeep, synod_wal::Upkeep::Recycle { .. }));
+    /// How long the flush that is under way has lasted.
+    pub fn flush_under_way(&self, now: Instant) -> Duration {
+        self.flush_began.map_or(Duration::ZERO, |began| now.since(began))
     }
 
     /// All that arrived in this turn is in: propose what waits while the window is open, and hand the log's next frame
@@ -474,6 +506,7 @@ impl Engine {
         self.begin_reign(outlet);
         while let Some(epoch) = self.reign.as_ref().and_then(|reign| reign.epoch)
             && self.replica.can_submit()
+            && !self.is_majority_short()
         {
             if self.gather_may_hold() && self.gather.holds(now, self.pending.callers.len()) {
                 break;
@@ -483,13 +516,15 @@ impl Engine {
         }
         if self.replica.role() != Role::Coordinating {
             self.refuse_pending(&self.not_master(), outlet);
-        } else if self.replica.is_full() {
-            self.refuse_pending(&Refusal::LogFull, outlet);
+        } else if self.replica.is_full() || self.is_majority_short() {
+            self.refuse_pending(&self.full(), outlet);
         }
         self.tend_snapshots(now, outlet);
+        self.tend_room(now, outlet);
         if let Some(flush) = self.log.seal() {
             self.snapshots.flushed(flush.length as u64);
             self.log_reads.flushed(flush.length as u64);
+            self.flush_began = Some(now);
             outlet.flush(flush);
         }
     }

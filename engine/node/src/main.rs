@@ -329,6 +329,9 @@ fn status(args: &ClientArgs, json: bool, stages: bool) -> anyhow::Result<ExitCod
     })
 }
 
+/// A flush that has lasted so long is shown.
+const FLUSH_SHOWN_MS: u64 = 100;
+
 fn print_status(out: &mut impl Write, endpoint: &str, status: &Status) -> std::io::Result<()> {
     let connected = status.peers.iter().filter(|peer| peer.connected).count();
     let coordinator = status.coordinator.map_or("nobody".to_owned(), |id| format!("replica {id}"));
@@ -351,6 +354,28 @@ fn print_status(out: &mut impl Write, endpoint: &str, status: &Status) -> std::i
         if status.catching_up { ", catching up" } else { "" },
         if status.log.full { ", LOG FULL: writes are refused" } else { "" },
     )?;
+    let (log, database) = (&status.log, &status.database);
+    for (what, trouble) in [
+        ("DISK FULL: no segment can be made for the log", &log.disk_full),
+        ("NO SNAPSHOT can be kept", &database.snapshot_trouble),
+        ("another replica's database cannot be kept", &database.incoming_trouble),
+    ] {
+        if let Some(trouble) = trouble {
+            writeln!(out, "    {what}, for {} s: {}", trouble.for_s, trouble.why)?;
+        }
+    }
+    if log.flush_under_way_ms >= FLUSH_SHOWN_MS {
+        writeln!(out, "    THE DISK STALLS: the log's flush has lasted {} ms", log.flush_under_way_ms)?;
+    }
+    let engine = &status.counters.engine;
+    if engine.flush_stalls > 0 {
+        let longest_ms = engine.flush_longest_us / 1000;
+        writeln!(
+            out,
+            "    the disk stalled {} times since the start, for {longest_ms} ms at most",
+            engine.flush_stalls
+        )?;
+    }
     let schedule = status.database.remote_schedule.as_ref();
     if let Some((schedule, why)) = schedule.and_then(|schedule| Some((schedule, schedule.trouble.as_ref()?))) {
         writeln!(out, "    CANNOT COPY SNAPSHOTS to {}: {why}", schedule.to)?;

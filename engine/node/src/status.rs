@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::Counters;
 use crate::remote::manifest::MadeBy;
 use crate::stages::StageFigures;
+use crate::trouble::TroubleStatus;
 
 /// One replica's own view, at one moment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -88,6 +89,12 @@ pub struct DatabaseStatus {
     pub snapshot: u64,
     /// Whether another one is being written.
     pub snapshot_under_way: bool,
+    /// Since when no snapshot could be kept, and why: each is tried again.
+    #[serde(default)]
+    pub snapshot_trouble: Option<TroubleStatus>,
+    /// The same of a database that another replica sends.
+    #[serde(default)]
+    pub incoming_trouble: Option<TroubleStatus>,
     /// The last copy that this replica made in a remote place since its start, or is making.
     pub remote_copy: Option<RemoteCopyStatus>,
     /// By which copies are made, if this replica has one.
@@ -145,6 +152,12 @@ pub struct LogStatus {
     pub segments: usize,
     /// The log is at its bound: writes are refused.
     pub full: bool,
+    /// Since when the disk has had no room for another segment, and which file was to be how long.
+    #[serde(default)]
+    pub disk_full: Option<TroubleStatus>,
+    /// How long the flush that is under way has lasted.
+    #[serde(default)]
+    pub flush_under_way_ms: u64,
 }
 
 /// Another member, as seen from here.

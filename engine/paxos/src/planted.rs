@@ -38,6 +38,7 @@ macro_rules! bugs {
 
 #[cfg(feature = "planted")]
 bugs! {
+    L7NeverTriesAgain: "a segment that found no room on the disk is never made",
     P1PromisesToOlder: "a ballot below the promised one gets a promise",
     P1AcceptsFromOlder: "a ballot below the promised one gets an acknowledgement",
     P1ReusesBallot: "a restarted replica campaigns under its ballot from before the restart",

@@ -505,6 +505,7 @@ impl Requests {
             },
             Refusal::LogFull
             | Refusal::DatabaseFull
+            | Refusal::DiskFull(_)
             | Refusal::AlreadyAnswered
             | Refusal::Limit(_)
             | Refusal::Malformed(_) => {

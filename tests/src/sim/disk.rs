@@ -134,6 +134,42 @@ impl Disk {
         flush
     }
 
+    /// The sync of the first flush failed: any part of what is in the cache of its segment is dropped, and the rest stays.
+    pub(crate) fn fail_written(&mut self, random: &mut Rng) -> Flush {
+        assert!(self.written, "a flush is synced after it was written");
+        self.written = false;
+        let flush = self.under_way.pop_front().expect("it was written");
+        let of_segment = |cached: &Cached| cached.segment == flush.segment;
+        let (dropped, kept) = std::mem::take(&mut self.cached).into_iter().partition(of_segment);
+        self.cached = kept;
+        self.drop_cached(dropped, Tearing::Sectors, random);
+        flush
+    }
+
+    /// A flush whose sync failed is synced again, and not written again.
+    pub(crate) fn sync_again(&mut self, flush: Flush) {
+        self.under_way.push_front(flush);
+        self.written = true;
+    }
+
+    /// Of what was in the cache some sectors are lost, and some have reached the platter. Says how many bytes were torn.
+    fn drop_cached(&mut self, cached: Vec<Cached>, tearing: Tearing, random: &mut Rng) -> usize {
+        let mut torn = 0;
+        // The last written first, so that what was written twice goes back to what it was before both.
+        for Cached { segment, offset, before } in cached.into_iter().rev() {
+            let segment = self.segments.get_mut(&segment).expect("segments stay");
+            let mut survives = survivors(tearing, before.len() / SECTOR_BYTES, random);
+            torn += tear(&survives);
+            let place = &mut segment[offset..offset + before.len()];
+            for (to, from) in place.chunks_mut(SECTOR_BYTES).zip(before.chunks(SECTOR_BYTES)) {
+                if !survives.pop().expect("one for each sector") {
+                    to.copy_from_slice(from);
+                }
+            }
+        }
+        torn
+    }
+
     /// Takes what was durable last for a torn write, and cuts it off.
     pub(crate) fn lose_last_frame(&mut self) {
         if let Some((segment, offset, length)) = self.last.take()
@@ -167,18 +203,8 @@ impl Disk {
         }
         self.written = false;
         if power {
-            // The last written first, so that what was written twice goes back to what it was before both.
-            for Cached { segment, offset, before } in std::mem::take(&mut self.cached).into_iter().rev() {
-                let segment = self.segments.get_mut(&segment).expect("segments stay");
-                let mut survives = survivors(tearing, before.len() / SECTOR_BYTES, random);
-                torn += tear(&survives);
-                let place = &mut segment[offset..offset + before.len()];
-                for (to, from) in place.chunks_mut(SECTOR_BYTES).zip(before.chunks(SECTOR_BYTES)) {
-                    if !survives.pop().expect("one for each sector") {
-                        to.copy_from_slice(from);
-                    }
-                }
-            }
+            let cached = std::mem::take(&mut self.cached);
+            torn += self.drop_cached(cached, tearing, random);
         }
         torn
     }

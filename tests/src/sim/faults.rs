@@ -109,6 +109,10 @@ kinds! {
     Added "member added" 100 2_000..10_000,
     /// An operator removes a replica.
     Removed "member removed" 80 3_000..15_000,
+    /// Some disks have no room for another file.
+    NoRoom "disk full" 20 3_000..15_000,
+    /// A flush fails, and what it wrote may be gone.
+    FailedFlush "failed flush" 25 1_500..12_000,
 }
 
 /// Which links are down.
@@ -160,6 +164,8 @@ pub(crate) enum What {
     SlowDisk { replica: usize, factor: u64 },
     Stall { replica: usize, when: When },
     FullDisk { segments: u64 },
+    NoRoom { replicas: u64 },
+    FailedFlush { replica: usize },
     Crash { replicas: u64, power: bool, tearing: Tearing },
     Pause { replica: usize, when: When },
     Suspension { replica: usize, when: When },
@@ -292,6 +298,12 @@ fn one(kind: Kind, swarm: &Swarm, left: usize, random: &mut Rng) -> (u64, What) 
         Kind::Transfer => What::Operation(Operation::Transfer { to: replica }),
         Kind::Added => What::Operation(Operation::Add),
         Kind::Removed => What::Operation(Operation::Remove { replica }),
+        // One, some, or all.
+        Kind::NoRoom => {
+            let replicas = if random.bool() { 1 << replica } else { random.u64(1..1 << n) };
+            return (spell, What::NoRoom { replicas });
+        }
+        Kind::FailedFlush => return (scale(random, MILLISECOND, 3 * SECOND), What::FailedFlush { replica }),
     };
     (spell, what)
 }

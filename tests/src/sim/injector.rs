@@ -74,6 +74,22 @@ impl World {
             }
             What::Stall { replica, when: When::InRound } => self.nodes[replica].in_round.stall = Some(fault.length),
             What::Stall { replica, .. } => self.nodes[replica].stall(until),
+            What::NoRoom { replicas } => {
+                for index in (0..self.nodes.len()).filter(|index| (replicas >> index) & 1 == 1) {
+                    self.nodes[index].no_room.insert(number);
+                }
+                self.lasts(number, until);
+            }
+            What::FailedFlush { replica } => {
+                let node = &mut self.nodes[replica];
+                if node.engine.is_none() {
+                    return false;
+                }
+                let mut random = Rng::with_seed(fault.seed);
+                let down = MILLISECOND + random.u64(..=fault.length);
+                let (power, tearing) = (false, Tearing::Sectors);
+                node.flush_fails = Some(Crash { power, tearing, down: Some(down), random });
+            }
             // The bound was there from the beginning, and counts once it is reached.
             What::FullDisk { .. } => return false,
             What::Crash { replicas, power, tearing } => return self.crash_some(replicas, power, tearing, fault),
@@ -131,6 +147,7 @@ impl World {
         }
         match what {
             What::SlowDisk { replica, .. } => drop(self.nodes[replica].slow.remove(&number)),
+            What::NoRoom { .. } => self.nodes.iter_mut().for_each(|node| node.no_room.retain(|fault| *fault != number)),
             What::Operation(operation) => self.end_operation(operation),
             _ => self.network.end(number),
         }
@@ -182,7 +199,7 @@ impl World {
         node.asked.clear();
         node.turn_due = false;
         node.leads = false;
-        node.doomed = None;
+        (node.doomed, node.flush_fails) = (None, None);
         node.mark_at = None;
         (node.pause_in_turn, node.in_round) = (None, InRound::default());
         node.caught = None;

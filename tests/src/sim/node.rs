@@ -1,12 +1,12 @@
 //! One simulated replica: the real engine, on a simulated disk.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use fastrand::Rng;
 use synod_api::{Command, Operation, Sequence, SessionId};
 use synod_cell::Cell;
-use synod_node::codec::{self, SnapshotMessage};
+use synod_node::codec::{self, RoomMessage, SnapshotMessage};
 use synod_node::engine::{Caller, Engine, LogRead, Outlet, Retention, Start};
 use synod_node::start::Replay;
 use synod_paxos::{
@@ -44,6 +44,8 @@ pub(crate) enum Input {
     /// The flush is durable (or said to be).
     Flushed(Flush),
     UpkeepDone(Upkeep),
+    /// There is no room for it.
+    UpkeepRefused(Upkeep),
     LogRead(LogRead),
     SnapshotKept(bool),
     DatabaseMade,
@@ -61,6 +63,7 @@ pub(crate) struct Wishes {
     pub(crate) flush: Option<Flush>,
     pub(crate) reads: Vec<LogRead>,
     pub(crate) snapshot_sends: Vec<(ReplicaId, SnapshotMessage)>,
+    pub(crate) room_sends: Vec<(ReplicaId, RoomMessage)>,
     pub(crate) databases: Vec<DatabaseWish>,
 }
 
@@ -88,6 +91,10 @@ impl Outlet for Wishes {
 
     fn send_snapshot(&mut self, to: ReplicaId, message: SnapshotMessage) {
         self.snapshot_sends.push((to, message));
+    }
+
+    fn send_room(&mut self, to: ReplicaId, message: RoomMessage) {
+        self.room_sends.push((to, message));
     }
 
     fn keep_snapshot(&mut self, handle: &SnapshotHandle, cell: &mut Cell) {
@@ -171,6 +178,10 @@ pub(crate) struct Node {
     pub(crate) stalled_until: u64,
     /// By fault: how many times as long the disk takes.
     pub(crate) slow: BTreeMap<usize, u64>,
+    /// By fault: the disk has no room for another file.
+    pub(crate) no_room: BTreeSet<usize>,
+    /// The next flush fails, and the process ends with it.
+    pub(crate) flush_fails: Option<Crash>,
     pub(crate) upkeep: Option<Upkeep>,
     /// Snapshots that are being written out, one after the other.
     pub(crate) writing: VecDeque<Writing>,
@@ -216,6 +227,8 @@ impl Node {
             suspended_until: 0,
             stalled_until: 0,
             slow: BTreeMap::new(),
+            no_room: BTreeSet::new(),
+            flush_fails: None,
             upkeep: None,
             writing: VecDeque::new(),
             doomed: None,

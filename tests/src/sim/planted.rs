@@ -62,6 +62,8 @@ bugs! {
     L1WrongDirectoryVotes "L1WrongDirectoryVotes" "a replica starts on another's directory" Recovery,
     L2ShortWrite "L2ShortWrite" "a short write passes for a whole one" DurableBeforeTold,
     L2SyncLies "L2SyncLies" "a sync that did nothing passes for one that did" Recovery,
+    L2RetriesFailedFlush "L2RetriesFailedFlush" "a sync that failed is tried again, and the second one believed" DurableBeforeTold,
+    L2VotesAfterFailedFlush "L2VotesAfterFailedFlush" "a flush that failed passes for durable" DurableBeforeTold,
     L5CutsDamagedMiddle "L5CutsDamagedMiddle" "damage to what was durable is cut off like a torn tail" Recovery,
     P2RestartForgetsPromise "P2RestartForgetsPromise" "a restart forgets what was promised, and keeps what was accepted" Promises,
     P2ForgetsAcceptances "P2ForgetsAcceptances" "a restart forgets what was accepted" Promises,
@@ -101,6 +103,7 @@ fn checker_of(bug: core::Bug) -> Checker {
         B::P2InstallForgetsPromise => Checker::Promises,
         B::P6InstallKeepsMembers => Checker::Agreement,
         B::S1CutsAtTheNewer => Checker::Recovery,
+        B::L7NeverTriesAgain => Checker::Liveness,
         B::P9KeepsEpoch | B::P10ForgetsResults => Checker::InOrderApply,
     }
 }
@@ -136,6 +139,9 @@ impl Bug {
             Bug::L1WrongDirectoryVotes => swarm.kinds = Some(&[Kind::Swapped, Kind::Crash]),
             Bug::P12WipedReplicaVotes => swarm.kinds = Some(&[Kind::Wiped, Kind::Crash]),
             Bug::S2KeptBeforeDurable => swarm.keep_often(),
+            Bug::L2RetriesFailedFlush | Bug::L2VotesAfterFailedFlush => {
+                swarm.kinds = Some(&[Kind::FailedFlush, Kind::Loss])
+            }
             Bug::L2SyncLies => swarm.kinds = Some(&[Kind::PowerCut, Kind::Loss]),
             #[cfg(feature = "planted")]
             Bug::Core(bug) => arrange_for(bug, swarm),
@@ -214,6 +220,7 @@ fn arrange_for(bug: core::Bug, swarm: &mut Swarm) {
             swarm.keep_often();
             (swarm.replicas, swarm.machines, swarm.kinds) = (3, 5, Some(members));
         }
+        B::L7NeverTriesAgain => swarm.kinds = Some(&[Kind::NoRoom]),
         B::P7NeverGivesUp => swarm.kinds = Some(lost_masters),
         _ => {}
     }

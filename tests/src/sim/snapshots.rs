@@ -136,8 +136,9 @@ impl World {
             return;
         }
         let faults_go_on = self.must_end.is_none();
-        let done = !(faults_go_on && self.random.disks.u8(..10) == 0);
+        let fails = faults_go_on && self.random.disks.u8(..10) == 0;
         let node = &mut self.nodes[index];
+        let done = !fails && node.no_room.is_empty();
         let Writing { incoming, kept } = node.writing.pop_front().expect("it was being written");
         let databases = &mut node.disk.databases;
         if done && incoming {
