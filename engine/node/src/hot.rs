@@ -41,7 +41,7 @@ use crate::operator::{self, OperatorAnswer, OperatorRequest};
 use crate::remote::copies::{Copies, Schedule};
 use crate::segments::SegmentMaker;
 use crate::start::Opened;
-use crate::status::{CountersStatus, DatabaseStatus, LogStatus, MemberStatus, Status};
+use crate::status::{CountersStatus, DatabaseStatus, LogStatus, MemberStatus, RejoinStatus, Status};
 use connections::{ConnectionId, Door, Role as ConnectionRole};
 use outlet::World;
 use token::Token;
@@ -124,6 +124,8 @@ pub struct HotCore {
     is_insecure: bool,
     /// When the log has been idle long enough for a mark.
     mark_at: Option<Instant>,
+    /// What was last said of a loss of state, while there is one.
+    loss_told: Option<String>,
     /// What snapshots of the own database wrote.
     snapshot_bytes: u64,
 }
@@ -173,6 +175,7 @@ impl HotCore {
             flags,
             is_insecure,
             mark_at: None,
+            loss_told: None,
             snapshot_bytes: 0,
         })
     }
@@ -235,7 +238,25 @@ impl HotCore {
         }
         self.world.send_all();
         self.engine.turn_sent(self.world.clock.now());
+        self.tell_of_a_loss();
         Ok(())
+    }
+
+    /// A loss of state, how it goes on, and its end are told once each (rules P11, P13).
+    fn tell_of_a_loss(&mut self) {
+        let rejoining = self.engine.replica().rejoining().map(|rejoining| RejoinStatus::of(&rejoining).in_words());
+        if rejoining == self.loss_told {
+            return;
+        }
+        match &rejoining {
+            Some(words) => eprintln!("synod: replica {} lost state and {words}", self.identity.replica),
+            None => eprintln!(
+                "synod: replica {} has been told all that it may have promised: it votes again in life {}, a lease from now",
+                self.identity.replica,
+                self.engine.replica().incarnation().life()
+            ),
+        }
+        self.loss_told = rejoining;
     }
 
     fn deadline(&self) -> Instant {
@@ -645,8 +666,11 @@ impl HotCore {
                 VotingStatus::Voting => "voting",
                 VotingStatus::Learning => "learning",
                 VotingStatus::Outside => "outside",
+                VotingStatus::Rejoining => "rejoining",
             }
             .to_owned(),
+            life: replica.incarnation().life(),
+            rejoining: replica.rejoining().map(|rejoining| RejoinStatus::of(&rejoining)),
             tolerance: replica.tolerance(self.world.clock.now()),
             members: self.members(),
             promised: replica.promised().to_string(),

@@ -7,8 +7,8 @@ use std::os::unix::fs::FileExt;
 
 use synod_cell::Cell;
 use synod_paxos::{
-    Ballot, Configurations, HardState, Incarnation, Record, Recovered, Recovery, RecoveryError, ReplicaId, Settings,
-    Slot, SnapshotHandle, StateMachine,
+    Ballot, Configurations, CrashVector, HardState, Incarnation, Record, Recovered, Recovery, RecoveryError, ReplicaId,
+    Settings, Slot, SnapshotHandle, StateMachine,
 };
 use synod_ring::BLOCK_BYTES;
 use synod_wal::directory::{DirectoryStorage, carry_out};
@@ -141,7 +141,7 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
         snapshot,
     };
     let log_bytes_since_snapshot = replay.bytes;
-    let Some((incarnation, protocol, cell)) = replay.finish()? else {
+    let Some((incarnation, mut protocol, cell)) = replay.finish()? else {
         return Err(StartError::LogLost(config.dir.clone()));
     };
 
@@ -150,6 +150,7 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
         return Err(RecoveryError::Cut { cut: Slot(recovered.cut.0).before(), snapshot }.into());
     }
 
+    protocol.frame = recovered.log.durable_frame().0;
     if let Some(fresh) = fresh {
         fresh.keep().map_err(|source| StartError::Io { doing: "cannot name the database", source })?;
     }
@@ -267,7 +268,8 @@ fn begin(config: &Config, directory: &Directory, first_start: FirstStart) -> Res
     let identity = Identity { cell, replica: config.id, incarnation: 1, introduced: Vec::new() };
     let hard_state = HardState {
         promised: Ballot::NONE,
-        incarnation: Incarnation(identity.incarnation),
+        incarnation: Incarnation::FIRST,
+        vector: CrashVector::default(),
         configurations: Configurations::first(configuration.map_err(ConfigError::from)?),
         cut: Slot::NONE,
     };

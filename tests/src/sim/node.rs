@@ -10,8 +10,8 @@ use synod_node::codec::{self, SnapshotMessage};
 use synod_node::engine::{Caller, Engine, LogRead, Outlet, Retention, Start};
 use synod_node::start::Replay;
 use synod_paxos::{
-    Ballot, Configuration, Configurations, HardState, Incarnation, Instant, Message, Record, Recovered, ReplicaId,
-    Settings, Slot, SnapshotHandle, StateMachine,
+    Ballot, Configuration, Configurations, CrashVector, HardState, Incarnation, Instant, Message, Record, Recovered,
+    ReplicaId, Settings, Slot, SnapshotHandle, StateMachine,
 };
 use synod_wal::frame::{FRAME_HEADER_BYTES, FrameHeader};
 use synod_wal::record::RECORD_HEADER_BYTES;
@@ -395,7 +395,13 @@ pub(crate) fn address(replica: ReplicaId) -> String {
 /// What a replica has before its first start.
 fn hard_state(swarm: &Swarm) -> HardState {
     let configurations = Configurations::first(configuration(swarm));
-    HardState { promised: Ballot::NONE, incarnation: INCARNATION, configurations, cut: Slot::NONE }
+    HardState {
+        promised: Ballot::NONE,
+        incarnation: INCARNATION,
+        vector: CrashVector::default(),
+        configurations,
+        cut: Slot::NONE,
+    }
 }
 
 /// Who keeps the cell in the beginning.

@@ -350,7 +350,7 @@ impl Oracle {
                 self.may_propose(from, *slot, *ballot)?;
                 self.proposed(*slot, *ballot, batch, &format!("an accept of replica {from}"))
             }
-            Message::Acknowledge { ballot, slot } => self.acceptors.acknowledges(from, *ballot, *slot),
+            Message::Acknowledge { ballot, slot, .. } => self.acceptors.acknowledges(from, *ballot, *slot),
             Message::Entries { first, batches, .. } => {
                 for (slot, batch) in (first.0..).zip(batches) {
                     self.told_chosen(Slot(slot), batch, &format!("an entry of replica {from}"))?;
@@ -363,7 +363,15 @@ impl Oracle {
             }
             Message::Release { ballot } | Message::TakeOver { ballot } => self.own_ballot(from, life, *ballot),
             Message::Probe { chosen } | Message::ProbeAnswer { chosen, .. } => self.known_chosen(from, *chosen),
-            Message::Reject { .. } | Message::Fetch { .. } => Ok(()),
+            Message::Reject { .. } | Message::Fetch { .. } | Message::Position { .. } | Message::Rejoin { .. } => {
+                Ok(())
+            }
+            Message::RejoinAnswer { chosen, accepted, .. } => {
+                for AcceptedSlot { slot, ballot, batch } in accepted {
+                    self.proposed(*slot, *ballot, batch, &format!("what replica {from} tells of itself"))?;
+                }
+                self.known_chosen(from, *chosen)
+            }
         }
     }
 

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use synod_paxos::{
-    Ballot, Configuration, ConfigurationError, Configurations, HardState, Incarnation, ReplicaId, Slot, SnapshotHandle,
+    Ballot, Configuration, ConfigurationError, Configurations, CrashVector, HardState, Incarnation, ReplicaId, Slot,
+    SnapshotHandle,
 };
 use synod_store::{OpenError, SnapshotError, Store};
 
@@ -201,7 +202,8 @@ impl Making {
         }
         let hard_state = HardState {
             promised: Ballot::NONE,
-            incarnation: Incarnation(self.identity.incarnation),
+            incarnation: Incarnation::FIRST,
+            vector: CrashVector::default(),
             configurations: configurations.clone(),
             cut: slot,
         };
