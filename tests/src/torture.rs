@@ -41,6 +41,7 @@ pub mod loop_device;
 pub mod power;
 pub mod profile;
 pub mod pulse;
+pub mod rejoin;
 pub mod snapshots;
 pub mod stale;
 pub mod stop;

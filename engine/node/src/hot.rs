@@ -461,6 +461,7 @@ impl HotCore {
                 ConnectionRole::Stranger if frame.kind == introduction::KIND_JOIN => {
                     self.introduce(id, &frame.payload, true);
                 }
+                ConnectionRole::Stranger if frame.kind == introduction::KIND_RECALL => self.recall(id, &frame.payload),
                 ConnectionRole::Stranger => {
                     self.greet(id, FrameRef { kind: frame.kind, id: frame.id, payload: &frame.payload });
                     if inbound.held_bytes() > 0 {
@@ -515,6 +516,26 @@ impl HotCore {
                 eprintln!("synod: refused to introduce a replica: {reason}");
                 self.world.append(id, introduction::KIND_REFUSE, FrameId(0), reason.as_bytes());
             }
+        }
+        self.world.connections.close_when_sent(id);
+    }
+
+    /// A replica with an empty directory asks whether its cell knows it: then it lost its state, and rejoins (P11, P12). Being told
+    /// so lets nobody vote, so it is told as often as it asks.
+    fn recall(&mut self, id: ConnectionId, question: &[u8]) {
+        let Some((asking, _)) = question.split_first_chunk() else {
+            return self.bad_input(id, "the question is not a replica's id");
+        };
+        let asking = u16::from_le_bytes(*asking);
+        let configurations = self.engine.replica().configurations();
+        let mut members = configurations.members();
+        if members.any(|member| member.id.0 == asking && member.voter) && asking != self.identity.replica {
+            let mut told = self.identity.cell.to_le_bytes().to_vec();
+            configurations.current.encode(&mut told);
+            self.world.append(id, introduction::KIND_TELL, FrameId(0), &told);
+        } else {
+            let reason = format!("replica {asking} is no voting member of this cell");
+            self.world.append(id, introduction::KIND_REFUSE, FrameId(0), reason.as_bytes());
         }
         self.world.connections.close_when_sent(id);
     }

@@ -96,7 +96,7 @@ impl RejoinStatus {
         if *is_hopeless {
             return format!(
                 "CANNOT REJOIN: replicas {lost:?} lost theirs as well, and what is left is no majority, so nobody knows what was \
-                 promised. The cell stops here. `synod snapshot accept-loss` makes a new cell of the best that is left"
+                 promised. The cell stops here. How a person can go on: engine/node/docs/loss.md"
             );
         }
         match life {

@@ -10,7 +10,7 @@ use crate::membership::{Change, ChangeError, Membership};
 use crate::message::Message;
 use crate::rejoin::{self, Rejoin, Rejoining};
 use crate::settings::Settings;
-use crate::types::{Ballot, Incarnation, Instant, ReplicaId, ReplicaSet, Slot};
+use crate::types::{Ballot, Incarnation, Instant, LogPosition, ReplicaId, ReplicaSet, Slot};
 use crate::world::{Core, Journal, Random, World};
 use crate::{grant, lease, standing};
 
@@ -268,6 +268,11 @@ impl Replica {
     /// In which lives the others are, as far as is known here.
     pub fn crash_vector(&self) -> &CrashVector {
         &self.core.lives.vector
+    }
+
+    /// How far this replica knows another's log to go (P13).
+    pub fn position_of(&self, replica: ReplicaId) -> LogPosition {
+        self.core.lives.position_of(replica)
     }
 
     /// How far it has come, if it lost state.

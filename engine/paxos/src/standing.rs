@@ -94,7 +94,7 @@ synod_spec::machine! {
     }
 
     on Progressed {
-        in Waiting, Voting, Learning, Outside: refuse "nothing waits for it";
+        in Waiting, Voting, Learning, Outside: never "it is told only while it rejoins";
         in Rejoining: when is_healed do adopt goto Waiting;
                       stay;
     }
