@@ -86,12 +86,6 @@ pub enum DirectoryError {
         /// The file system's name, where known.
         kind: &'static str,
     },
-    /// P12.
-    #[error(
-        "{0} is empty. If this is the first start of the whole cell, say --bootstrap on every member; if this member \
-         has run before, its state is lost or this is the wrong directory: do not bootstrap it"
-    )]
-    Empty(PathBuf),
     /// The log is there, its owner is not.
     #[error(
         "{0} holds log segments but no {IDENTITY_FILE}: the directory was damaged, or the very first start was cut \

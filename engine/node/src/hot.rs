@@ -547,7 +547,7 @@ impl HotCore {
             Some(member) if !member.voter => Ok(()),
             Some(_) => Err(NotIntroduced::Ever(format!(
                 "replica {asking} is a voting member of this cell already, so its state is lost: it may have forgotten \
-                 what it promised. Remove it, and add a new member under an id never used before"
+                 what it promised. Start it without --join, and it rejoins"
             ))),
             None => Err(NotIntroduced::Yet(format!("replica {asking} is no member of this cell yet"))),
         }
@@ -562,7 +562,7 @@ impl HotCore {
         if *since > Slot(1) || pending.is_some() || !makes_the_id {
             return never(format!(
                 "this cell has begun long ago: replica {asking} cannot be bootstrapped into it. If it has run before, its \
-                 state is lost; add a new member under an id never used before, and start that with --join"
+                 state is lost: start it without --bootstrap, and it rejoins"
             ));
         }
         match Configuration::decode(configuration) {
@@ -592,7 +592,7 @@ impl HotCore {
             } else {
                 format!(
                     "replica {asking} has joined this cell before, so its state is lost: it may have forgotten what it \
-                     promised, and must not be bootstrapped again. (If this cell has never served anything, empty all \
+                     promised, and must not be bootstrapped again. Start it without --bootstrap, and it rejoins. (If this cell has never served anything, empty all \
                      members' directories and bootstrap anew)"
                 )
             });

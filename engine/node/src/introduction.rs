@@ -60,6 +60,12 @@ pub enum IntroductionError {
         /// Another.
         other: u16,
     },
+    /// An empty directory is not the first start of a cell that runs.
+    #[error(
+        "{0} is empty, and the other members are of a cell that has begun: this replica has run before, and its state is lost, or \
+         this is the wrong directory. Start it without --bootstrap, and it rejoins"
+    )]
+    BegunBefore(PathBuf),
     /// It is not known that it was ever a member.
     #[error(
         "{dir} is empty, and no majority of the members named says that its cell knows this replica ({last}). If this is the first \
@@ -160,7 +166,7 @@ pub fn recall(config: &Config) -> Result<(u128, Configuration), IntroductionErro
             let (_, cell, configuration) = told.swap_remove(0);
             return Ok((cell, configuration));
         }
-        if Instant::now() >= give_up {
+        if Instant::now() >= give_up || config.members.len() == 1 {
             return Err(IntroductionError::NotKnown { dir: config.dir.clone(), last });
         }
         std::thread::sleep(RETRY);

@@ -60,12 +60,6 @@ pub enum StartError {
         /// Why the others did not tell it that they know it.
         source: IntroductionError,
     },
-    /// There are segments, and no record in them.
-    #[error(
-        "the log in {0} holds nothing, yet this replica has started before: its state is lost. Move its wal-*.log files away, and \
-         it rejoins"
-    )]
-    LogEmpty(std::path::PathBuf),
     /// Its records make no state of a replica.
     #[error("the log cannot be recovered: {0}")]
     Recovery(#[from] RecoveryError),
@@ -152,7 +146,10 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
     };
     let log_bytes_since_snapshot = replay.bytes;
     let Some((incarnation, mut protocol, cell)) = replay.finish()? else {
-        return Err(StartError::LogEmpty(config.dir.clone()));
+        // Segments that hold nothing.
+        begin_after_loss(config, &directory, &identity)?;
+        drop(directory);
+        return open(config, first_start);
     };
 
     // The hard state says so too, a moment earlier; whoever took the log's last segments away took that with them.
@@ -266,33 +263,22 @@ fn notice_other_members(config: &Config, configurations: &Configurations) {
 /// The first start of this member: a log with the first hard state, and then the identity. In this order, so that an
 /// identity always stands for a log that has begun.
 fn begin(config: &Config, directory: &Directory, first_start: FirstStart) -> Result<Identity, StartError> {
-    let lost = match first_start {
-        FirstStart::Refused => Some(introduction::recall(config)?),
+    let (cell, configuration) = match first_start {
+        FirstStart::Refused => {
+            let (cell, configuration) = introduction::recall(config)?;
+            return begin_rejoining(config, directory, cell, configuration);
+        }
         // Only its first member makes a cell's id: one that others have is one that it made before.
         FirstStart::Bootstrap if introduction::makes_the_id(config) && introduction::is_known_to_any(config) => {
-            Some(introduction::recall(config)?)
+            return Err(IntroductionError::BegunBefore(config.dir.clone()).into());
         }
-        FirstStart::Bootstrap | FirstStart::Join => None,
-    };
-    if let Some((cell, configuration)) = lost {
-        return begin_rejoining(config, directory, cell, configuration);
-    }
-    let (cell, configuration) = match first_start {
         // Until the log tells it better, a replica that joins knows the members without itself.
         FirstStart::Join => {
             let (cell, configuration) = introduction::join(config)?;
             (cell, configuration.without(ReplicaId(config.id)))
         }
         _ if introduction::makes_the_id(config) => (random_u128()?, config.configuration()),
-        _ => match introduction::ask(config) {
-            Ok(cell) => (cell, config.configuration()),
-            // Told before, and forgotten: unless the cell does not know it, it rejoins.
-            Err(refused @ IntroductionError::Refused { .. }) => {
-                let (cell, configuration) = introduction::recall(config).map_err(|_| refused)?;
-                return begin_rejoining(config, directory, cell, configuration);
-            }
-            Err(error) => return Err(error.into()),
-        },
+        _ => (introduction::ask(config)?, config.configuration()),
     };
     let identity = Identity { cell, replica: config.id, incarnation: 1, introduced: Vec::new() };
     let hard_state = HardState {

@@ -240,7 +240,8 @@ impl Replica {
         let coordinator = self.coordinator.deadline(&self.core);
         let learner = self.core.learner.deadline().unwrap_or(coordinator);
         let standing = self.core.standing.deadline(&self.core).unwrap_or(coordinator);
-        let lives = self.core.lives.deadline().unwrap_or(coordinator);
+        let is_alone = self.core.membership.others().is_empty();
+        let lives = self.core.lives.deadline().filter(|_| !is_alone).unwrap_or(coordinator);
         coordinator.min(learner).min(standing).min(lives)
     }
 

@@ -52,12 +52,13 @@ synod_spec::machine! {
     }
 
     on Ticked {
-        in Waiting: when should_ask do ask_position stay;
+        in Waiting: when is_early_and_unheard do ask_position stay;
                     when is_early stay;
+                    when bare is_stranger goto Outside;
+                    when should_ask do ask_position stay;
                     when is_unheard stay;
                     when bare is_voter goto Voting;
-                    when bare is_member goto Learning;
-                    goto Outside;
+                    goto Learning;
         in Voting, Learning, Outside: stay;
         in Rejoining: when bare is_waiting_for_answers stay;
                       do bare ask_to_rejoin stay;
@@ -108,6 +109,15 @@ fn is_early(waiting: &Waiting, world: &World<'_>) -> bool {
 
 fn is_unheard(waiting: &Waiting, world: &World<'_>) -> bool {
     !waiting.has_heard(world.core)
+}
+
+/// Of a cell that knows it no more nobody would ever answer; and ids are used once.
+fn is_stranger(world: &World<'_>) -> bool {
+    !is_member(world)
+}
+
+fn is_early_and_unheard(waiting: &Waiting, world: &World<'_>) -> bool {
+    is_early(waiting, world) && should_ask(waiting, world)
 }
 
 fn should_ask(waiting: &Waiting, world: &World<'_>) -> bool {

@@ -63,7 +63,7 @@ fn so_many_rows() {
         learner: 16 rows, 1 of them refusals
         lease: 6 rows, 3 of them refusals
         membership: 10 rows, 2 of them refusals
-        standing: 41 rows, 15 of them refusals
+        standing: 42 rows, 15 of them refusals
     "#]]
     .assert_eq(&told);
 }
