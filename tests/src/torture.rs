@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | `kill` | `synod-torture kill`: replicas are killed under load; every acknowledged write must be there, once |
+//! | `rejoin` | `synod-torture rejoin`: directories are emptied, or older copies put back, under load; the replica must rejoin |
 //! | `snapshots` | `synod-torture snapshots`: killed while snapshots are written, logs cut and laggards caught up |
 //! | `power` | `synod-torture power`: the power is cut from the replicas' file systems |
 //! | `full` | `synod-torture full`: the replicas' disks are filled, and emptied again |
@@ -50,6 +51,7 @@ pub mod mounted_disk;
 pub mod power;
 pub mod profile;
 pub mod pulse;
+pub mod rejoin;
 pub mod snapshots;
 pub mod stale;
 pub mod stall;

@@ -481,7 +481,8 @@ impl Engine {
             let (_, sealed, commands) = self.unflushed.pop_front().expect("the front was just seen");
             self.stages.record(Stage::Flush, sealed, now, commands);
         }
-        self.step(now, Event::Persisted { upto }, outlet);
+        let frame = self.log.durable_frame().0;
+        self.step(now, Event::Persisted { upto, frame }, outlet);
         while let Some((to, message)) = self.awaiting_durability.release(self.durable) {
             self.send(to, message, outlet);
         }

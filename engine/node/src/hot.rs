@@ -43,7 +43,7 @@ use crate::operator::{self, OperatorAnswer, OperatorRequest};
 use crate::remote::copies::{Copies, Schedule};
 use crate::segments::SegmentMaker;
 use crate::start::Opened;
-use crate::status::{CountersStatus, DatabaseStatus, LogStatus, MemberStatus, Status};
+use crate::status::{CountersStatus, DatabaseStatus, LogStatus, MemberStatus, RejoinStatus, Status};
 use crate::trouble::Trouble;
 use connections::{ConnectionId, Door, Role as ConnectionRole};
 use outlet::World;
@@ -135,6 +135,8 @@ pub struct HotCore {
     is_insecure: bool,
     /// When the log has been idle long enough for a mark.
     mark_at: Option<Instant>,
+    /// What was last said of a loss of state, while there is one.
+    loss_told: Option<String>,
     /// What snapshots of the own database wrote.
     snapshot_bytes: u64,
     /// Making segments for want of room, and snapshots for whatever reason.
@@ -203,6 +205,7 @@ impl HotCore {
             flags,
             is_insecure,
             mark_at: None,
+            loss_told: None,
             snapshot_bytes: 0,
             troubles: Troubles::default(),
         })
@@ -266,7 +269,25 @@ impl HotCore {
         }
         self.world.send_all();
         self.engine.turn_sent(self.world.clock.now());
+        self.tell_of_a_loss();
         Ok(())
+    }
+
+    /// A loss of state, how it goes on, and its end are told once each (rules P11, P13).
+    fn tell_of_a_loss(&mut self) {
+        let rejoining = self.engine.replica().rejoining().map(|rejoining| RejoinStatus::of(&rejoining).in_words());
+        if rejoining == self.loss_told {
+            return;
+        }
+        match &rejoining {
+            Some(words) => eprintln!("synod: replica {} lost state and {words}", self.identity.replica),
+            None => eprintln!(
+                "synod: replica {} has been told all that it may have promised: it votes again in life {}, a lease from now",
+                self.identity.replica,
+                self.engine.replica().incarnation().life()
+            ),
+        }
+        self.loss_told = rejoining;
     }
 
     fn deadline(&self) -> Instant {
@@ -474,6 +495,7 @@ impl HotCore {
                 ConnectionRole::Stranger if frame.kind == introduction::KIND_JOIN => {
                     self.introduce(id, &frame.payload, true);
                 }
+                ConnectionRole::Stranger if frame.kind == introduction::KIND_RECALL => self.recall(id, &frame.payload),
                 ConnectionRole::Stranger => {
                     self.greet(id, FrameRef { kind: frame.kind, id: frame.id, payload: &frame.payload });
                     if inbound.held_bytes() > 0 {
@@ -532,6 +554,26 @@ impl HotCore {
         self.world.connections.close_when_sent(id);
     }
 
+    /// A replica with an empty directory asks whether its cell knows it: then it lost its state, and rejoins (P11, P12). Being told
+    /// so lets nobody vote, so it is told as often as it asks.
+    fn recall(&mut self, id: ConnectionId, question: &[u8]) {
+        let Some((asking, _)) = question.split_first_chunk() else {
+            return self.bad_input(id, "the question is not a replica's id");
+        };
+        let asking = u16::from_le_bytes(*asking);
+        let configurations = self.engine.replica().configurations();
+        let mut members = configurations.members();
+        if members.any(|member| member.id.0 == asking && member.voter) && asking != self.identity.replica {
+            let mut told = self.identity.cell.to_le_bytes().to_vec();
+            configurations.current.encode(&mut told);
+            self.world.append(id, introduction::KIND_TELL, FrameId(0), &told);
+        } else {
+            let reason = format!("replica {asking} is no voting member of this cell");
+            self.world.append(id, introduction::KIND_REFUSE, FrameId(0), reason.as_bytes());
+        }
+        self.world.connections.close_when_sent(id);
+    }
+
     /// Whether this replica may be told the id as a new member of a cell that runs: it is a learner, which has promised
     /// nothing yet.
     fn may_join(&self, asking: u16) -> Result<(), NotIntroduced> {
@@ -539,7 +581,7 @@ impl HotCore {
             Some(member) if !member.voter => Ok(()),
             Some(_) => Err(NotIntroduced::Ever(format!(
                 "replica {asking} is a voting member of this cell already, so its state is lost: it may have forgotten \
-                 what it promised. Remove it, and add a new member under an id never used before"
+                 what it promised. Start it without --join, and it rejoins"
             ))),
             None => Err(NotIntroduced::Yet(format!("replica {asking} is no member of this cell yet"))),
         }
@@ -554,7 +596,7 @@ impl HotCore {
         if *since > Slot(1) || pending.is_some() || !makes_the_id {
             return never(format!(
                 "this cell has begun long ago: replica {asking} cannot be bootstrapped into it. If it has run before, its \
-                 state is lost; add a new member under an id never used before, and start that with --join"
+                 state is lost: start it without --bootstrap, and it rejoins"
             ));
         }
         match Configuration::decode(configuration) {
@@ -584,7 +626,7 @@ impl HotCore {
             } else {
                 format!(
                     "replica {asking} has joined this cell before, so its state is lost: it may have forgotten what it \
-                     promised, and must not be bootstrapped again. (If this cell has never served anything, empty all \
+                     promised, and must not be bootstrapped again. Start it without --bootstrap, and it rejoins. (If this cell has never served anything, empty all \
                      members' directories and bootstrap anew)"
                 )
             });
@@ -693,8 +735,11 @@ impl HotCore {
                 VotingStatus::Voting => "voting",
                 VotingStatus::Learning => "learning",
                 VotingStatus::Outside => "outside",
+                VotingStatus::Rejoining => "rejoining",
             }
             .to_owned(),
+            life: replica.incarnation().life(),
+            rejoining: replica.rejoining().map(|rejoining| RejoinStatus::of(&rejoining)),
             tolerance: replica.tolerance(self.world.clock.now()),
             members: self.members(),
             promised: replica.promised().to_string(),

@@ -376,6 +376,11 @@ fn print_status(out: &mut impl Write, endpoint: &str, status: &Status) -> std::i
             engine.flush_stalls
         )?;
     }
+    if let Some(rejoining) = &status.rejoining {
+        writeln!(out, "    LOST STATE: it {}", rejoining.in_words())?;
+    } else if status.life > 1 {
+        writeln!(out, "    in life {}: it lost its state {} time(s), and rejoined", status.life, status.life - 1)?;
+    }
     let schedule = status.database.remote_schedule.as_ref();
     if let Some((schedule, why)) = schedule.and_then(|schedule| Some((schedule, schedule.trouble.as_ref()?))) {
         writeln!(out, "    CANNOT COPY SNAPSHOTS to {}: {why}", schedule.to)?;

@@ -7,8 +7,8 @@ use std::os::unix::fs::FileExt;
 
 use synod_cell::Cell;
 use synod_paxos::{
-    Ballot, Configurations, HardState, Incarnation, Record, Recovered, Recovery, RecoveryError, ReplicaId, Settings,
-    Slot, SnapshotHandle, StateMachine,
+    Ballot, Configuration, Configurations, CrashVector, HardState, Incarnation, Record, Recovered, Recovery,
+    RecoveryError, ReplicaId, Settings, Slot, SnapshotHandle, StateMachine,
 };
 use synod_ring::BLOCK_BYTES;
 use synod_wal::directory::{DirectoryStorage, carry_out};
@@ -52,10 +52,14 @@ pub enum StartError {
     Record(#[from] CodecError),
     /// The identity says that this replica has started before, and the log has nothing.
     #[error(
-        "the log in {0} is empty, yet this replica has started before: its state is lost. It must not vote as if it had \
-         promised nothing; rejoining after a loss is not built yet, so the cell has to go on without it"
+        "the log in {dir} is gone, yet this replica has started before: its state is lost, and it cannot rejoin: {source}"
     )]
-    LogLost(std::path::PathBuf),
+    LogLost {
+        /// The directory.
+        dir: std::path::PathBuf,
+        /// Why the others did not tell it that they know it.
+        source: IntroductionError,
+    },
     /// Its records make no state of a replica.
     #[error("the log cannot be recovered: {0}")]
     Recovery(#[from] RecoveryError),
@@ -101,7 +105,7 @@ pub struct RecoveryReport {
 /// What an empty directory means (rule P12).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FirstStart {
-    /// A loss, or the wrong directory.
+    /// A loss, if the cell knows this replica: then it rejoins. Else the wrong directory, which is refused.
     Refused,
     /// The first start of the whole cell, of which this is a member.
     Bootstrap,
@@ -115,10 +119,10 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
     let directory = Directory::open(&config.dir, config.volatile)?;
     let identity = match directory.identity()? {
         Some(identity) => identity,
-        None if first_start != FirstStart::Refused => begin(config, &directory, first_start)?,
-        None => return Err(DirectoryError::Empty(config.dir.clone()).into()),
+        None => begin(config, &directory, first_start)?,
     };
     directory.expect_replica(&identity, config.id)?;
+    let identity = if directory.has_segments()? { identity } else { begin_after_loss(config, &directory, &identity)? };
 
     let databases = databases::Place::new(config, &identity);
     databases
@@ -141,8 +145,11 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
         snapshot,
     };
     let log_bytes_since_snapshot = replay.bytes;
-    let Some((incarnation, protocol, cell)) = replay.finish()? else {
-        return Err(StartError::LogLost(config.dir.clone()));
+    let Some((incarnation, mut protocol, cell)) = replay.finish()? else {
+        // Segments that hold nothing.
+        begin_after_loss(config, &directory, &identity)?;
+        drop(directory);
+        return open(config, first_start);
     };
 
     // The hard state says so too, a moment earlier; whoever took the log's last segments away took that with them.
@@ -150,6 +157,7 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
         return Err(RecoveryError::Cut { cut: Slot(recovered.cut.0).before(), snapshot }.into());
     }
 
+    protocol.frame = recovered.log.durable_frame().0;
     if let Some(fresh) = fresh {
         fresh.keep().map_err(|source| StartError::Io { doing: "cannot name the database", source })?;
     }
@@ -257,6 +265,14 @@ fn notice_other_members(config: &Config, configurations: &Configurations) {
 /// identity always stands for a log that has begun.
 fn begin(config: &Config, directory: &Directory, first_start: FirstStart) -> Result<Identity, StartError> {
     let (cell, configuration) = match first_start {
+        FirstStart::Refused => {
+            let (cell, configuration) = introduction::recall(config)?;
+            return begin_rejoining(config, directory, cell, configuration);
+        }
+        // Only its first member makes a cell's id: one that others have is one that it made before.
+        FirstStart::Bootstrap if introduction::makes_the_id(config) && introduction::is_known_to_any(config) => {
+            return Err(IntroductionError::BegunBefore(config.dir.clone()).into());
+        }
         // Until the log tells it better, a replica that joins knows the members without itself.
         FirstStart::Join => {
             let (cell, configuration) = introduction::join(config)?;
@@ -268,8 +284,55 @@ fn begin(config: &Config, directory: &Directory, first_start: FirstStart) -> Res
     let identity = Identity { cell, replica: config.id, incarnation: 1, introduced: Vec::new() };
     let hard_state = HardState {
         promised: Ballot::NONE,
-        incarnation: Incarnation(identity.incarnation),
+        incarnation: Incarnation::FIRST,
+        vector: CrashVector::default(),
         configurations: Configurations::first(configuration.map_err(ConfigError::from)?),
+        cut: Slot::NONE,
+    };
+    begin_log(config, directory, &identity, hard_state)?;
+    directory.write_identity(&identity)?;
+    Ok(identity)
+}
+
+/// The identity says that this replica has started before, and there is no log: what is left is set aside, and it rejoins.
+fn begin_after_loss(config: &Config, directory: &Directory, identity: &Identity) -> Result<Identity, StartError> {
+    let (cell, configuration) =
+        introduction::recall(config).map_err(|source| StartError::LogLost { dir: config.dir.clone(), source })?;
+    if cell != identity.cell {
+        return Err(DirectoryError::OtherReplica {
+            path: config.dir.clone(),
+            theirs: identity.replica,
+            ours: config.id,
+            cell: identity.cell,
+        }
+        .into());
+    }
+    let aside = directory.set_aside()?;
+    eprintln!("synod: the log in {} is gone; what was left is in {}", config.dir.display(), aside.display());
+    begin_rejoining(config, directory, cell, configuration)
+}
+
+/// This replica lost its disk (rules P11, P12): a log that says so, and then the identity.
+fn begin_rejoining(
+    config: &Config,
+    directory: &Directory,
+    cell: u128,
+    configuration: Configuration,
+) -> Result<Identity, StartError> {
+    eprintln!(
+        "synod: replica {} LOST ITS STATE: cell {cell:032x} knows it as a voting member, and {} is empty. It begins a new log, \
+         learns what is chosen, and votes again once a majority has told it what it may have promised",
+        config.id,
+        config.dir.display()
+    );
+    // All of them have begun: were one told the cell's id again by us, it would vote as if it had promised nothing.
+    let introduced = configuration.members().iter().map(|member| member.id.0).filter(|id| *id != config.id).collect();
+    let identity = Identity { cell, replica: config.id, incarnation: Incarnation::FIRST.0, introduced };
+    let hard_state = HardState {
+        promised: Ballot::NONE,
+        incarnation: Incarnation::NONE,
+        vector: CrashVector::default(),
+        configurations: Configurations::first(configuration),
         cut: Slot::NONE,
     };
     begin_log(config, directory, &identity, hard_state)?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use synod_paxos::Rejoining;
 
 use crate::engine::Counters;
 use crate::remote::manifest::MadeBy;
@@ -26,8 +27,12 @@ pub struct Status {
     pub is_master: bool,
     /// The epoch: one more with each new master, as far as this replica has applied.
     pub epoch: u64,
-    /// "waiting" (just started), "voting", "learning" or "outside" (no member).
+    /// "waiting" (just started), "voting", "learning", "outside" (no member) or "rejoining" (it lost state).
     pub voting: String,
+    /// In which of its lives it is: one more after each loss of state (rule P11); 0 while it rejoins.
+    pub life: u64,
+    /// How far it has come, if it lost state.
+    pub rejoining: Option<RejoinStatus>,
     /// How many more failures the cell survives right now, as the coordinator counts: negative when it cannot go on, none
     /// when this replica has heard from no coordinator lately.
     pub tolerance: Option<i8>,
@@ -57,6 +62,51 @@ pub struct Status {
     pub protocol: BTreeMap<String, u64>,
     /// Where the time of this replica's own batches went.
     pub stages: Vec<StageFigures>,
+}
+
+/// How far a replica that lost state has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejoinStatus {
+    /// The life that it means to take; 0: it asks which there have been.
+    pub life: u64,
+    /// Who has told it what it may have promised.
+    pub answered: Vec<u16>,
+    /// Who has lost its own state and cannot tell.
+    pub lost: Vec<u16>,
+    /// All up to here is chosen, and is learned first.
+    pub upto: u64,
+    /// A majority of the cell lost its state: it stops here.
+    pub is_hopeless: bool,
+}
+
+impl RejoinStatus {
+    /// As the protocol has it.
+    pub fn of(rejoining: &Rejoining) -> Self {
+        Self {
+            life: rejoining.incarnation.life(),
+            answered: rejoining.answered.iter().map(|id| id.0).collect(),
+            lost: rejoining.lost.iter().map(|id| id.0).collect(),
+            upto: rejoining.upto.0,
+            is_hopeless: rejoining.is_hopeless,
+        }
+    }
+
+    /// What it does, and what only a person can do.
+    pub fn in_words(&self) -> String {
+        let Self { life, answered, lost, is_hopeless, .. } = self;
+        if *is_hopeless {
+            return format!(
+                "CANNOT REJOIN: replicas {lost:?} lost theirs as well, and what is left is no majority, so nobody knows what was \
+                 promised. The cell stops here. How a person can go on: engine/node/docs/loss.md"
+            );
+        }
+        match life {
+            0 => format!("does not vote: it asks the others which lives it has had (answered: {answered:?})"),
+            life => format!(
+                "does not vote: it rejoins in life {life} (told by {answered:?}, lost theirs as well: {lost:?})"
+            ),
+        }
+    }
 }
 
 /// A member, as the configuration says.

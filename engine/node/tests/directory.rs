@@ -197,30 +197,47 @@ fn a_wiped_replica_is_not_bootstrapped_into_its_cell_again() {
     rename(&kept, &members.dir(2));
     processes[1] = Some(members.serve(2, &[]));
 
-    // Replica 1 makes an id by itself: that is another cell, and the others want nothing of it.
+    // Replica 1 made the id, and must not make another.
     processes[0].take().unwrap().stop(Signal::TERM).says(0, &[]);
     rename(&members.dir(1), &aside.path().join("replica-1"));
-    let stranger = members.serve(1, &["--bootstrap"]);
-    let status = wait_for("the others' refusal", || {
-        let status = status(&members.client(1).to_string())?;
-        let refused =
-            status.peers.iter().all(|peer| peer.last_failure.as_ref().is_some_and(|why| why.contains("cell")));
-        refused.then_some(status)
-    });
-    assert_ne!(status.cell, cell);
-    assert_ne!(status.role, "coordinating");
-    assert!(status.peers.iter().all(|peer| !peer.connected), "{status:?}");
-    assert_eq!(status.database.rows, 0);
-    // The two others go on, also for a client that asks the stranger first.
+    let texts = ["is empty", "a cell that has begun", "Start it without --bootstrap"];
+    synod(members.arguments(1, &["--bootstrap"])).says(REFUSED, &texts);
     members.has(&["a"]);
-    assert_eq!(members.ask(&["put", "b", "b"]).output(), "");
 
-    stranger.stop(Signal::TERM).says(0, &[]);
+    // It rejoins, and is told all; then the cell lives on it and one more.
+    processes[0] = Some(members.serve(1, &[]));
+    rejoins(&members, 1);
+    assert_eq!(status(&members.client(1).to_string()).unwrap().cell, cell);
+    processes[1].take().unwrap().stop(Signal::TERM).says(0, &[]);
+    assert_eq!(members.ask(&["put", "b", "b"]).output(), "");
+    members.has(&["a", "b"]);
+    processes[1] = Some(members.serve(2, &[]));
+
+    // So does one of which nothing but the identity is left.
+    processes[2].take().unwrap().stop(Signal::TERM).says(0, &[]);
+    segments(&members.dir(3)).iter().for_each(|segment| fs::remove_file(segment).unwrap());
+    processes[2] = Some(members.serve(3, &[]));
+    rejoins(&members, 3);
+    assert!(members.dir(3).join("lost-1/identity.toml").exists(), "what was left is kept");
+
+    // What is put back of before the loss is of a life that is over: it learns so, and rejoins once more.
+    processes[0].take().unwrap().stop(Signal::TERM).says(0, &[]);
     fs::remove_dir_all(members.dir(1)).unwrap();
     rename(&aside.path().join("replica-1"), &members.dir(1));
-    let process = members.serve(1, &[]);
+    processes[0] = Some(members.serve(1, &[]));
+    let status = wait_for("it to vote in its third life", || {
+        status(&members.client(1).to_string()).filter(|status| status.voting == "voting" && status.life == 3)
+    });
+    assert!(status.rejoining.is_none());
     members.has(&["a", "b"]);
-    process.stop(Signal::TERM).says(0, &[]);
+    processes.into_iter().flatten().for_each(|process| drop(process.stop(Signal::TERM)));
+}
+
+/// Waits until a replica that lost its state votes again, in its second life.
+fn rejoins(members: &Members, id: usize) {
+    wait_for("it to vote again", || {
+        status(&members.client(id).to_string()).filter(|status| status.voting == "voting" && status.life == 2)
+    });
 }
 
 #[test]
@@ -235,7 +252,7 @@ fn a_lost_log_is_refused() {
     members.refuses(1, &["--bootstrap"], REFUSED, &missing);
 
     all[1..].iter().for_each(|segment| fs::remove_file(segment).unwrap());
-    let lost = [dir.to_str().unwrap(), "the log", "is empty, yet this replica has started before", "its state is lost"];
+    let lost = [dir.to_str().unwrap(), "the log", "is gone, yet this replica has started before", "its state is lost"];
     members.refuses(1, &[], REFUSED, &lost);
     members.refuses(1, &["--bootstrap"], REFUSED, &lost);
 

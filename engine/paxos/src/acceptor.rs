@@ -59,14 +59,14 @@ synod_spec::machine! {
 
     on Proposed {
         in Open, Full: when is_outbid do reject stay;
-                       when does_not_vote refuse "it does not vote: a learner, no member, or just started";
+                       when does_not_vote refuse "it does not vote: a learner, no member, just started, or it lost state";
                        when is_bound refuse "a lease is granted to another";
                        do promise stay;
     }
 
     on Asked {
         in Open: when is_older do reject_value stay;
-                 when is_no_member refuse "it is no member: what is chosen comes by catch-up";
+                 when takes_nothing refuse "no member, or not sure of its own state: what is chosen comes by catch-up";
                  when is_decided do tell_chosen stay;
                  when is_too_far refuse "too far ahead of what is known here, or of the disk: catch-up brings it";
                  do accept stay;
@@ -105,8 +105,8 @@ fn is_bound(proposed: &Proposed, world: &World<'_>) -> bool {
     world.core.grant.binds_against(proposed.from, world.now).is_some()
 }
 
-fn is_no_member(_: &Asked, world: &World<'_>) -> bool {
-    world.core.standing == standing::State::Outside
+fn takes_nothing(_: &Asked, world: &World<'_>) -> bool {
+    !world.core.standing.may_accept(world.core)
 }
 
 fn is_decided(asked: &Asked, world: &World<'_>) -> bool {
@@ -135,14 +135,12 @@ fn promise(proposed: Proposed, world: &mut World<'_>) {
     let Proposed { from, ballot } = proposed;
     // Equal is repeated, not refused: the first answer may have been lost, and saying it again promises nothing new.
     let upto = raise(ballot, world);
-    let accepted = world.core.acceptor.accepted.iter();
-    let accepted =
-        accepted.map(|(slot, (ballot, batch))| AcceptedSlot { slot: *slot, ballot: *ballot, batch: batch.clone() });
     let message = Message::Promise {
         ballot,
         cut: world.core.learner.cut(),
         chosen: world.chosen(),
-        accepted: accepted.collect(),
+        accepted: world.core.acceptor.reported(),
+        voter: world.core.lives.voter(),
     };
     // Not a moment earlier: forgotten in a crash, it would let an older coordinator get a second value chosen.
     world.effects.push(Effect::SendOnceDurable { to: from, message, upto });
@@ -166,7 +164,29 @@ fn accept(asked: Asked, world: &mut World<'_>) {
     world.core.acceptor.accepted.insert(slot, (ballot, batch));
     // From now on, and not from when it is durable: the holder began to count before this came.
     grant::tell(grant::Event::Granted(ballot), world);
-    world.effects.push(Effect::SendOnceDurable { to: from, message: Message::Acknowledge { ballot, slot }, upto });
+    let message = Message::Acknowledge { ballot, slot, voter: world.core.lives.voter() };
+    world.effects.push(Effect::SendOnceDurable { to: from, message, upto });
+}
+
+/// Takes over what the others remember of the promises and acceptances that were lost (P11). The hard state comes last: with it the
+/// new life is durable, and nothing of this may be missing then. The lowest ballots first, so that the log's promises only rise.
+pub(crate) fn adopt(promised: Ballot, accepted: BTreeMap<Slot, (Ballot, Batch)>, world: &mut World<'_>) {
+    let chosen = world.chosen();
+    let own = &world.core.acceptor.accepted;
+    let is_more = |slot: &Slot, ballot: &Ballot| own.get(slot).is_none_or(|(own, _)| ballot > own);
+    let mut accepted: Vec<_> = accepted
+        .into_iter()
+        .filter(|(slot, (ballot, _))| *slot > chosen && is_more(slot, ballot))
+        .map(|(slot, (ballot, batch))| (ballot, slot, batch))
+        .collect();
+    accepted.sort_by_key(|(ballot, slot, _)| (*ballot, *slot));
+    for (ballot, slot, batch) in accepted {
+        world.persist(Record::Accepted { slot, ballot, chosen, batch: batch.clone() });
+        let acceptor = &mut world.core.acceptor;
+        acceptor.promised = acceptor.promised.max(ballot);
+        acceptor.accepted.insert(slot, (ballot, batch));
+    }
+    raise(promised.max(world.core.acceptor.promised), world);
 }
 
 /// Moves the promise up to `ballot` and asks for it to be persisted: the only place that does.
@@ -211,6 +231,14 @@ impl Acceptor {
     /// What was last accepted at `slot`, if it is not yet known to be chosen.
     pub fn accepted_at(&self, slot: Slot) -> Option<&(Ballot, Batch)> {
         self.accepted.get(&slot)
+    }
+
+    /// All that is accepted and not known to be chosen, as others are told of it.
+    pub(crate) fn reported(&self) -> Vec<AcceptedSlot> {
+        let accepted = self.accepted.iter();
+        accepted
+            .map(|(slot, (ballot, batch))| AcceptedSlot { slot: *slot, ballot: *ballot, batch: batch.clone() })
+            .collect()
     }
 
     /// The slot is chosen: its value is the learner's now.

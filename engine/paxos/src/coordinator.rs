@@ -133,6 +133,10 @@ synod_spec::machine! {
         ChangeAsked(Change),
         /// The own disk is too far behind, or silent (P7).
         BackedUp,
+        /// This replica lost state: the life of it that voted is over (P11).
+        Superseded(ReplicaId),
+        /// The own state is lost, or turned out to be older than what others heard of (P11, P13).
+        Lost,
     }
 
     on Ticked {
@@ -275,6 +279,20 @@ synod_spec::machine! {
 
     on BackedUp {
         in Idle, Probing, Proposing, CatchingUp: refuse "there is nothing to give up";
+        in Leading, Boosting, HandingOver: do step_down goto Idle;
+    }
+
+    on Superseded {
+        in Idle: refuse "nothing is counted";
+        in Probing: do forget_answer stay;
+        in Proposing, CatchingUp: do forget_promise stay;
+        in Leading, Boosting, HandingOver: do forget_votes stay;
+    }
+
+    on Lost {
+        in Idle: refuse "there is nothing to give up";
+        in Probing: do give_up_probe goto Idle;
+        in Proposing, CatchingUp: do give_up goto Idle;
         in Leading, Boosting, HandingOver: do step_down goto Idle;
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::batch::Batch;
 use crate::configuration::{Configuration, Member};
+use crate::lives::CrashVector;
 use crate::membership::Change;
 use crate::message::Message;
 use crate::types::{Ballot, Incarnation, PersistId, ReplicaId, Slot, Ticket};
@@ -23,6 +24,8 @@ pub enum Event {
     Persisted {
         /// The last durable record.
         upto: PersistId,
+        /// The log's own number of the last durable frame, which goes on over restarts (P13); 0 where the log has none.
+        frame: u64,
     },
     /// A batch to propose, while [`crate::Replica::can_submit`] holds; else it is refused.
     Submitted {
@@ -156,8 +159,10 @@ pub enum Record {
 pub struct HardState {
     /// No lower ballot gets anything from this replica.
     pub promised: Ballot,
-    /// Which life of the durable state this is.
+    /// Which life of the durable state this is; [`Incarnation::NONE`]: state was lost, and it has not rejoined (P11).
     pub incarnation: Incarnation,
+    /// Which lives the others are in, as far as is known here (P11).
+    pub vector: CrashVector,
     /// Who votes, and who will.
     pub configurations: Configurations,
     /// All up to here may be gone from the log: two snapshots have it.
@@ -258,6 +263,12 @@ pub struct Recovered {
     /// What the log holds of slots up to here need not be what was chosen there: an installed snapshot passed it by. At or above
     /// the cut; where above, the log is to be cut here before it is read for others ([`Event::Cut`]).
     pub passed_by: Slot,
+    /// Which lives the others are in.
+    pub vector: CrashVector,
+    /// The log is not all that this replica promised and accepted: it has to rejoin before it votes (P11).
+    pub lost_state: bool,
+    /// The last frame of the log, by its own numbers (P13); 0 where it has none. Whoever read the log fills it in.
+    pub frame: u64,
 }
 
 impl Recovered {
@@ -275,6 +286,9 @@ impl Recovered {
             accepted: BTreeMap::new(),
             cut: Slot::NONE,
             passed_by: Slot::NONE,
+            vector: CrashVector::default(),
+            lost_state: false,
+            frame: 0,
         }
     }
 }

@@ -255,6 +255,11 @@ impl Learner {
         self.state != State::Current
     }
 
+    /// The highest slot that anyone said is chosen.
+    pub(crate) fn heard_of(&self) -> Slot {
+        self.heard_of.max(self.chosen)
+    }
+
     /// When the learner wants to be ticked.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.state {

@@ -80,7 +80,7 @@ impl Recovery {
     pub fn take(&mut self, record: Record, mut apply: impl FnMut(Slot, &Batch)) -> Result<(), RecoveryError> {
         let Some((incarnation, recovered)) = &mut self.found else {
             let Record::HardState(first) = record else { return Err(RecoveryError::NoHardState) };
-            let HardState { promised, incarnation, configurations, cut } = first;
+            let HardState { promised, incarnation, vector, configurations, cut } = first;
             let mut recovered = match self.snapshot.take() {
                 None => Recovered::of(configurations),
                 Some(SnapshotHandle { slot, ballot: _, configurations }) => {
@@ -88,6 +88,7 @@ impl Recovery {
                 }
             };
             recovered.promised = promised;
+            recovered.vector = vector;
             recovered.cut_at(cut)?;
             self.found = Some((incarnation, recovered));
             return Ok(());
@@ -103,6 +104,7 @@ impl Recovery {
                 recovered.cut_at(state.cut)?;
                 advance(recovered, state.configurations.known_chosen(), &mut apply)?;
                 *incarnation = state.incarnation;
+                recovered.vector = state.vector;
             }
             Record::Accepted { slot, ballot, chosen, batch } => {
                 recovered.promised = recovered.promised.max(ballot);
@@ -121,6 +123,7 @@ impl Recovery {
     /// Which life of the durable state it is, and what a replica starts from. `None`: the log never began.
     pub fn finish(self) -> Option<(Incarnation, Recovered)> {
         let (incarnation, mut recovered) = self.found?;
+        recovered.lost_state |= incarnation == Incarnation::NONE;
         // A log that ends below the snapshot (L6) may have values that were accepted and not chosen, where it would otherwise
         // have what was chosen last. Whether it has cannot be told from a snapshot that was installed a moment before the crash.
         recovered.passed_by = if self.known < self.snapshot_slot { self.snapshot_slot } else { recovered.cut };
@@ -164,7 +167,8 @@ mod tests {
 
     fn hard_state(configurations: &Configurations) -> Record {
         let (incarnation, configurations) = (Incarnation(1), configurations.clone());
-        Record::HardState(HardState { promised: BALLOT, incarnation, configurations, cut: Slot::NONE })
+        let vector = crate::lives::CrashVector::default();
+        Record::HardState(HardState { promised: BALLOT, incarnation, vector, configurations, cut: Slot::NONE })
     }
 
     fn accepted(slot: Slot, batch: &Batch) -> Record {

@@ -7,9 +7,11 @@ use std::time::Duration;
 use crate::acceptor::Acceptor;
 use crate::effect::{Effect, Effects, HardState, Record};
 use crate::learner::Learner;
+use crate::lives::Lives;
 use crate::machine::Counts;
 use crate::membership::Membership;
 use crate::message::Message;
+use crate::rejoin::Rejoin;
 use crate::settings::Settings;
 use crate::types::{Ballot, Instant, PersistId, ReplicaId, Slot};
 use crate::{grant, lease, standing};
@@ -20,6 +22,8 @@ pub(crate) struct Core {
     pub(crate) settings: Settings,
     pub(crate) membership: Membership,
     pub(crate) standing: standing::State,
+    pub(crate) lives: Lives,
+    pub(crate) rejoin: Rejoin,
     pub(crate) grant: grant::State,
     /// The highest ballot known to have given its lease back: it never holds one again (P8).
     pub(crate) released: Ballot,
@@ -70,7 +74,8 @@ impl World<'_> {
     pub(crate) fn persist_hard_state(&mut self) -> PersistId {
         let record = Record::HardState(HardState {
             promised: self.core.acceptor.promised(),
-            incarnation: self.core.settings.incarnation,
+            incarnation: self.core.lives.own,
+            vector: self.core.lives.vector.clone(),
             configurations: self.core.membership.configurations().clone(),
             cut: self.core.learner.cut(),
         });

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use synod_node::cli::ServeArgs;
 use synod_tests::torture::{
-    durability, eio, failover, full, kill, lease_reads, linearize, power, snapshots, stale, stall, transfer,
+    durability, eio, failover, full, kill, lease_reads, linearize, power, rejoin, snapshots, stale, stall, transfer,
 };
 
 /// Breaks cells of real processes on this machine, and checks that what they promise holds.
@@ -26,6 +26,8 @@ enum Command {
     Full(full::FullOptions),
     Eio(eio::EioOptions),
     Stall(stall::StallOptions),
+    /// Empty a replica's directory, or put an older copy back, under load; it must rejoin by itself
+    Rejoin(rejoin::RejoinOptions),
     /// Kill and pause the master under load, and measure how long writes stop
     Failover(failover::FailoverOptions),
     /// Kill and pause replicas under load; there must be one order that explains every answer
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Command::Full(options) => full::main(&options),
         Command::Eio(options) => eio::main(&options),
         Command::Stall(options) => stall::main(&options),
+        Command::Rejoin(options) => rejoin::main(&options).map(|()| ExitCode::SUCCESS),
         Command::Failover(options) => failover::main(&options).map(|()| ExitCode::SUCCESS),
         Command::Linearize(options) => linearize::main(&options).map(|()| ExitCode::SUCCESS),
         Command::Stale(options) => stale::main(&options).map(|()| ExitCode::SUCCESS),

@@ -11,13 +11,17 @@
 
 use std::collections::BTreeMap;
 
-use synod_paxos::{AcceptedSlot, Ballot, Record, Recovered, ReplicaId, Slot};
+use synod_paxos::{AcceptedSlot, Ballot, Record, Recovered, ReplicaId, Slot, Voter};
 
 use super::verdict::{Checker, Verdict, violation};
 
 /// One acceptor.
-#[derive(Default)]
-struct Disk {
+#[derive(Clone, Default)]
+pub(crate) struct Disk {
+    /// Its state is lost, or older than what it told others, and no later life of it is on the disk yet (P11).
+    lost: bool,
+    /// On whose behalf it votes, as of the last hard state.
+    voter: Voter,
     promised: Option<Ballot>,
     /// The highest ballot accepted, a slot. Slots that are chosen stay: it must not vanish there either.
     accepted: BTreeMap<Slot, Ballot>,
@@ -28,7 +32,20 @@ impl Disk {
     /// The next record of the log: it never goes back behind the promise of an earlier one.
     fn take(&mut self, replica: ReplicaId, record: &Record) -> Verdict {
         let (ballot, what) = match record {
-            Record::HardState(state) => (state.promised, "repeats a promise of"),
+            Record::HardState(state) => {
+                if state.incarnation > self.voter.incarnation {
+                    self.lost = false;
+                }
+                // (While it rejoins it keeps the number of the life that is over.)
+                let incarnation = state.incarnation.max(self.voter.incarnation);
+                self.voter = Voter { incarnation, vector: state.vector.clone() };
+                (state.promised, "repeats a promise of")
+            }
+            // What it adopts may be older than what it promised.
+            Record::Accepted { slot, ballot, .. } if self.lost => {
+                self.accepted.insert(*slot, *ballot);
+                return Ok(());
+            }
             Record::Accepted { ballot, .. } => (*ballot, "accepts"),
             Record::Chosen { .. } => return Ok(()),
         };
@@ -67,8 +84,9 @@ impl Acceptors {
     /// Slots up to `older` may be gone: the older snapshot has them.
     pub(crate) fn recovered(&mut self, replica: ReplicaId, records: &[Record], older: Slot) -> Verdict {
         let mut found = Disk::default();
-        records.iter().try_for_each(|record| found.take(replica, record))?;
         let disk = self.disk(replica);
+        found.lost = disk.lost;
+        records.iter().try_for_each(|record| found.take(replica, record))?;
         if found.promised < disk.promised {
             let what = format!(
                 "replica {replica} finds the promise {:?} on its disk, where {:?} was durable",
@@ -82,8 +100,30 @@ impl Acceptors {
             let what = format!("replica {replica} misses slot {slot}, accepted under {ballot}, which was durable");
             return violation(Checker::Recovery, what);
         }
-        (disk.promised, disk.accepted) = (found.promised, found.accepted);
+        (disk.promised, disk.accepted, disk.voter) = (found.promised, found.accepted, found.voter);
+        disk.lost = found.lost;
         Ok(())
+    }
+
+    /// What is on its disk, to be put back later.
+    pub(crate) fn copy(&self, replica: ReplicaId) -> Disk {
+        self.0[usize::from(replica.0) - 1].clone()
+    }
+
+    /// Its directory is emptied, or an older copy is put back: it must not vote before it has rejoined.
+    pub(crate) fn loses(&mut self, replica: ReplicaId, copy: Option<Disk>) {
+        let told = Disk { lost: true, ..copy.unwrap_or_default() };
+        *self.disk(replica) = Disk { told: None, ..told };
+    }
+
+    /// Whether it has lost state and not rejoined.
+    pub(crate) fn is_lost(&self, replica: ReplicaId) -> bool {
+        self.0[usize::from(replica.0) - 1].lost
+    }
+
+    /// On whose behalf it votes, as its disk has it.
+    pub(crate) fn voter(&self, replica: ReplicaId) -> &Voter {
+        &self.0[usize::from(replica.0) - 1].voter
     }
 
     /// What a replica starts from: all that it has told others, and all that it has accepted and must tell.
@@ -153,6 +193,10 @@ impl Acceptors {
 
     fn tells(&mut self, from: ReplicaId, ballot: Ballot, what: &str) -> Verdict {
         let disk = self.disk(from);
+        if disk.lost {
+            let what = format!("replica {from} {what} ballot {ballot}, has lost state and has not rejoined (P11, P13)");
+            return violation(Checker::Promises, what);
+        }
         if disk.told > Some(ballot) {
             let what = format!("replica {from} {what} ballot {ballot}, having told others of {:?}", disk.told);
             return violation(Checker::Promises, what);

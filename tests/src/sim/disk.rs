@@ -67,6 +67,14 @@ impl Disk {
         self.databases = Databases::default();
     }
 
+    /// What a person copies while the process is stopped.
+    pub(crate) fn copy(&self) -> Disk {
+        assert!(self.under_way.is_empty(), "nothing writes to it");
+        let Disk { owner, segment_bytes, .. } = *self;
+        let (segments, databases) = (self.segments.clone(), self.databases.clone());
+        Disk { segments, databases, owner, ..Disk::new(ReplicaId(0), segment_bytes) }
+    }
+
     /// A segment of zeros, durable at once.
     fn make_segment(&mut self, segment: SegmentId) {
         let bytes = usize::try_from(self.segment_bytes).expect("simulated segments are small");

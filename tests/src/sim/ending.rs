@@ -106,12 +106,15 @@ impl World {
                 continue;
             }
             let Some(engine) = &node.engine else {
-                if node.disk.owner().is_none() {
-                    // Its directory was wiped: it must not come back before it can rejoin.
-                    continue;
-                }
                 return Some(format!("replica {} is down", node.id));
             };
+            if self.oracle.acceptors.is_lost(node.id) {
+                return Some(format!(
+                    "replica {} lost state, and has not rejoined: {:?}",
+                    node.id,
+                    engine.replica().rejoining()
+                ));
+            }
             let applied = engine.replica().chosen();
             if applied != upto {
                 return Some(format!("replica {} has applied up to slot {applied}, chosen is {upto}", node.id));

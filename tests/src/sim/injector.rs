@@ -157,6 +157,9 @@ impl World {
 
     fn crash_some(&mut self, replicas: u64, power: bool, tearing: Tearing, fault: &Fault) -> bool {
         let mut any = false;
+        if self.is_rolled_back() {
+            return false;
+        }
         for index in (0..self.nodes.len()).filter(|index| (replicas >> index) & 1 == 1) {
             if self.nodes[index].engine.is_none() {
                 continue;

@@ -10,13 +10,14 @@ use synod_node::codec::{self, RoomMessage, SnapshotMessage};
 use synod_node::engine::{Caller, Engine, LogRead, Outlet, Retention, Start};
 use synod_node::start::Replay;
 use synod_paxos::{
-    Ballot, Configuration, Configurations, HardState, Incarnation, Instant, Message, Record, Recovered, ReplicaId,
-    Settings, Slot, SnapshotHandle, StateMachine,
+    Ballot, Configuration, Configurations, CrashVector, HardState, Incarnation, Instant, LogPosition, Message, Record,
+    Recovered, ReplicaId, Settings, Slot, SnapshotHandle, StateMachine,
 };
 use synod_wal::frame::{FRAME_HEADER_BYTES, FrameHeader};
 use synod_wal::record::RECORD_HEADER_BYTES;
 use synod_wal::{CellId, Flush, Identity, Location, Log, SegmentId, StartId, Tail, Upkeep, read_record};
 
+use super::acceptors;
 use super::clocks::Clock;
 use super::disk::Disk;
 use super::operators::Wish;
@@ -148,6 +149,14 @@ pub(crate) enum Started {
     Refused(String),
 }
 
+/// A copy of a replica's disk, and what the judge knows of it.
+pub(crate) struct OldCopy {
+    pub(crate) disk: Disk,
+    pub(crate) acceptor: acceptors::Disk,
+    /// The copy's log does not go further.
+    pub(crate) position: LogPosition,
+}
+
 /// A replica and its machine.
 pub(crate) struct Node {
     pub(crate) id: ReplicaId,
@@ -189,6 +198,8 @@ pub(crate) struct Node {
     pub(crate) doomed: Option<Crash>,
     /// Questions that were put to this life of it, by connection and request.
     pub(crate) asked: BTreeMap<(u64, u64), Asked>,
+    /// An older copy of its disk, which somebody keeps to put it back.
+    pub(crate) copy: Option<OldCopy>,
     pub(crate) applied: Slot,
     pub(crate) promised: Ballot,
     /// It was a coordinator after its last turn.
@@ -202,13 +213,7 @@ const INCARNATION: Incarnation = Incarnation(1);
 impl Node {
     /// A replica that has never started: its log has its first hard state.
     pub(crate) fn new(id: ReplicaId, swarm: &Swarm, start: StartId, clock: Clock) -> Node {
-        let mut disk = Disk::new(id, swarm.segment_bytes);
-        let mut log = synod_wal::create(log_settings(swarm), identity(id, start));
-        let first = log.upkeep().expect("an empty log wants its first segment");
-        disk.carry_out(first);
-        log.upkeep_done(first);
-        codec::append_record(&mut log, &Record::HardState(hard_state(swarm)));
-        flush_all(&mut log, &mut disk);
+        let disk = new_disk(id, swarm, start, INCARNATION);
         Node {
             id,
             clock,
@@ -233,6 +238,7 @@ impl Node {
             writing: VecDeque::new(),
             doomed: None,
             asked: BTreeMap::new(),
+            copy: None,
             applied: Slot::NONE,
             promised: Ballot::NONE,
             leads: false,
@@ -249,6 +255,12 @@ impl Node {
         bug: Option<Bug>,
         oracle: &mut Oracle,
     ) -> Result<Started, Violation> {
+        if self.disk.owner().is_none() {
+            // The others say that they know it: it lost its disk, and begins a log that says so (P11, P12).
+            let votes = bug == Some(Bug::P12WipedReplicaVotes);
+            let incarnation = if votes { INCARNATION } else { Incarnation::NONE };
+            self.disk = new_disk(self.id, swarm, StartId(seeds.0), incarnation);
+        }
         let right = may_start(self.id, self.disk.owner());
         let started = self.try_start(now, swarm, seeds, bug, right.then_some(oracle))?;
         match (&started, right, self.disk.owner()) {
@@ -301,9 +313,6 @@ impl Node {
         };
         let (incarnation, mut protocol, mut cell) = match replay.finish() {
             Ok(Some(finished)) => finished,
-            Ok(None) if bug == Some(Bug::P12WipedReplicaVotes) => {
-                (INCARNATION, Recovered::nothing(configuration(swarm)), Cell::new())
-            }
             // The node reads as much from the identity that is missing beside it.
             Ok(None) => return refused("its log has no hard state".to_owned()),
             Err(error) => return refused(error.to_string()),
@@ -317,6 +326,7 @@ impl Node {
             Some(Bug::P14RottenRow) => cell.apply(protocol.chosen, &open_session(), &mut Vec::new()),
             _ => {}
         }
+        protocol.frame = recovered.log.durable_frame().0;
         if let Some(oracle) = oracle {
             oracle.recovered(self.id, found, self.disk.databases.older())?;
             self.check_recovered(&protocol, &cell, oracle)?;
@@ -406,10 +416,28 @@ pub(crate) fn address(replica: ReplicaId) -> String {
     format!("replica-{replica}")
 }
 
+/// A disk whose log has nothing but a first hard state.
+fn new_disk(id: ReplicaId, swarm: &Swarm, start: StartId, incarnation: Incarnation) -> Disk {
+    let mut disk = Disk::new(id, swarm.segment_bytes);
+    let mut log = synod_wal::create(log_settings(swarm), identity(id, start));
+    let first = log.upkeep().expect("an empty log wants its first segment");
+    disk.carry_out(first);
+    log.upkeep_done(first);
+    codec::append_record(&mut log, &Record::HardState(HardState { incarnation, ..hard_state(swarm) }));
+    flush_all(&mut log, &mut disk);
+    disk
+}
+
 /// What a replica has before its first start.
 fn hard_state(swarm: &Swarm) -> HardState {
     let configurations = Configurations::first(configuration(swarm));
-    HardState { promised: Ballot::NONE, incarnation: INCARNATION, configurations, cut: Slot::NONE }
+    HardState {
+        promised: Ballot::NONE,
+        incarnation: INCARNATION,
+        vector: CrashVector::default(),
+        configurations,
+        cut: Slot::NONE,
+    }
 }
 
 /// Who keeps the cell in the beginning.

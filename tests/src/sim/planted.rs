@@ -74,7 +74,7 @@ bugs! {
     P10AnswersSwapped "P10AnswersSwapped" "two callers get each other's answers" Answers,
     P10RetryIsNew "P10RetryIsNew" "a retry gets a stamp of its own, and is applied again" AtMostOnce,
     P10UnknownToldAsCertain "P10UnknownToldAsCertain" "an unknown outcome is told as a refusal" AcknowledgedWrites,
-    P12WipedReplicaVotes "P12WipedReplicaVotes" "an empty directory passes for a new replica's" Recovery,
+    P12WipedReplicaVotes "P12WipedReplicaVotes" "an empty directory passes for a new replica's" Promises,
     P14RottenRow "P14RottenRow" "a restart changes a row that no command has changed" InOrderApply,
     P15AcknowledgesBeforeDurable "P15AcknowledgesBeforeDurable" "a flush passes for durable as it begins" DurableBeforeTold,
     P16ReadsLocally "P16ReadsLocally" "any replica answers a read from its own copy" Linearizability,
@@ -104,6 +104,9 @@ fn checker_of(bug: core::Bug) -> Checker {
         B::P6InstallKeepsMembers => Checker::Agreement,
         B::S1CutsAtTheNewer => Checker::Recovery,
         B::L7NeverTriesAgain => Checker::Liveness,
+        B::P11KeepsOldIncarnation | B::P13VotesAtOnce => Checker::Promises,
+        B::P11VotesAfterOneInstance => Checker::Promises,
+        B::P11CountsSuperseded => Checker::Agreement,
         B::P9KeepsEpoch | B::P10ForgetsResults => Checker::InOrderApply,
     }
 }
@@ -137,7 +140,7 @@ impl Bug {
     pub(crate) fn arrange(self, swarm: &mut Swarm) {
         match self {
             Bug::L1WrongDirectoryVotes => swarm.kinds = Some(&[Kind::Swapped, Kind::Crash]),
-            Bug::P12WipedReplicaVotes => swarm.kinds = Some(&[Kind::Wiped, Kind::Crash]),
+            Bug::P12WipedReplicaVotes => swarm.lose_often(&[Kind::Wiped, Kind::Crash]),
             Bug::S2KeptBeforeDurable => swarm.keep_often(),
             Bug::L2RetriesFailedFlush | Bug::L2VotesAfterFailedFlush => {
                 swarm.kinds = Some(&[Kind::FailedFlush, Kind::Loss])
@@ -222,6 +225,11 @@ fn arrange_for(bug: core::Bug, swarm: &mut Swarm) {
         }
         B::L7NeverTriesAgain => swarm.kinds = Some(&[Kind::NoRoom]),
         B::P7NeverGivesUp => swarm.kinds = Some(lost_masters),
+        B::P11VotesAfterOneInstance | B::P11KeepsOldIncarnation => swarm.lose_often(&[Kind::Wiped, Kind::Crash]),
+        B::P11CountsSuperseded => {
+            swarm.lose_often(&[Kind::Wiped, Kind::Loss, Kind::Delay, Kind::Partition, Kind::Stall, Kind::Transfer]);
+        }
+        B::P13VotesAtOnce => swarm.lose_often(&[Kind::RolledBack, Kind::Loss]),
         _ => {}
     }
 }

@@ -50,7 +50,7 @@ impl Kept {
 }
 
 /// The snapshots on one disk.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Databases {
     /// Of the own database, the newest last: two at the most.
     kept: VecDeque<Kept>,

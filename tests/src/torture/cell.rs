@@ -180,6 +180,11 @@ impl TortureCell {
         Ok(start.elapsed())
     }
 
+    /// Starts a replica, and does not wait: it may have to ask others first.
+    pub fn start_again(&mut self, id: u16) -> anyhow::Result<()> {
+        Ok(self.cell.start_replica(id)?)
+    }
+
     fn wait_until_it_answers(&mut self, id: u16) -> anyhow::Result<()> {
         let what = format!("replica {id} does not answer");
         self.wait_for(&what, &[id], |cell| cell.cell.status(id).map(|_| ()))

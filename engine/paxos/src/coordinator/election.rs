@@ -95,8 +95,11 @@ fn is_unfit(world: &World<'_>) -> bool {
 /// Until whatever keeps us from campaigning is over, if that is known.
 pub(super) fn rest_on(idle: &mut Idle, world: &mut World<'_>) {
     let waiting = match world.core.standing {
-        standing::State::Waiting(waiting) => Some(waiting.until),
-        standing::State::Voting | standing::State::Learning | standing::State::Outside => None,
+        // Past the lease it may still have to hear from a majority.
+        standing::State::Waiting(waiting) => Some(waiting.until.max(waiting.ask_at)),
+        standing::State::Voting | standing::State::Learning | standing::State::Outside | standing::State::Rejoining => {
+            None
+        }
     };
     let until = waiting.or(world.core.grant.binds_against(world.me(), world.now));
     idle.coordinator = None;
@@ -242,7 +245,7 @@ pub(super) fn campaign_released(released: Ballot, world: &mut World<'_>) -> Cand
     if crate::planted!(P1ReusesBallot) && promised.replica == world.me() {
         world.core.round = promised.round;
     }
-    let ballot = Ballot { round: world.core.round, replica: world.me(), incarnation: world.core.settings.incarnation };
+    let ballot = Ballot { round: world.core.round, replica: world.me(), incarnation: world.core.lives.own };
     assert!(ballot > promised || crate::planted!(P1ReusesBallot), "under an old ballot it could choose a second value");
     acceptor::tell(acceptor::Event::Proposed(acceptor::Proposed { from: world.me(), ballot }), world);
     assert!(world.core.acceptor.promised() == ballot, "nobody campaigns who may not promise to itself");
@@ -346,6 +349,17 @@ pub(super) fn ask_more(candidacy: &mut Candidacy, world: &mut World<'_>) -> Cand
 
 pub(super) fn lead(candidacy: &mut Candidacy, world: &mut World<'_>) -> Leadership {
     Leadership::begin(std::mem::take(candidacy), world)
+}
+
+// Lives that are over (P11).
+
+pub(super) fn forget_answer(probing: &mut Probing, superseded: ReplicaId, _: &mut World<'_>) {
+    probing.would.remove(superseded);
+}
+
+/// What it reported stays: that was accepted, whoever remembers it.
+pub(super) fn forget_promise(candidacy: &mut Candidacy, superseded: ReplicaId, _: &mut World<'_>) {
+    candidacy.promised_by.remove(superseded);
 }
 
 impl Candidacy {

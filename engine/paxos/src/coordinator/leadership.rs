@@ -288,6 +288,14 @@ pub(super) fn keep_alive(leadership: &mut Leadership, world: &mut World<'_>) {
     leadership.boost_wanted |= is_due && !world.core.acceptor.is_full();
 }
 
+/// Votes of a life that is over count no more, nor does its promise: what the members' next change needs is asked for anew (P11).
+pub(super) fn forget_votes(leadership: &mut Leadership, superseded: ReplicaId, world: &mut World<'_>) {
+    leadership.open.values_mut().for_each(|open| open.votes.remove(superseded));
+    leadership.promised_by.remove(superseded);
+    leadership.boost.promised_by.remove(superseded);
+    leadership.boost_wanted |= !world.core.membership.is_majority_of_all(leadership.promised_by);
+}
+
 // Slots.
 
 pub(super) fn take_batch(leadership: &mut Leadership, submitted: Submitted, world: &mut World<'_>) {
