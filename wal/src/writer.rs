@@ -126,6 +126,8 @@ pub(crate) struct Segments {
     pub(crate) spares: VecDeque<Generation>,
     /// Cut off, to be reused, oldest first.
     pub(crate) free: VecDeque<(SegmentId, Generation)>,
+    /// The log begins with a hole, there, that may have held slots up to this one.
+    pub(crate) hole: Option<(Begin, Slot)>,
 }
 
 /// A segment that holds frames.
@@ -409,6 +411,9 @@ impl Log {
     /// Where the log is to begin by now: at the first segment that holds a slot above the cut, or else the last one. What
     /// is before that one's opening is repeated there, or cut off.
     fn begin(&self) -> Begin {
+        if let Some((begin, _)) = self.segments.hole.filter(|(_, upto)| *upto >= self.cut) {
+            return begin;
+        }
         let needed = |live: &&Live| live.segment == self.place.segment || live.last_slot >= self.cut;
         match self.segments.live.iter().find(needed) {
             Some(live) => Begin { segment: live.segment, frame: live.opening },
@@ -418,7 +423,7 @@ impl Log {
 
     /// What is to be done to the log's files next, one at a time and in this order: recovery takes a gap for a loss.
     pub fn upkeep(&self) -> Option<Upkeep> {
-        let Segments { live, spares, free } = &self.segments;
+        let Segments { live, spares, free, hole: _ } = &self.segments;
         let is_within_bound = ((live.len() + spares.len()) as u64) < self.settings.segments_max();
         if (spares.len() as u64) < SPARE_SEGMENTS && is_within_bound {
             let to = self.ready().next();

@@ -213,6 +213,9 @@ pub struct Engine {
     refuses_writes: bool,
     refuses_reads: bool,
     counters: Counters,
+    /// Where the log had lost something at the start, and how many slots at the most.
+    holes: u64,
+    slots_lost: u64,
     stages: StageTimes,
     /// Own batches whose record is not durable yet, for the flush stage.
     unflushed: VecDeque<(PersistId, Instant, u64)>,
@@ -303,17 +306,29 @@ impl Engine {
             refuses_writes: false,
             refuses_reads: false,
             counters: Counters::default(),
+            holes: start.recovered.holes,
+            slots_lost: 0,
             stages: StageTimes::default(),
             unflushed: VecDeque::new(),
             unsent: Vec::new(),
         };
         engine.note_members(&configurations);
+        engine.slots_lost = engine.replica.lost_slots();
+        if engine.holes > 0 {
+            engine.replica.repeat_hard_state(now, &mut engine.effects);
+        }
         let passed_by = start.recovered.passed_by;
         if passed_by > start.recovered.cut {
             engine.log.cut(synod_wal::Slot(passed_by.next().0));
             engine.replica.step(now, Event::Cut { upto: passed_by }, &mut engine.effects);
         }
         engine
+    }
+
+    /// In how many places the log had lost something at the start, how many slots that may have been, and how many of them are
+    /// still lost.
+    pub fn losses(&self) -> (u64, u64, u64) {
+        (self.holes, self.slots_lost, self.replica.lost_slots())
     }
 
     /// A client's command came. Whatever becomes of it, the caller gets one answer.

@@ -41,7 +41,7 @@ use crate::operator::{self, OperatorAnswer, OperatorRequest};
 use crate::remote::copies::{Copies, Schedule};
 use crate::segments::SegmentMaker;
 use crate::start::Opened;
-use crate::status::{CountersStatus, DatabaseStatus, LogStatus, MemberStatus, Status};
+use crate::status::{CountersStatus, DamageStatus, DatabaseStatus, LogStatus, MemberStatus, Status};
 use connections::{ConnectionId, Door, Role as ConnectionRole};
 use outlet::World;
 use token::Token;
@@ -671,6 +671,7 @@ impl HotCore {
                 cut: replica.cut().0,
                 segments: log.segment_counts().0,
                 full: self.engine.refuses_writes(),
+                damage: DamageStatus::of(&self.engine),
             },
             peers: self.world.peer_statuses().collect(),
             clients: self.world.connections.clients(),

@@ -351,6 +351,17 @@ fn print_status(out: &mut impl Write, endpoint: &str, status: &Status) -> std::i
         if status.catching_up { ", catching up" } else { "" },
         if status.log.full { ", LOG FULL: writes are refused" } else { "" },
     )?;
+    let damage = &status.log.damage;
+    if damage.holes > 0 {
+        writeln!(
+            out,
+            "    its log was damaged in {} places: {} slots lost, {} of them repaired",
+            damage.holes, damage.slots_lost, damage.slots_repaired
+        )?;
+    }
+    if let Some(why) = &damage.held_up {
+        writeln!(out, "    CANNOT LEAD: {why}")?;
+    }
     let schedule = status.database.remote_schedule.as_ref();
     if let Some((schedule, why)) = schedule.and_then(|schedule| Some((schedule, schedule.trouble.as_ref()?))) {
         writeln!(out, "    CANNOT COPY SNAPSHOTS to {}: {why}", schedule.to)?;

@@ -7,12 +7,13 @@ use std::os::unix::fs::FileExt;
 
 use synod_cell::Cell;
 use synod_paxos::{
-    Ballot, Configurations, HardState, Incarnation, Record, Recovered, Recovery, RecoveryError, ReplicaId, Settings,
-    Slot, SnapshotHandle, StateMachine,
+    Ballot, Configurations, HardState, Incarnation, Loss, Record, Recovered, Recovery, RecoveryError, ReplicaId,
+    Settings, Slot, SnapshotHandle, StateMachine,
 };
 use synod_ring::BLOCK_BYTES;
 use synod_wal::directory::{DirectoryStorage, carry_out};
-use synod_wal::{CellId, Log, SegmentId, StartId};
+use synod_wal::frame::FrameHeader;
+use synod_wal::{CellId, Log, Lost, LostSlots, OpenError, RecordRef, SegmentId, StartId, Visitor};
 
 use crate::codec::{self, CodecError};
 use crate::config::{Config, ConfigError};
@@ -50,13 +51,18 @@ pub enum StartError {
     /// A record whose checksum holds and that still makes no sense.
     #[error("the log holds a record that this build cannot read: {0}")]
     Record(#[from] CodecError),
-    /// The identity says that this replica has started before, and the log has nothing.
+    /// What this replica has promised and accepted cannot be told from what is left (rule P11).
     #[error(
-        "the log in {0} is empty, yet this replica has started before: its state is lost. It must not vote as if it had \
-         promised nothing; rejoining after a loss is not built yet, so the cell has to go on without it"
+        "in {dir} {what}: its state is lost. It must not vote as if it had promised nothing. Nothing was changed: keep the \
+         directory as it is; rejoining after a loss is not built yet, so the cell has to go on without this replica"
     )]
-    LogLost(std::path::PathBuf),
-    /// Its records make no state of a replica.
+    StateLost {
+        /// The directory.
+        dir: std::path::PathBuf,
+        /// What is lost.
+        what: StateLoss,
+    },
+    /// Its records make no state of a replica: the snapshot that they need is missing.
     #[error("the log cannot be recovered: {0}")]
     Recovery(#[from] RecoveryError),
     /// An operation failed.
@@ -67,6 +73,20 @@ pub enum StartError {
         /// Why it failed.
         source: io::Error,
     },
+}
+
+/// What is lost when a replica does not know any more what it has promised and accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum StateLoss {
+    /// The identity says that this replica has started before, and the log has nothing.
+    #[error("the log is empty, yet this replica has started before")]
+    All,
+    /// The end of the log.
+    #[error(transparent)]
+    End(synod_wal::OpenError),
+    /// Records without which the others mean nothing.
+    #[error(transparent)]
+    Records(RecoveryError),
 }
 
 /// A replica that is ready to run.
@@ -84,7 +104,7 @@ pub struct Opened {
 }
 
 /// What recovery found.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RecoveryReport {
     /// Frames read.
     pub frames: u64,
@@ -94,9 +114,16 @@ pub struct RecoveryReport {
     pub bytes: u64,
     /// Whether a flush was cut short by the crash: never acknowledged, cut off.
     pub torn_tail: bool,
+    /// Parts of the log that are lost; the first [`LOST_TOLD_MAX`] of them.
+    pub lost: Vec<Lost>,
+    /// How many there are.
+    pub holes: u64,
     /// All up to here came from the snapshot, and the rest from the log.
     pub snapshot: Slot,
 }
+
+/// How many lost parts of a log are told one by one.
+pub const LOST_TOLD_MAX: usize = 8;
 
 /// What an empty directory means (rule P12).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -130,19 +157,29 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
     let mut replay = Replay::new(handle, Cell::of(store));
     let mut storage = DirectoryStorage::open(directory.path()).map_err(io_error("cannot open the log's directory"))?;
     let log_identity = log_identity(&identity)?;
-    let mut on_record = |record: synod_wal::RecordRef<'_>| replay.take_raw(&record);
-    let recovered = synod_wal::recover(&mut storage, log_settings(config)?, &log_identity, &mut on_record)
-        .map_err(|source| StartError::Log { dir: config.dir.clone(), source })?;
+    let recovered = synod_wal::inspect(&mut storage, log_settings(config)?, &log_identity, &mut replay);
+    let recovered = recovered.map_err(|source| match source {
+        OpenError::EndLost { .. } => state_lost(config, StateLoss::End(source)),
+        source => StartError::Log { dir: config.dir.clone(), source },
+    })?;
     let report = RecoveryReport {
         frames: recovered.frames,
         records: recovered.records,
         bytes: recovered.bytes,
         torn_tail: recovered.tail != synod_wal::Tail::Clean,
+        lost: std::mem::take(&mut replay.lost),
+        holes: recovered.holes,
         snapshot,
     };
     let log_bytes_since_snapshot = replay.bytes;
-    let Some((incarnation, protocol, cell)) = replay.finish()? else {
-        return Err(StartError::LogLost(config.dir.clone()));
+    let finished = replay.finish().map_err(|error| match error {
+        StartError::Recovery(what @ (RecoveryError::NoHardState | RecoveryError::Gap { .. })) => {
+            state_lost(config, StateLoss::Records(what))
+        }
+        error => error,
+    })?;
+    let Some((incarnation, protocol, cell)) = finished else {
+        return Err(state_lost(config, StateLoss::All));
     };
 
     // The hard state says so too, a moment earlier; whoever took the log's last segments away took that with them.
@@ -178,6 +215,11 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
     Ok(Opened { directory, identity, databases, start, report })
 }
 
+/// The one place where a replica that has lost its state ends up.
+fn state_lost(config: &Config, what: StateLoss) -> StartError {
+    StartError::StateLost { dir: config.dir.clone(), what }
+}
+
 /// The sizes of the log. A segment must hold its opening and two of the longest frames, so small segments have shorter
 /// ones; the smallest still takes a full batch.
 fn log_settings(config: &Config) -> Result<synod_wal::Settings, StartError> {
@@ -203,15 +245,14 @@ const fn frame_bytes_that_fit(segment_bytes: u64) -> usize {
 
 /// A log that does not open needs a person; this is what they can do.
 pub fn what_to_do(error: &synod_wal::OpenError) -> &'static str {
-    use synod_wal::OpenError;
     match error {
-        OpenError::Damaged { .. }
-        | OpenError::Missing { .. }
-        | OpenError::Stale { .. }
-        | OpenError::Malformed { .. } => {
+        OpenError::EndLost { .. } => {
             ". What is lost may have been acknowledged, so this replica must not vote without it. Nothing was changed: keep \
-             the directory as it is. Repair from the other replicas is not built yet, so the cell has to go on without \
-             this one"
+             the directory as it is. Rejoining after a loss is not built yet, so the cell has to go on without this one"
+        }
+        OpenError::Malformed { .. } => {
+            ". A faulty program wrote it: nothing of it can be trusted. Nothing was changed: keep the directory as it is, and \
+             let the cell go on without this replica"
         }
         OpenError::Misplaced { .. }
         | OpenError::OtherCell { .. }
@@ -324,6 +365,8 @@ pub struct Replay {
     snapshot: Slot,
     /// Of records behind the snapshot.
     bytes: u64,
+    /// Parts of the log that are missing: the first of them.
+    lost: Vec<Lost>,
     cell: Cell,
     answer: Vec<u8>,
     error: Option<StartError>,
@@ -333,7 +376,15 @@ impl Replay {
     /// Goes on from the snapshot that this database was opened from; or both are empty.
     pub fn new(snapshot: Option<SnapshotHandle>, cell: Cell) -> Self {
         let slot = snapshot.as_ref().map_or(Slot::NONE, |snapshot| snapshot.slot);
-        Self { recovery: Recovery::new(snapshot), snapshot: slot, bytes: 0, cell, answer: Vec::new(), error: None }
+        Self {
+            recovery: Recovery::new(snapshot),
+            snapshot: slot,
+            bytes: 0,
+            lost: Vec::new(),
+            cell,
+            answer: Vec::new(),
+            error: None,
+        }
     }
 
     /// Takes a record as the log hands it out; the first error is kept for [`Replay::finish`].
@@ -346,6 +397,29 @@ impl Replay {
         }
         let decoded = codec::decode_record(record.kind, record.slot, record.ballot, record.payload);
         self.error = decoded.map_err(StartError::from).and_then(|record| self.take(record)).err();
+    }
+
+    /// Takes note of a part of the log that is missing; gives the slots that it may have been about.
+    pub fn lose(&mut self, lost: &Lost) -> LostSlots {
+        if self.lost.len() < LOST_TOLD_MAX {
+            self.lost.push(*lost);
+        }
+        let slots = lost.known_slots().map(|slots| (Slot(slots.first.0), Slot(slots.last.0)));
+        let loss = Loss {
+            slots,
+            ballot: codec::unpack_ballot(lost.summary.ballot),
+            promised: codec::unpack_ballot(lost.summary.promised),
+            records_max: lost.records_max(),
+            incarnation: Incarnation(lost.incarnation.0),
+            cut: Slot(lost.cut.0).before(),
+        };
+        match self.recovery.lose(loss) {
+            Ok((first, last)) => LostSlots { first: synod_wal::Slot(first.0), last: synod_wal::Slot(last.0) },
+            Err(error) => {
+                self.error.get_or_insert(error.into());
+                LostSlots::ANY
+            }
+        }
     }
 
     /// Takes the next record.
@@ -385,5 +459,17 @@ mod tests {
             assert!(!log.is_full_within(settings.segment_bytes), "an empty log takes writes: {settings:?}");
             assert!(settings.payload_bytes_max() > synod_api::limits::BATCH_BYTES_MAX, "{settings:?}");
         }
+    }
+}
+
+impl Visitor for Replay {
+    fn frame(&mut self, _: &FrameHeader) {}
+
+    fn record(&mut self, record: RecordRef<'_>, _: u64) {
+        self.take_raw(&record);
+    }
+
+    fn lost(&mut self, lost: &Lost) -> LostSlots {
+        self.lose(lost)
     }
 }

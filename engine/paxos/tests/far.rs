@@ -37,7 +37,8 @@ fn leader() -> Replica {
     told(&mut replica, 2, Message::ProbeAnswer { would: true, round: 0, chosen: Slot::NONE });
     let ballot = replica.promised();
     for from in [1, 2] {
-        let promise = Message::Promise { ballot, cut: Slot::NONE, chosen: Slot::NONE, accepted: Vec::new() };
+        let promise =
+            Message::Promise { ballot, cut: Slot::NONE, chosen: Slot::NONE, accepted: Vec::new(), lost: Vec::new() };
         told(&mut replica, from, promise);
     }
     assert_eq!(replica.role(), Role::Coordinating);
@@ -74,11 +75,19 @@ fn a_promise_that_reports_what_no_acceptor_can_hold_does_not_count() {
     assert_eq!(replica.role(), Role::Campaigning);
     let ballot = replica.promised();
     let accepted = vec![AcceptedSlot { slot: FAR, ballot: Ballot::NONE, batch: Batch::NO_OP }];
-    told(&mut replica, 1, Message::Promise { ballot, cut: Slot::NONE, chosen: Slot::NONE, accepted: Vec::new() });
-    told(&mut replica, 2, Message::Promise { ballot, cut: Slot::NONE, chosen: Slot::NONE, accepted });
+    told(
+        &mut replica,
+        1,
+        Message::Promise { ballot, cut: Slot::NONE, chosen: Slot::NONE, accepted: Vec::new(), lost: Vec::new() },
+    );
+    told(&mut replica, 2, Message::Promise { ballot, cut: Slot::NONE, chosen: Slot::NONE, accepted, lost: Vec::new() });
     assert_eq!(replica.role(), Role::Campaigning);
     // One that knows everything to be chosen is chased, in vain.
-    told(&mut replica, 2, Message::Promise { ballot, cut: Slot::NONE, chosen: FAR, accepted: Vec::new() });
+    told(
+        &mut replica,
+        2,
+        Message::Promise { ballot, cut: Slot::NONE, chosen: FAR, accepted: Vec::new(), lost: Vec::new() },
+    );
     assert_eq!(replica.role(), Role::Campaigning);
     assert!(replica.is_fetching());
 }

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use synod_api::{Answer, Command, Mastership, Operation, Refusal};
 use synod_cell::Cell;
 use synod_paxos::{
-    AcceptedSlot, Ballot, Batch, Configuration, Message, Record, ReplicaId, ReplicaSet, Slot, StateMachine,
+    AcceptedSlot, Ballot, Batch, Configuration, Message, Record, Recovered, ReplicaId, ReplicaSet, Slot, StateMachine,
 };
 
 use super::acceptors::Acceptors;
@@ -161,8 +161,14 @@ impl Oracle {
     /// What a replica found on its disk after a crash: all that was durable, at the least.
     ///
     /// `older`: all up to here is in the older of the snapshots that it has, and may be gone from the log.
-    pub(crate) fn recovered(&mut self, replica: ReplicaId, records: Vec<Record>, older: Slot) -> Verdict {
-        self.acceptors.recovered(replica, &records, older)?;
+    pub(crate) fn recovered(
+        &mut self,
+        replica: ReplicaId,
+        records: Vec<Record>,
+        older: Slot,
+        protocol: &Recovered,
+    ) -> Verdict {
+        self.acceptors.recovered(replica, &records, older, protocol)?;
         records.into_iter().try_for_each(|record| self.on_disk(replica, record))
     }
 
@@ -344,7 +350,10 @@ impl Oracle {
                 self.own_ballot(from, life, *ballot)?;
                 self.acceptors.proposes(from, *ballot)
             }
-            Message::Promise { ballot, chosen, accepted, .. } => self.promised(from, *ballot, *chosen, accepted),
+            Message::Promise { ballot, chosen, accepted, lost, .. } => {
+                self.acceptors.promises(from, *ballot, *chosen, accepted, lost)?;
+                self.promised(from, *ballot, *chosen, accepted)
+            }
             Message::Accept { ballot, slot, batch, .. } => {
                 self.own_ballot(from, life, *ballot)?;
                 self.may_propose(from, *slot, *ballot)?;
@@ -400,7 +409,6 @@ impl Oracle {
     }
 
     fn promised(&mut self, from: ReplicaId, ballot: Ballot, chosen: Slot, reported: &[AcceptedSlot]) -> Verdict {
-        self.acceptors.promises(from, ballot, chosen, reported)?;
         self.promised_by.entry(ballot).or_default().insert(from);
         for AcceptedSlot { slot, ballot, batch } in reported {
             self.proposed(*slot, *ballot, batch, &format!("a promise of replica {from}"))?;

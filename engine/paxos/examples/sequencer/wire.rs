@@ -4,8 +4,8 @@
 
 use bytes::Bytes;
 use synod_paxos::{
-    AcceptedSlot, Ballot, Batch, Configuration, Configurations, HardState, Incarnation, Message, Record, ReplicaId,
-    Slot,
+    AcceptedSlot, Ballot, Batch, Configuration, Configurations, HardState, Incarnation, LostSlots, Message, Record,
+    ReplicaId, Slot,
 };
 
 pub(crate) trait Wire: Sized {
@@ -80,6 +80,7 @@ structs! {
     Incarnation { 0 }
     Ballot { round, replica, incarnation }
     AcceptedSlot { slot, ballot, batch }
+    LostSlots { first, last, ballot }
     HardState { promised, incarnation, configurations, cut }
     Configurations { current, since, pending }
 }
@@ -89,7 +90,7 @@ enums! {
         1 Probe { chosen }
         2 ProbeAnswer { would, round, chosen }
         3 Propose { ballot, released }
-        4 Promise { ballot, cut, chosen, accepted }
+        4 Promise { ballot, cut, chosen, accepted, lost }
         5 Accept { ballot, slot, batch, chosen }
         6 Acknowledge { ballot, slot }
         7 Reject { promised }

@@ -11,10 +11,13 @@ pub(crate) fn message(message: &Message) -> String {
         }
         Message::Propose { ballot, released: Ballot::NONE } => format!("propose {ballot}"),
         Message::Propose { ballot, released } => format!("propose {ballot}, {released} released"),
-        Message::Promise { ballot, cut: _, chosen, accepted } => {
+        Message::Promise { ballot, cut: _, chosen, accepted, lost } => {
             let mut words = format!("promise {ballot}, chosen {chosen}");
             for one in accepted {
                 words += &format!(", accepted {} at {} {:?}", one.slot, one.ballot, one.batch);
+            }
+            for one in lost {
+                words += &format!(", lost {} to {} at {}", one.first, one.last, one.ballot);
             }
             words
         }
