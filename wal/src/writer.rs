@@ -249,6 +249,15 @@ impl Log {
         filling.upto
     }
 
+    /// Right after recovery: the next opening repeats this hard state, not the last one that was read. Behind a hole that one may
+    /// be older than what the log has held since; the caller knows what has to be kept of all it was told.
+    pub fn repeat_hard_state(&mut self, promised: Ballot, payload: &[u8]) {
+        assert_eq!(self.appended, RecordNumber(0), "nothing is appended yet");
+        assert!(payload.len() <= HARD_STATE_BYTES_MAX, "a hard state fits in the frame that opens a segment");
+        self.hard_state.resize(record::padded_bytes(payload.len()), 0);
+        record::encode(&mut self.hard_state, RecordKind::HardState, Slot(0), promised, &[payload]);
+    }
+
     /// Copies a record into the frame being filled, or into a new one if it does not fit there.
     fn push(&mut self, kind: RecordKind, slot: Slot, ballot: Ballot, parts: &[&[u8]]) -> &mut Filling {
         let payload_bytes = parts.iter().map(|part| part.len()).sum();

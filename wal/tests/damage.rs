@@ -384,3 +384,29 @@ fn a_lowered_frame_limit_loses_nothing() {
     recover(&mut disk, lower, &identity(2), &mut |record| items.push(Item::from(record))).expect("it opens");
     assert_eq!(items, [item]);
 }
+
+#[test]
+fn behind_a_hole_an_opening_repeats_what_its_reader_knows() {
+    let mut disk = Disk::default();
+    let mut log = create(SETTINGS, identity(1));
+    let mut places = Vec::new();
+    for (kind, slot) in [(RecordKind::HardState, 0), (RecordKind::HardState, 0), (RecordKind::Accepted, 1)] {
+        Item::new(kind, slot, 50, places.len() as u64 + 1).append(&mut log);
+        places.extend(disk.flush_all(&mut log));
+    }
+    // The opening, the first hard state, and the second, which is lost.
+    let offset = places[2].1 as usize;
+    disk.segments.get_mut(&SegmentId(1)).expect("it is there")[offset..offset + BLOCK].fill(0);
+    let (mut recovered, seen) = disk.recover_around(2).expect("it goes on behind it");
+    let [lost] = seen.lost[..] else { panic!("{:?}", seen.lost) };
+    assert_eq!((lost.known_slots(), lost.summary.promised), (Some(LostSlots::NONE), Ballot(2 << 64 | 1)));
+    recovered.log.repeat_hard_state(lost.summary.promised, b"as far as is known");
+    for slot in 2..9 {
+        Item::new(RecordKind::Accepted, slot, 20_000, slot).append(&mut recovered.log);
+    }
+    disk.flush_all(&mut recovered.log);
+    disk.segments.retain(|segment, _| *segment > SegmentId(1));
+    let (_, seen) = disk.recover_around(3).expect("another hole");
+    let first = seen.items.iter().find(|item| item.kind == RecordKind::HardState).expect("an opening has it");
+    assert_eq!((first.ballot, &first.payload[..]), (lost.summary.promised, &b"as far as is known"[..]));
+}

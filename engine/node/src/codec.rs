@@ -430,6 +430,12 @@ pub fn append_record(log: &mut synod_wal::Log, record: &Record) -> synod_wal::Re
     }
 }
 
+/// Right after a start: what openings are to repeat instead of the last hard state that was read, which later ones may have
+/// followed that are lost.
+pub fn repeat_hard_state(log: &mut synod_wal::Log, state: &HardState) {
+    log.repeat_hard_state(pack_ballot(state.promised), &encode_hard_state(state));
+}
+
 /// A record as the log gave it back.
 pub fn decode_record(
     kind: synod_wal::RecordKind,

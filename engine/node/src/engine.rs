@@ -24,9 +24,9 @@ use synod_api::{Answer, Command, Epoch, Mastership, Refusal, limits};
 use synod_cell::Cell;
 use synod_paxos::durable::DurableQueue;
 use synod_paxos::{
-    Ballot, Batch, BatchBuilder, Change, ChangeError, Configuration, Configurations, Effect, Effects, Event, Instant,
-    Message, PersistId, Recovered, Replica, ReplicaId, Role, Settings, Slot, SnapshotHandle, StateMachine, Ticket,
-    TransferError,
+    Ballot, Batch, BatchBuilder, Change, ChangeError, Configuration, Configurations, Effect, Effects, Event, HardState,
+    Instant, Message, PersistId, Recovered, Replica, ReplicaId, Role, Settings, Slot, SnapshotHandle, StateMachine,
+    Ticket, TransferError,
 };
 use synod_ring::AlignedBuffer;
 
@@ -278,6 +278,7 @@ impl Engine {
         let voters: Vec<ReplicaId> = configurations.current.voters().iter().collect();
         let rank = voters.iter().position(|id| *id == me).unwrap_or(0);
         let retention = start.retention;
+        let incarnation = start.settings.incarnation;
         let snapshots = Snapshots::new(retention, (rank as u64, voters.len() as u64));
         let mut engine = Self {
             me,
@@ -315,7 +316,9 @@ impl Engine {
         engine.note_members(&configurations);
         engine.slots_lost = engine.replica.lost_slots();
         if engine.holes > 0 {
-            engine.replica.repeat_hard_state(now, &mut engine.effects);
+            let promised = engine.replica.promised();
+            let cut = start.recovered.cut;
+            codec::repeat_hard_state(&mut engine.log, &HardState { promised, incarnation, configurations, cut });
         }
         let passed_by = start.recovered.passed_by;
         if passed_by > start.recovered.cut {

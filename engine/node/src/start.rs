@@ -443,6 +443,18 @@ impl Replay {
     }
 }
 
+impl Visitor for Replay {
+    fn frame(&mut self, _: &FrameHeader) {}
+
+    fn record(&mut self, record: RecordRef<'_>, _: u64) {
+        self.take_raw(&record);
+    }
+
+    fn lost(&mut self, lost: &Lost) -> LostSlots {
+        self.lose(lost)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -459,17 +471,5 @@ mod tests {
             assert!(!log.is_full_within(settings.segment_bytes), "an empty log takes writes: {settings:?}");
             assert!(settings.payload_bytes_max() > synod_api::limits::BATCH_BYTES_MAX, "{settings:?}");
         }
-    }
-}
-
-impl Visitor for Replay {
-    fn frame(&mut self, _: &FrameHeader) {}
-
-    fn record(&mut self, record: RecordRef<'_>, _: u64) {
-        self.take_raw(&record);
-    }
-
-    fn lost(&mut self, lost: &Lost) -> LostSlots {
-        self.lose(lost)
     }
 }

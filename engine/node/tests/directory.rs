@@ -231,7 +231,8 @@ fn a_lost_log_is_refused() {
     let kept = fs::read(&all[0]).unwrap();
 
     fs::remove_file(&all[0]).unwrap();
-    let missing = ["segment 1 is missing, yet there is segment 2", "must not vote", "Nothing was changed"];
+    let missing =
+        ["from frame 1 on (segment 1, offset 0)", "is missing", "its state is lost", "must not vote", "Nothing was"];
     members.refuses(1, &["--bootstrap"], REFUSED, &missing);
 
     all[1..].iter().for_each(|segment| fs::remove_file(segment).unwrap());

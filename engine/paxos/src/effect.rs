@@ -257,8 +257,8 @@ pub struct Recovered {
     pub accepted: BTreeMap<Slot, (Ballot, Batch)>,
     /// Where more may have been accepted above `chosen`, and was lost with parts of the log (rule L5).
     pub lost: Vec<LostSlots>,
-    /// In how many places the log has lost something. If any, its last hard state may be gone, too, and is to be appended again
-    /// ([`crate::Replica::repeat_hard_state`]).
+    /// In how many places the log has lost something. If any, its last hard state may be gone, too: what is said here is to be
+    /// repeated in its place (P2).
     pub holes: u64,
     /// All up to here may be gone from the log.
     pub cut: Slot,

@@ -92,12 +92,6 @@ impl Replica {
         Self { core, coordinator: coordinator::State::Idle(idle), tolerance_heard: None }
     }
 
-    /// Right after a start from a log with holes: what was promised was repeated behind them, and is persisted once more, for the
-    /// log to repeat it (rule P2).
-    pub fn repeat_hard_state(&mut self, now: Instant, effects: &mut Effects) {
-        World { now, core: &mut self.core, effects }.persist_hard_state();
-    }
-
     /// Takes one event. Runs to its end, never waits, never fails.
     ///
     /// `now` must have been read after the event came: a grant counts from an accept's receipt (P8), and one that counts from
