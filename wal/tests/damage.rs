@@ -399,7 +399,7 @@ fn behind_a_hole_an_opening_repeats_what_its_reader_knows() {
     disk.segments.get_mut(&SegmentId(1)).expect("it is there")[offset..offset + BLOCK].fill(0);
     let (mut recovered, seen) = disk.recover_around(2).expect("it goes on behind it");
     let [lost] = seen.lost[..] else { panic!("{:?}", seen.lost) };
-    assert_eq!((lost.known_slots(), lost.summary.promised), (Some(LostSlots::NONE), Ballot(2 << 64 | 1)));
+    assert_eq!((lost.known_slots(), lost.summary.promised), (Some(LostSlots::NONE), Ballot(3 << 64 | 1)));
     recovered.log.repeat_hard_state(lost.summary.promised, b"as far as is known");
     for slot in 2..9 {
         Item::new(RecordKind::Accepted, slot, 20_000, slot).append(&mut recovered.log);
