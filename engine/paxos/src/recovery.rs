@@ -26,6 +26,8 @@
 //! below it (rule L6), because what is chosen may run ahead of the own disk, or because the snapshot is another replica's and was
 //! installed. It may not begin above it: then something is missing that was acknowledged.
 
+use std::collections::BTreeSet;
+
 use crate::batch::Batch;
 use crate::configuration::Configuration;
 use crate::effect::{HardState, Record, Recovered, SnapshotHandle};
@@ -45,6 +47,9 @@ pub struct Recovery {
     highest: Slot,
     /// All up to here, above what is applied, is chosen and was passed over: its values are not kept.
     dropped: Slot,
+    /// Slots whose value was read before a hole that may have held another one, chosen and told by others: a chosen record has no
+    /// ballot that would show in what is known of the hole.
+    doubtful: BTreeSet<Slot>,
     /// Holes before the first hard state.
     early: Vec<Loss>,
 }
@@ -122,6 +127,7 @@ impl Recovery {
             known: Slot::NONE,
             highest: slot,
             dropped: Slot::NONE,
+            doubtful: BTreeSet::new(),
             early: Vec::new(),
         }
     }
@@ -152,6 +158,8 @@ impl Recovery {
         *incarnation = loss.incarnation.max(*incarnation);
         recovered.promised = recovered.promised.max(loss.promised).max(loss.ballot);
         recovered.cut_at(loss.cut)?;
+        let is_in_it = |slot: &&Slot| first <= **slot && **slot <= last;
+        self.doubtful.extend(recovered.accepted.keys().filter(is_in_it));
         if first <= last {
             self.highest = self.highest.max(last);
             let ballot = if loss.slots.is_some() { loss.ballot } else { loss.promised };
@@ -196,24 +204,27 @@ impl Recovery {
         if let Record::Accepted { slot, .. } | Record::Chosen { slot, .. } = &record {
             self.highest = self.highest.max(*slot);
         }
-        let dropped = self.dropped;
+        if let Record::Accepted { slot, .. } | Record::Chosen { slot, .. } = &record {
+            self.doubtful.remove(slot);
+        }
+        let gone = Gone { dropped: self.dropped, doubtful: &self.doubtful };
         match record {
             Record::HardState(state) => {
                 recovered.promised = recovered.promised.max(state.promised);
                 recovered.cut_at(state.cut)?;
-                advance(recovered, state.configurations.known_chosen(), dropped, &mut apply)?;
+                advance(recovered, state.configurations.known_chosen(), &gone, &mut apply)?;
                 *incarnation = state.incarnation;
             }
             Record::Accepted { slot, ballot, chosen, batch } => {
                 recovered.promised = recovered.promised.max(ballot);
                 // First: `chosen` was known when this was written, so it speaks of the records before.
-                advance(recovered, chosen, dropped, &mut apply)?;
+                advance(recovered, chosen, &gone, &mut apply)?;
                 note(recovered, slot, ballot, batch);
             }
             Record::Chosen { slot, batch } => {
                 // Nothing accepted so far is above what is promised, and what is chosen outlives it all.
                 note(recovered, slot, recovered.promised, batch);
-                advance(recovered, slot, dropped, &mut apply)?;
+                advance(recovered, slot, &gone, &mut apply)?;
             }
         }
         self.drop_passed_over();
@@ -281,17 +292,29 @@ fn note(recovered: &mut Recovered, slot: Slot, ballot: Ballot, batch: Batch) {
     }
 }
 
+/// What is not to be had from this log, though it is chosen.
+struct Gone<'a> {
+    dropped: Slot,
+    doubtful: &'a BTreeSet<Slot>,
+}
+
+impl Gone<'_> {
+    fn has(&self, slot: Slot, held: Option<Ballot>) -> bool {
+        (held.is_none() && slot <= self.dropped) || self.doubtful.contains(&slot)
+    }
+}
+
 /// Applies up to what is chosen, or up to where a value is lost.
 fn advance(
     recovered: &mut Recovered,
     chosen: Slot,
-    dropped: Slot,
+    gone: &Gone<'_>,
     apply: &mut impl FnMut(Slot, &Batch),
 ) -> Result<(), RecoveryError> {
     while recovered.chosen < chosen {
         let slot = recovered.chosen.next();
         let held = recovered.accepted.get(&slot).map(|(ballot, _)| *ballot);
-        if recovered.has_lost(slot, held) || (held.is_none() && slot <= dropped) {
+        if recovered.has_lost(slot, held) || gone.has(slot, held) {
             return Ok(());
         }
         let (_, batch) = recovered.accepted.remove(&slot).ok_or(RecoveryError::Gap { chosen, missing: slot })?;
@@ -470,5 +493,14 @@ mod tests {
         };
         assert_eq!(start(hard_state(&first)), Ok(()));
         assert_eq!(start(hard_state(&pending)), Err(RecoveryError::NoHardState));
+    }
+
+    /// Simulator seed 1896: the value that others had chosen was told here and lost, and what had been accepted before, at a lower
+    /// ballot, was applied in its place.
+    #[test]
+    fn what_was_accepted_before_a_chosen_value_was_lost_is_not_applied() {
+        let records = [at(1, BALLOT, 0), at(2, BALLOT, 1)];
+        let (applied, after) = with_hole(1, loss(Some((1, 1)), Ballot::NONE), &records);
+        assert_eq!((applied, after.chosen), (vec![], Slot(0)));
     }
 }
