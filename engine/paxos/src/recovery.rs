@@ -222,9 +222,15 @@ impl Recovery {
                 note(recovered, slot, ballot, batch);
             }
             Record::Chosen { slot, batch } => {
-                // Nothing accepted so far is above what is promised, and what is chosen outlives it all.
-                note(recovered, slot, recovered.promised, batch);
-                advance(recovered, slot, &gone, &mut apply)?;
+                advance(recovered, slot.before(), &gone, &mut apply)?;
+                if slot == recovered.chosen.next() {
+                    recovered.accepted.remove(&slot);
+                    take_chosen(recovered, slot, &batch, &mut apply);
+                } else if slot > recovered.chosen {
+                    // A hole keeps it from being applied, and it is no acceptance to tell of: that it is chosen is.
+                    recovered.accepted = recovered.accepted.split_off(&slot.next());
+                    self.dropped = self.dropped.max(slot);
+                }
             }
         }
         self.drop_passed_over();
@@ -318,11 +324,15 @@ fn advance(
             return Ok(());
         }
         let (_, batch) = recovered.accepted.remove(&slot).ok_or(RecoveryError::Gap { chosen, missing: slot })?;
-        apply(slot, &batch);
-        recovered.configurations.applied(slot, &batch);
-        recovered.chosen = slot;
+        take_chosen(recovered, slot, &batch, apply);
     }
     Ok(())
+}
+
+fn take_chosen(recovered: &mut Recovered, slot: Slot, batch: &Batch, apply: &mut impl FnMut(Slot, &Batch)) {
+    apply(slot, batch);
+    recovered.configurations.applied(slot, batch);
+    recovered.chosen = slot;
 }
 
 #[cfg(test)]
@@ -399,7 +409,7 @@ mod tests {
         assert_eq!(recovery.take(accepted(Slot(1), &batch), |_, _| {}), Err(RecoveryError::NoHardState));
         recovery.take(hard_state(&first), |_, _| {}).unwrap();
         let error = recovery.take(Record::Chosen { slot: Slot(3), batch }, |_, _| {});
-        assert_eq!(error, Err(RecoveryError::Gap { chosen: Slot(3), missing: Slot(1) }));
+        assert_eq!(error, Err(RecoveryError::Gap { chosen: Slot(2), missing: Slot(1) }));
     }
 
     const HIGHER: Ballot = Ballot { round: 2, ..BALLOT };
