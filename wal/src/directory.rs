@@ -87,7 +87,10 @@ pub fn open_segment(directory: &Path, segment: SegmentId) -> Result<File, Direct
 pub fn carry_out(directory: &Path, upkeep: Upkeep, segment_bytes: u64) -> Result<Option<File>, DirectoryError> {
     match upkeep {
         Upkeep::Make(segment) => prepare_segment(directory, segment, segment_bytes)?,
-        Upkeep::Recycle { from, to } => recycle_segment(directory, from, to)?,
+        Upkeep::Recycle { from, to } => {
+            make_whole(directory, from, segment_bytes)?;
+            recycle_segment(directory, from, to)?;
+        }
         Upkeep::Remove(segment) => {
             let path = segment_path(directory, segment);
             fs::remove_file(&path).map_err(io_error("removing", &path))?;
@@ -95,6 +98,17 @@ pub fn carry_out(directory: &Path, upkeep: Upkeep, segment_bytes: u64) -> Result
         }
     }
     upkeep.readies().map(|segment| open_segment(directory, segment)).transpose()
+}
+
+/// A file that somebody has cut short gets its length back before it is used again; recovery would take it for damaged.
+fn make_whole(directory: &Path, segment: SegmentId, segment_bytes: u64) -> Result<(), DirectoryError> {
+    let path = segment_path(directory, segment);
+    let length = fs::metadata(&path).map_err(io_error("looking at", &path))?.len();
+    if length < segment_bytes {
+        let file = open_segment(directory, segment)?;
+        file.set_len(segment_bytes).and_then(|()| file.sync_all()).map_err(io_error("making whole", &path))?;
+    }
+    Ok(())
 }
 
 /// Gives a segment that was cut off the name of the next, durably.

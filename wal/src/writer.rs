@@ -128,6 +128,8 @@ pub(crate) struct Segments {
     pub(crate) spares: VecDeque<Generation>,
     /// Cut off, to be reused, oldest first.
     pub(crate) free: VecDeque<(SegmentId, Generation)>,
+    /// The log begins with a hole, there, that may have held slots up to this one.
+    pub(crate) hole: Option<(Begin, Slot)>,
 }
 
 /// A segment that holds frames.
@@ -248,6 +250,15 @@ impl Log {
         filling.summary.add_hard_state(promised);
         filling.hard_state = Some(filling.used - record::padded_bytes(payload.len())..filling.used);
         filling.upto
+    }
+
+    /// Right after recovery: the next opening repeats this hard state, not the last one that was read. Behind a hole that one may
+    /// be older than what the log has held since; the caller knows what has to be kept of all it was told.
+    pub fn repeat_hard_state(&mut self, promised: Ballot, payload: &[u8]) {
+        assert_eq!(self.appended, RecordNumber(0), "nothing is appended yet");
+        assert!(payload.len() <= HARD_STATE_BYTES_MAX, "a hard state fits in the frame that opens a segment");
+        self.hard_state.resize(record::padded_bytes(payload.len()), 0);
+        record::encode(&mut self.hard_state, RecordKind::HardState, Slot(0), promised, &[payload]);
     }
 
     /// Copies a record into the frame being filled, or into a new one if it does not fit there.
@@ -412,6 +423,9 @@ impl Log {
     /// Where the log is to begin by now: at the first segment that holds a slot above the cut, or else the last one. What
     /// is before that one's opening is repeated there, or cut off.
     fn begin(&self) -> Begin {
+        if let Some((begin, _)) = self.segments.hole.filter(|(_, upto)| *upto >= self.cut) {
+            return begin;
+        }
         let needed = |live: &&Live| live.segment == self.place.segment || live.last_slot >= self.cut;
         match self.segments.live.iter().find(needed) {
             Some(live) => Begin { segment: live.segment, frame: live.opening },
@@ -421,7 +435,7 @@ impl Log {
 
     /// What is to be done to the log's files next, one at a time and in this order: recovery takes a gap for a loss.
     pub fn upkeep(&self) -> Option<Upkeep> {
-        let Segments { live, spares, free } = &self.segments;
+        let Segments { live, spares, free, hole: _ } = &self.segments;
         let is_within_bound = ((live.len() + spares.len()) as u64) < self.settings.segments_max();
         if (spares.len() as u64) < SPARE_SEGMENTS && is_within_bound {
             let to = self.ready().next();
@@ -460,7 +474,7 @@ impl Log {
 
     /// How many segments there may be by now, the reserve included.
     fn segments_max(&self) -> u64 {
-        let Segments { live, spares, free } = &self.segments;
+        let Segments { live, spares, free, hole: _ } = &self.segments;
         let there_are = (live.len() + spares.len() + free.len()) as u64;
         if self.can_grow { self.settings.segments_max() } else { self.settings.segments_max().min(there_are) }
     }

@@ -11,7 +11,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use synod_api::limits::BATCH_BYTES_MAX;
 use synod_paxos::{
     AcceptedSlot, Ballot, Batch, Configuration, Configurations, CrashVector, HardState, Incarnation, LogPosition,
-    MalformedBatch, Message, Record, ReplicaId, Slot, Voter,
+    LostSlots, MalformedBatch, Message, Record, Recovered, ReplicaId, Slot, Voter,
 };
 
 pub use room::{RoomMessage, encode as encode_room_message};
@@ -87,10 +87,13 @@ const NUMBER_MAX: u64 = 1 << 62;
 const BALLOT_BYTES: usize = 18;
 const SLOT_BYTES: usize = 8;
 
-/// How many bytes a peer frame may carry: a promise that reports twice the horizon of full batches.
+/// A range of lost slots in a promise.
+const LOST_BYTES: usize = 2 * SLOT_BYTES + BALLOT_BYTES;
+
+/// How many bytes a peer frame may carry: a promise that reports twice the horizon of full batches, and what it has lost.
 pub const fn peer_payload_bytes_max(horizon: u64, batch_bytes_max: usize) -> usize {
     let per_slot = SLOT_BYTES + BALLOT_BYTES + 4 + batch_bytes_max;
-    64 + VOTER_BYTES_MAX + 2 * horizon as usize * per_slot
+    64 + VOTER_BYTES_MAX + Recovered::LOST_MAX * LOST_BYTES + 2 * horizon as usize * per_slot
 }
 
 /// An incarnation, a count, and of every id there is an id and an incarnation.
@@ -154,11 +157,17 @@ pub fn encode_message(message: &Message) -> EncodedMessage {
             put_ballot(&mut head, *released);
             kind::PROPOSE
         }
-        Message::Promise { ballot, cut, chosen, accepted, voter } => {
+        Message::Promise { ballot, cut, chosen, accepted, lost, voter } => {
             put_ballot(&mut head, *ballot);
             head.put_u64_le(cut.0);
             head.put_u64_le(chosen.0);
             put_voter(&mut head, voter);
+            head.put_u8(u8::try_from(lost.len()).expect("recovery makes no more ranges than Recovered::LOST_MAX"));
+            for LostSlots { first, last, ballot } in lost {
+                head.put_u64_le(first.0);
+                head.put_u64_le(last.0);
+                put_ballot(&mut head, *ballot);
+            }
             put_accepted(&mut head, accepted);
             kind::PROMISE
         }
@@ -436,7 +445,15 @@ pub fn decode_message(kind: u8, payload: Bytes) -> Result<Message, CodecError> {
             let (ballot, cut, chosen) = (reader.ballot()?, reader.slot()?, reader.slot()?);
             reader.within("the cut", cut <= chosen)?;
             let voter = reader.voter()?;
-            Ok(Message::Promise { ballot, cut, chosen, accepted: reader.accepted()?, voter })
+            let ranges = usize::from(reader.u8()?);
+            reader.within("the number of lost ranges", ranges <= Recovered::LOST_MAX)?;
+            let mut lost = Vec::with_capacity(ranges);
+            for _ in 0..ranges {
+                let one = LostSlots { first: reader.slot()?, last: reader.slot()?, ballot: reader.ballot()? };
+                reader.within("a lost range", one.first <= one.last)?;
+                lost.push(one);
+            }
+            Ok(Message::Promise { ballot, cut, chosen, accepted: reader.accepted()?, lost, voter })
         }
         kind::ACCEPT => {
             let mut reader = Reader::new("an accept", payload);
@@ -524,6 +541,12 @@ pub fn append_record(log: &mut synod_wal::Log, record: &Record) -> synod_wal::Re
             &[batch.as_bytes()],
         ),
     }
+}
+
+/// Right after a start: what openings are to repeat instead of the last hard state that was read, which later ones may have
+/// followed that are lost.
+pub fn repeat_hard_state(log: &mut synod_wal::Log, state: &HardState) {
+    log.repeat_hard_state(pack_ballot(state.promised), &encode_hard_state(state));
 }
 
 /// A record as the log gave it back.
@@ -643,12 +666,20 @@ mod tests {
             Message::Probe { chosen: Slot(3) },
             Message::ProbeAnswer { would: true, round: 4, chosen: Slot(3) },
             Message::Propose { ballot: ballot(9), released: ballot(8) },
-            Message::Promise { ballot: ballot(9), cut: Slot(4), chosen: Slot(4), accepted: vec![], voter: voter() },
+            Message::Promise {
+                ballot: ballot(9),
+                cut: Slot(4),
+                chosen: Slot(4),
+                accepted: vec![],
+                lost: vec![],
+                voter: voter(),
+            },
             Message::Promise {
                 ballot: ballot(9),
                 cut: Slot(0),
                 chosen: Slot(4),
                 accepted: vec![accepted(5), accepted(7)],
+                lost: vec![LostSlots { first: Slot(6), last: Slot(8), ballot: ballot(8) }],
                 voter: Voter::default(),
             },
             Message::Accept { ballot: ballot(1), slot: Slot(8), batch: batch(&[b"x", b"", b"yz"]), chosen: Slot(7) },
@@ -713,13 +744,58 @@ mod tests {
             Message::Propose { ballot: strange, released: Ballot::NONE },
             Message::Reject { promised: far },
             Message::Commit { ballot: ballot(1), chosen: Slot(u64::MAX), tolerance: 0 },
-            Message::Promise { ballot: ballot(1), cut: Slot(3), chosen: none, accepted: vec![], voter: voter() },
+            Message::Promise {
+                ballot: ballot(1),
+                cut: Slot(3),
+                chosen: none,
+                accepted: vec![],
+                lost: vec![],
+                voter: voter(),
+            },
+            Message::Promise {
+                ballot: ballot(1),
+                cut: none,
+                chosen: none,
+                accepted: vec![],
+                lost: vec![LostSlots { first: Slot(9), last: Slot(8), ballot: ballot(1) }],
+                voter: voter(),
+            },
             Message::Accept { ballot: ballot(1), slot: Slot(1), batch: large.clone(), chosen: none },
             Message::Entries { first: Slot(1), batches: vec![large], chosen: Slot(1) },
         ] {
             let (kind, bytes) = bytes_of(&message);
             assert!(matches!(decode_message(kind, bytes), Err(CodecError::Bounds { .. })), "kind {kind}");
         }
+    }
+
+    #[test]
+    fn a_promise_of_a_replica_that_has_lost_something_has_these_bytes() {
+        let lost = vec![LostSlots { first: Slot(6), last: Slot(8), ballot: ballot(2) }];
+        let message = Message::Promise {
+            ballot: ballot(1),
+            cut: Slot(4),
+            chosen: Slot(5),
+            accepted: vec![],
+            lost,
+            voter: voter(),
+        };
+        let (kind, bytes) = bytes_of(&message);
+        assert_eq!(kind, 11);
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            hex,
+            "0100000000000000\
+             0300\
+             0700000000000000\
+             0400000000000000\
+             0500000000000000\
+             01\
+             0600000000000000\
+             0800000000000000\
+             0200000000000000\
+             0300\
+             0700000000000000"
+        );
     }
 
     /// The bytes between replicas of different builds: a change here is a change of the wire's version.

@@ -26,9 +26,9 @@ use synod_api::{Answer, Command, Epoch, Mastership, Refusal, limits};
 use synod_cell::Cell;
 use synod_paxos::durable::DurableQueue;
 use synod_paxos::{
-    Ballot, Batch, BatchBuilder, Change, ChangeError, Configuration, Configurations, Effect, Effects, Event, Instant,
-    Message, PersistId, Recovered, Replica, ReplicaId, Role, Settings, Slot, SnapshotHandle, StateMachine, Ticket,
-    TransferError,
+    Ballot, Batch, BatchBuilder, Change, ChangeError, Configuration, Configurations, Effect, Effects, Event, HardState,
+    Instant, Message, PersistId, Recovered, Replica, ReplicaId, Role, Settings, Slot, SnapshotHandle, StateMachine,
+    Ticket, TransferError,
 };
 use synod_ring::AlignedBuffer;
 
@@ -241,6 +241,9 @@ pub struct Engine {
     refuses_writes: bool,
     refuses_reads: bool,
     counters: Counters,
+    /// Where the log had lost something at the start, and how many slots at the most.
+    holes: u64,
+    slots_lost: u64,
     stages: StageTimes,
     /// Own batches whose record is not durable yet, for the flush stage.
     unflushed: VecDeque<(PersistId, Instant, u64)>,
@@ -308,6 +311,7 @@ impl Engine {
         let rank = voters.iter().position(|id| *id == me).unwrap_or(0);
         let retention = start.retention;
         let pace = || Pace::new(retention.catch_up_bytes_per_second, now);
+        let incarnation = start.settings.incarnation;
         let snapshots = Snapshots::new(retention, (rank as u64, voters.len() as u64));
         let mut engine = Self {
             me,
@@ -338,17 +342,32 @@ impl Engine {
             refuses_writes: false,
             refuses_reads: false,
             counters: Counters::default(),
+            holes: start.recovered.holes,
+            slots_lost: 0,
             stages: StageTimes::default(),
             unflushed: VecDeque::new(),
             unsent: Vec::new(),
         };
         engine.note_members(&configurations);
+        engine.slots_lost = engine.replica.lost_slots();
+        if engine.holes > 0 {
+            let promised = engine.replica.promised();
+            let (vector, cut) = (start.recovered.vector, start.recovered.cut);
+            let hard_state = HardState { promised, incarnation, vector, configurations, cut };
+            codec::repeat_hard_state(&mut engine.log, &hard_state);
+        }
         let passed_by = start.recovered.passed_by;
         if passed_by > start.recovered.cut {
             engine.log.cut(synod_wal::Slot(passed_by.next().0));
             engine.replica.step(now, Event::Cut { upto: passed_by }, &mut engine.effects);
         }
         engine
+    }
+
+    /// In how many places the log had lost something at the start, how many slots that may have been, and how many of them are
+    /// still lost.
+    pub fn losses(&self) -> (u64, u64, u64) {
+        (self.holes, self.slots_lost, self.replica.lost_slots())
     }
 
     /// A client's command came. Whatever becomes of it, the caller gets one answer.

@@ -43,7 +43,7 @@ use crate::operator::{self, OperatorAnswer, OperatorRequest};
 use crate::remote::copies::{Copies, Schedule};
 use crate::segments::SegmentMaker;
 use crate::start::Opened;
-use crate::status::{CountersStatus, DatabaseStatus, LogStatus, MemberStatus, RejoinStatus, Status};
+use crate::status::{CountersStatus, DamageStatus, DatabaseStatus, LogStatus, MemberStatus, RejoinStatus, Status};
 use crate::trouble::Trouble;
 use connections::{ConnectionId, Door, Role as ConnectionRole};
 use outlet::World;
@@ -768,6 +768,7 @@ impl HotCore {
                 full: self.engine.refuses_writes(),
                 disk_full: self.troubles.segments.status(now),
                 flush_under_way_ms: self.engine.flush_under_way(now).as_millis() as u64,
+                damage: DamageStatus::of(&self.engine),
             },
             peers: self.world.peer_statuses().collect(),
             clients: self.world.connections.clients(),

@@ -381,6 +381,17 @@ fn print_status(out: &mut impl Write, endpoint: &str, status: &Status) -> std::i
     } else if status.life > 1 {
         writeln!(out, "    in life {}: it lost its state {} time(s), and rejoined", status.life, status.life - 1)?;
     }
+    let damage = &status.log.damage;
+    if damage.holes > 0 {
+        writeln!(
+            out,
+            "    its log was damaged in {} places: {} slots lost, {} of them repaired",
+            damage.holes, damage.slots_lost, damage.slots_repaired
+        )?;
+    }
+    if let Some(why) = &damage.held_up {
+        writeln!(out, "    CANNOT LEAD: {why}")?;
+    }
     let schedule = status.database.remote_schedule.as_ref();
     if let Some((schedule, why)) = schedule.and_then(|schedule| Some((schedule, schedule.trouble.as_ref()?))) {
         writeln!(out, "    CANNOT COPY SNAPSHOTS to {}: {why}", schedule.to)?;

@@ -129,7 +129,7 @@ pub fn serve(config: &Config, options: ServeOptions) -> Result<(), ServeError> {
     let ignored = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
     ignored.map_err(|source| ServeError::System { doing: "cannot watch for SIGXFSZ", source })?;
     let opened = start::open(config, options.first_start)?;
-    let report = opened.report;
+    let report = opened.report.clone();
     eprintln!(
         "synod: replica {} of cell {:032x}: recovered {} records in {} frames ({} bytes{}), all up to slot {} applied",
         config.id,
@@ -140,6 +140,16 @@ pub fn serve(config: &Config, options: ServeOptions) -> Result<(), ServeError> {
         if report.torn_tail { ", a torn tail cut off" } else { "" },
         opened.start.recovered.chosen,
     );
+    if report.holes > 0 {
+        let told: Vec<String> = report.lost.iter().map(ToString::to_string).collect();
+        eprintln!(
+            "synod: the log is damaged in {} places: {}{}. What was chosen there is fetched from the other replicas; until then, \
+             this one does not count where it may have accepted something else",
+            report.holes,
+            told.join("; "),
+            if report.holes > told.len() as u64 { "; and more" } else { "" },
+        );
+    }
     let mut core = HotCore::new(config, opened, Arc::clone(&stop))?;
     let waker = core.waker();
     running.get_or_init(|| waker.clone());

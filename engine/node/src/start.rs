@@ -7,12 +7,13 @@ use std::os::unix::fs::FileExt;
 
 use synod_cell::Cell;
 use synod_paxos::{
-    Ballot, Configuration, Configurations, CrashVector, HardState, Incarnation, Record, Recovered, Recovery,
+    Ballot, Configuration, Configurations, CrashVector, HardState, Incarnation, Loss, Record, Recovered, Recovery,
     RecoveryError, ReplicaId, Settings, Slot, SnapshotHandle, StateMachine,
 };
 use synod_ring::BLOCK_BYTES;
 use synod_wal::directory::{DirectoryStorage, carry_out};
-use synod_wal::{CellId, Log, SegmentId, StartId};
+use synod_wal::frame::FrameHeader;
+use synod_wal::{CellId, Log, Lost, LostSlots, OpenError, RecordRef, SegmentId, StartId, Visitor};
 
 use crate::codec::{self, CodecError};
 use crate::config::{Config, ConfigError};
@@ -50,17 +51,20 @@ pub enum StartError {
     /// A record whose checksum holds and that still makes no sense.
     #[error("the log holds a record that this build cannot read: {0}")]
     Record(#[from] CodecError),
-    /// The identity says that this replica has started before, and the log has nothing.
+    /// What this replica has promised and accepted cannot be told from what is left (rule P11).
     #[error(
-        "the log in {dir} is gone, yet this replica has started before: its state is lost, and it cannot rejoin: {source}"
+        "in {dir} {what}: its state is lost. It must not vote as if it had promised nothing{}",
+        source.as_ref().map(|source| format!(", and it cannot rejoin: {source}")).unwrap_or_default()
     )]
-    LogLost {
+    StateLost {
         /// The directory.
         dir: std::path::PathBuf,
+        /// What is lost.
+        what: StateLoss,
         /// Why the others did not tell it that they know it.
-        source: IntroductionError,
+        source: Option<Box<IntroductionError>>,
     },
-    /// Its records make no state of a replica.
+    /// Its records make no state of a replica: the snapshot that they need is missing.
     #[error("the log cannot be recovered: {0}")]
     Recovery(#[from] RecoveryError),
     /// An operation failed.
@@ -71,6 +75,20 @@ pub enum StartError {
         /// Why it failed.
         source: io::Error,
     },
+}
+
+/// What is lost when a replica does not know any more what it has promised and accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum StateLoss {
+    /// The identity says that this replica has started before, and the log has nothing.
+    #[error("the log is empty, yet this replica has started before")]
+    All,
+    /// The end of the log.
+    #[error(transparent)]
+    End(synod_wal::OpenError),
+    /// Records without which the others mean nothing.
+    #[error(transparent)]
+    Records(RecoveryError),
 }
 
 /// A replica that is ready to run.
@@ -88,7 +106,7 @@ pub struct Opened {
 }
 
 /// What recovery found.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RecoveryReport {
     /// Frames read.
     pub frames: u64,
@@ -98,9 +116,16 @@ pub struct RecoveryReport {
     pub bytes: u64,
     /// Whether a flush was cut short by the crash: never acknowledged, cut off.
     pub torn_tail: bool,
+    /// Parts of the log that are lost; the first [`LOST_TOLD_MAX`] of them.
+    pub lost: Vec<Lost>,
+    /// How many there are.
+    pub holes: u64,
     /// All up to here came from the snapshot, and the rest from the log.
     pub snapshot: Slot,
 }
+
+/// How many lost parts of a log are told one by one.
+pub const LOST_TOLD_MAX: usize = 8;
 
 /// What an empty directory means (rule P12).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -122,9 +147,29 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
         None => begin(config, &directory, first_start)?,
     };
     directory.expect_replica(&identity, config.id)?;
-    let identity = if directory.has_segments()? { identity } else { begin_after_loss(config, &directory, &identity)? };
+    let recovered = match directory.has_segments()? {
+        true => recover(config, &directory, &identity),
+        false => Err(state_lost(config, StateLoss::All)),
+    };
+    let (identity, recovered) = match recovered {
+        Err(StartError::StateLost { what, .. }) => {
+            let identity = begin_after_loss(config, &directory, &identity, what)?;
+            let recovered = recover(config, &directory, &identity)?;
+            (identity, recovered)
+        }
+        recovered => (identity, recovered?),
+    };
+    let (databases, start, report) = recovered;
+    Ok(Opened { directory, identity, databases, start, report })
+}
 
-    let databases = databases::Place::new(config, &identity);
+/// What a directory that has begun holds.
+fn recover(
+    config: &Config,
+    directory: &Directory,
+    identity: &Identity,
+) -> Result<(databases::Place, engine::Start, RecoveryReport), StartError> {
+    let databases = databases::Place::new(config, identity);
     databases
         .drop_incoming()
         .map_err(|source| StartError::Io { doing: "cannot remove a database half taken over", source })?;
@@ -133,23 +178,30 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
     let snapshot = handle.as_ref().map_or(Slot::NONE, |handle| handle.slot);
     let mut replay = Replay::new(handle, Cell::of(store));
     let mut storage = DirectoryStorage::open(directory.path()).map_err(io_error("cannot open the log's directory"))?;
-    let log_identity = log_identity(&identity)?;
-    let mut on_record = |record: synod_wal::RecordRef<'_>| replay.take_raw(&record);
-    let recovered = synod_wal::recover(&mut storage, log_settings(config)?, &log_identity, &mut on_record)
-        .map_err(|source| StartError::Log { dir: config.dir.clone(), source })?;
+    let log_identity = log_identity(identity)?;
+    let recovered = synod_wal::inspect(&mut storage, log_settings(config)?, &log_identity, &mut replay);
+    let recovered = recovered.map_err(|source| match source {
+        OpenError::EndLost { .. } => state_lost(config, StateLoss::End(source)),
+        source => StartError::Log { dir: config.dir.clone(), source },
+    })?;
     let report = RecoveryReport {
         frames: recovered.frames,
         records: recovered.records,
         bytes: recovered.bytes,
         torn_tail: recovered.tail != synod_wal::Tail::Clean,
+        lost: std::mem::take(&mut replay.lost),
+        holes: recovered.holes,
         snapshot,
     };
     let log_bytes_since_snapshot = replay.bytes;
-    let Some((incarnation, mut protocol, cell)) = replay.finish()? else {
-        // Segments that hold nothing.
-        begin_after_loss(config, &directory, &identity)?;
-        drop(directory);
-        return open(config, first_start);
+    let finished = replay.finish().map_err(|error| match error {
+        StartError::Recovery(what @ (RecoveryError::NoHardState | RecoveryError::Gap { .. })) => {
+            state_lost(config, StateLoss::Records(what))
+        }
+        error => error,
+    })?;
+    let Some((incarnation, mut protocol, cell)) = finished else {
+        return Err(state_lost(config, StateLoss::All));
     };
 
     // The hard state says so too, a moment earlier; whoever took the log's last segments away took that with them.
@@ -184,7 +236,12 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
             ..Retention::default()
         },
     };
-    Ok(Opened { directory, identity, databases, start, report })
+    Ok((databases, start, report))
+}
+
+/// The one place where a replica that has lost its state ends up.
+fn state_lost(config: &Config, what: StateLoss) -> StartError {
+    StartError::StateLost { dir: config.dir.clone(), what, source: None }
 }
 
 /// The sizes of the log. A segment must hold its opening and two of the longest frames, so small segments have shorter
@@ -212,15 +269,14 @@ const fn frame_bytes_that_fit(segment_bytes: u64) -> usize {
 
 /// A log that does not open needs a person; this is what they can do.
 pub fn what_to_do(error: &synod_wal::OpenError) -> &'static str {
-    use synod_wal::OpenError;
     match error {
-        OpenError::Damaged { .. }
-        | OpenError::Missing { .. }
-        | OpenError::Stale { .. }
-        | OpenError::Malformed { .. } => {
+        OpenError::EndLost { .. } => {
             ". What is lost may have been acknowledged, so this replica must not vote without it. Nothing was changed: keep \
-             the directory as it is. Repair from the other replicas is not built yet, so the cell has to go on without \
-             this one"
+             the directory as it is. Rejoining after a loss is not built yet, so the cell has to go on without this one"
+        }
+        OpenError::Malformed { .. } => {
+            ". A faulty program wrote it: nothing of it can be trusted. Nothing was changed: keep the directory as it is, and \
+             let the cell go on without this replica"
         }
         OpenError::Misplaced { .. }
         | OpenError::OtherCell { .. }
@@ -294,10 +350,20 @@ fn begin(config: &Config, directory: &Directory, first_start: FirstStart) -> Res
     Ok(identity)
 }
 
-/// The identity says that this replica has started before, and there is no log: what is left is set aside, and it rejoins.
-fn begin_after_loss(config: &Config, directory: &Directory, identity: &Identity) -> Result<Identity, StartError> {
-    let (cell, configuration) =
-        introduction::recall(config).map_err(|source| StartError::LogLost { dir: config.dir.clone(), source })?;
+/// What this replica promised and accepted is lost: what is left of its log is set aside, and it rejoins (rule P11).
+fn begin_after_loss(
+    config: &Config,
+    directory: &Directory,
+    identity: &Identity,
+    what: StateLoss,
+) -> Result<Identity, StartError> {
+    eprintln!("synod: in {} {what}: it asks the others whether they know it", config.dir.display());
+    let (cell, configuration) = match introduction::recall(config) {
+        Ok(known) => known,
+        Err(source) => {
+            return Err(StartError::StateLost { dir: config.dir.clone(), what, source: Some(Box::new(source)) });
+        }
+    };
     if cell != identity.cell {
         return Err(DirectoryError::OtherReplica {
             path: config.dir.clone(),
@@ -308,7 +374,7 @@ fn begin_after_loss(config: &Config, directory: &Directory, identity: &Identity)
         .into());
     }
     let aside = directory.set_aside()?;
-    eprintln!("synod: the log in {} is gone; what was left is in {}", config.dir.display(), aside.display());
+    eprintln!("synod: what was left of the log in {} is in {}", config.dir.display(), aside.display());
     begin_rejoining(config, directory, cell, configuration)
 }
 
@@ -388,6 +454,8 @@ pub struct Replay {
     snapshot: Slot,
     /// Of records behind the snapshot.
     bytes: u64,
+    /// Parts of the log that are missing: the first of them.
+    lost: Vec<Lost>,
     cell: Cell,
     answer: Vec<u8>,
     error: Option<StartError>,
@@ -397,7 +465,15 @@ impl Replay {
     /// Goes on from the snapshot that this database was opened from; or both are empty.
     pub fn new(snapshot: Option<SnapshotHandle>, cell: Cell) -> Self {
         let slot = snapshot.as_ref().map_or(Slot::NONE, |snapshot| snapshot.slot);
-        Self { recovery: Recovery::new(snapshot), snapshot: slot, bytes: 0, cell, answer: Vec::new(), error: None }
+        Self {
+            recovery: Recovery::new(snapshot),
+            snapshot: slot,
+            bytes: 0,
+            lost: Vec::new(),
+            cell,
+            answer: Vec::new(),
+            error: None,
+        }
     }
 
     /// Takes a record as the log hands it out; the first error is kept for [`Replay::finish`].
@@ -410,6 +486,29 @@ impl Replay {
         }
         let decoded = codec::decode_record(record.kind, record.slot, record.ballot, record.payload);
         self.error = decoded.map_err(StartError::from).and_then(|record| self.take(record)).err();
+    }
+
+    /// Takes note of a part of the log that is missing; gives the slots that it may have been about.
+    pub fn lose(&mut self, lost: &Lost) -> LostSlots {
+        if self.lost.len() < LOST_TOLD_MAX {
+            self.lost.push(*lost);
+        }
+        let slots = lost.known_slots().map(|slots| (Slot(slots.first.0), Slot(slots.last.0)));
+        let loss = Loss {
+            slots,
+            ballot: codec::unpack_ballot(lost.summary.ballot),
+            promised: codec::unpack_ballot(lost.summary.promised),
+            records_max: lost.records_max(),
+            incarnation: Incarnation(lost.incarnation.0),
+            cut: Slot(lost.cut.0).before(),
+        };
+        match self.recovery.lose(loss) {
+            Ok((first, last)) => LostSlots { first: synod_wal::Slot(first.0), last: synod_wal::Slot(last.0) },
+            Err(error) => {
+                self.error.get_or_insert(error.into());
+                LostSlots::ANY
+            }
+        }
     }
 
     /// Takes the next record.
@@ -430,6 +529,18 @@ impl Replay {
             Some(error) => Err(error),
             None => Ok(self.recovery.finish().map(|(incarnation, recovered)| (incarnation, recovered, self.cell))),
         }
+    }
+}
+
+impl Visitor for Replay {
+    fn frame(&mut self, _: &FrameHeader) {}
+
+    fn record(&mut self, record: RecordRef<'_>, _: u64) {
+        self.take_raw(&record);
+    }
+
+    fn lost(&mut self, lost: &Lost) -> LostSlots {
+        self.lose(lost)
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use synod_paxos::Rejoining;
 
-use crate::engine::Counters;
+use crate::engine::{Counters, Engine};
 use crate::remote::manifest::MadeBy;
 use crate::stages::StageFigures;
 use crate::trouble::TroubleStatus;
@@ -208,6 +208,37 @@ pub struct LogStatus {
     /// How long the flush that is under way has lasted.
     #[serde(default)]
     pub flush_under_way_ms: u64,
+    /// What it had lost at the start.
+    #[serde(default)]
+    pub damage: DamageStatus,
+}
+
+/// What the log had lost when the replica started, and what became of it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct DamageStatus {
+    /// In how many places.
+    pub holes: u64,
+    /// How many slots that may have been, at the most.
+    pub slots_lost: u64,
+    /// Of these, known again: fetched from others, or accepted anew.
+    pub slots_repaired: u64,
+    /// Why this replica, promised by a majority, does not lead: nobody who answered has what was lost.
+    pub held_up: Option<String>,
+}
+
+impl DamageStatus {
+    /// Of this replica.
+    pub fn of(engine: &Engine) -> Self {
+        let (holes, slots_lost, slots_open) = engine.losses();
+        let held_up = engine.replica().held_up().map(|lost| {
+            format!(
+                "a replica may have accepted something for slots {} to {} at ballot {} or below and has lost it, and nobody else \
+                 who answered has it: start the replicas that are away",
+                lost.first, lost.last, lost.ballot
+            )
+        });
+        Self { holes, slots_lost, slots_repaired: slots_lost.saturating_sub(slots_open), held_up }
+    }
 }
 
 /// Another member, as seen from here.

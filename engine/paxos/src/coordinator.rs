@@ -7,6 +7,7 @@
 //!   - nobody's promise is asked for before a majority said that it would be given: a probe raises no number;
 //!   - nothing is proposed before a majority of every configuration in question has promised (PML §4.1, rule P6);
 //!   - nothing is proposed at a slot that somebody in that majority knows to be chosen (P3);
+//!   - nobody is in that majority who may have accepted, and lost, what no other reports (L5);
 //!   - one ballot proposes one value at one slot: a candidacy starts only under a round never used before (P1);
 //!   - no slot is open beyond the chosen one plus the horizon (P5);
 //!   - a coordinator whose lease has run out is none any more (P8): it steps down before it does anything else;
@@ -21,7 +22,7 @@ use leadership::*;
 use crate::batch::Batch;
 use crate::machine::Row;
 use crate::membership::Change;
-use crate::message::AcceptedSlot;
+use crate::message::{AcceptedSlot, LostSlots};
 use crate::types::{Ballot, Instant, ReplicaId, Slot, Ticket};
 use crate::world::{Core, World};
 
@@ -49,11 +50,13 @@ pub(crate) struct ProbeAnswer {
 }
 
 /// An acceptor promised.
+#[derive(Clone)]
 pub(crate) struct Promise {
     pub(crate) from: ReplicaId,
     pub(crate) ballot: Ballot,
     pub(crate) chosen: Slot,
     pub(crate) accepted: Vec<AcceptedSlot>,
+    pub(crate) lost: Vec<LostSlots>,
 }
 
 /// An acceptor accepted.

@@ -6,7 +6,7 @@ use crate::batch::Batch;
 use crate::configuration::{Configuration, Member};
 use crate::lives::CrashVector;
 use crate::membership::Change;
-use crate::message::Message;
+use crate::message::{LostSlots, Message};
 use crate::types::{Ballot, Incarnation, PersistId, ReplicaId, Slot, Ticket};
 
 /// Everything that can happen to a replica.
@@ -256,8 +256,15 @@ pub struct Recovered {
     pub promised: Ballot,
     /// All up to here is chosen, and already applied.
     pub chosen: Slot,
+    /// All up to here is known to be chosen, though values above `chosen` are missing in the log: others have them.
+    pub known: Slot,
     /// What was accepted above that, last ballot each.
     pub accepted: BTreeMap<Slot, (Ballot, Batch)>,
+    /// Where more may have been accepted above `chosen`, and was lost with parts of the log (rule L5).
+    pub lost: Vec<LostSlots>,
+    /// In how many places the log has lost something. If any, its last hard state may be gone, too: what is said here is to be
+    /// repeated in its place (P2).
+    pub holes: u64,
     /// All up to here may be gone from the log.
     pub cut: Slot,
     /// What the log holds of slots up to here need not be what was chosen there: an installed snapshot passed it by. At or above
@@ -272,6 +279,9 @@ pub struct Recovered {
 }
 
 impl Recovered {
+    /// More ranges of lost slots are told as one that covers them: to have lost more is safe to say.
+    pub const LOST_MAX: usize = 64;
+
     /// The start of a new replica of a cell that these keep.
     pub fn nothing(configuration: Configuration) -> Self {
         Self::of(Configurations::first(configuration))
@@ -283,7 +293,10 @@ impl Recovered {
             configurations,
             promised: Ballot::NONE,
             chosen: Slot::NONE,
+            known: Slot::NONE,
             accepted: BTreeMap::new(),
+            lost: Vec::new(),
+            holes: 0,
             cut: Slot::NONE,
             passed_by: Slot::NONE,
             vector: CrashVector::default(),

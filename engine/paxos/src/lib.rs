@@ -60,8 +60,8 @@ pub use effect::{Configurations, Effect, Effects, Event, HardState, Record, Reco
 pub use lives::{CrashVector, Voter};
 pub use machine::{Counts, Row};
 pub use membership::{Change, ChangeError};
-pub use message::{AcceptedSlot, Message};
-pub use recovery::{Recovery, RecoveryError};
+pub use message::{AcceptedSlot, LostSlots, Message};
+pub use recovery::{Loss, Recovery, RecoveryError};
 pub use rejoin::Rejoining;
 pub use replica::{Replica, TransferError, VotingStatus};
 pub use settings::Settings;

@@ -38,6 +38,17 @@ pub struct AcceptedSlot {
     pub batch: Batch,
 }
 
+/// Slots at which an acceptor may have accepted something that its log has lost since (rule L5).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct LostSlots {
+    /// The lowest.
+    pub first: Slot,
+    /// The highest.
+    pub last: Slot,
+    /// What was lost was accepted at this ballot, or a lower one.
+    pub ballot: Ballot,
+}
+
 /// A message between replicas.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Message {
@@ -72,6 +83,9 @@ pub enum Message {
         chosen: Slot,
         /// What it has accepted above `chosen`: at most twice the horizon of slots.
         accepted: Vec<AcceptedSlot>,
+        /// Where it may have accepted more than it reports: there it counts only beside somebody who reports a value at the
+        /// ballot named here or above (L5). At most [`crate::Recovered::LOST_MAX`] ranges.
+        lost: Vec<LostSlots>,
         /// Which life of the acceptor promises (P11).
         voter: Voter,
     },

@@ -55,6 +55,8 @@ bugs! {
     P6CountsLearners: "a learner's acknowledgement is counted",
     P6InstallKeepsMembers: "an installed snapshot leaves the members as they were here",
     P6OldMajorityLeads: "the old members' promises are enough for the new members' slots",
+    L5CountsLostAsNothing: "a candidate counts a promise whose sender has lost what it accepted",
+    L5NoOpOverLost: "an acceptor does not tell what its log has lost",
     P7NeverGivesUp: "a master that reaches no majority, or whose disk is silent, stays",
     P8NoWaitAfterStart: "a replica promises right after its start, whatever it granted before",
     P8PromisesAgainstGrant: "a replica promises although it granted a lease to another",

@@ -97,6 +97,11 @@ pub(crate) fn answer(to: ReplicaId, asked: Incarnation, world: &mut World<'_>) {
     if !world.core.standing.may_answer(world.core) && !world.core.lives.is_lost() {
         return;
     }
+    let chosen = world.known();
+    if !world.core.acceptor.lost_above(chosen).is_empty() {
+        // It may have accepted more than it could tell of (L5): it answers when that is chosen, or accepted again.
+        return;
+    }
     let is_lost = world.core.lives.is_lost();
     let mut known = world.core.lives.vector.of(to);
     let is_counted = !is_lost && asked > Incarnation::NONE;
@@ -105,13 +110,13 @@ pub(crate) fn answer(to: ReplicaId, asked: Incarnation, world: &mut World<'_>) {
         world.persist_hard_state();
     }
     let is_told = is_counted && known == asked;
-    let accepted = if is_told { world.core.acceptor.reported() } else { Vec::new() };
+    let accepted = if is_told { world.core.acceptor.reported_above(chosen) } else { Vec::new() };
     let message = Message::RejoinAnswer {
         asked,
         known,
         is_lost,
         promised: world.core.acceptor.promised(),
-        chosen: world.core.learner.heard_of(),
+        chosen: chosen.max(world.core.learner.heard_of()),
         accepted,
     };
     // All that it tells of, and the new life, is in records up to here.

@@ -7,7 +7,7 @@ use crate::learner::{self, Learner};
 use crate::lives::{self, CrashVector, Lives};
 use crate::machine::Counts;
 use crate::membership::{Change, ChangeError, Membership};
-use crate::message::Message;
+use crate::message::{LostSlots, Message};
 use crate::rejoin::{self, Rejoin, Rejoining};
 use crate::settings::Settings;
 use crate::types::{Ballot, Incarnation, Instant, LogPosition, ReplicaId, ReplicaSet, Slot};
@@ -92,7 +92,8 @@ impl Replica {
             released: Ballot::NONE,
             round: acceptor.promised().round,
             acceptor,
-            learner: Learner::new(recovered.chosen, recovered.cut),
+            learner: Learner::new(recovered.chosen, recovered.known, recovered.cut),
+            held_up: None,
             lease: lease::State::Without,
             journal: Journal::new(),
             random,
@@ -317,6 +318,17 @@ impl Replica {
         &self.core.acceptor
     }
 
+    /// What keeps this replica, promised by a majority, from leading: nobody who answered has the value of these slots, and who
+    /// may have accepted one has lost it (rule L5). Others are asked again and again; with all of them there, it is gone.
+    pub fn held_up(&self) -> Option<LostSlots> {
+        self.core.held_up
+    }
+
+    /// How many slots may have a value that was accepted here, lost, and is not known again by now.
+    pub fn lost_slots(&self) -> u64 {
+        self.core.acceptor.lost_slots()
+    }
+
     /// How many slots are proposed here and not yet chosen.
     pub fn open_slots(&self) -> usize {
         self.coordinator.leadership().map_or(0, Leadership::open_slots)
@@ -391,8 +403,8 @@ fn receive(from: ReplicaId, message: Message, coordinator: &mut coordinator::Sta
                 coordinator::step(coordinator, coordinator::Event::Promised(ballot), world);
             }
         }
-        Message::Promise { ballot, cut: _, chosen, accepted, voter: _ } => {
-            let promise = coordinator::Promise { from, ballot, chosen, accepted };
+        Message::Promise { ballot, cut: _, chosen, accepted, lost, voter: _ } => {
+            let promise = coordinator::Promise { from, ballot, chosen, accepted, lost };
             coordinator::step(coordinator, coordinator::Event::Promise(promise), world);
         }
         Message::Accept { ballot, slot, batch, chosen: upto } => {

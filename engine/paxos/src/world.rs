@@ -10,7 +10,7 @@ use crate::learner::Learner;
 use crate::lives::Lives;
 use crate::machine::Counts;
 use crate::membership::Membership;
-use crate::message::Message;
+use crate::message::{LostSlots, Message};
 use crate::rejoin::Rejoin;
 use crate::settings::Settings;
 use crate::types::{Ballot, Instant, PersistId, ReplicaId, Slot};
@@ -31,6 +31,8 @@ pub(crate) struct Core {
     pub(crate) learner: Learner,
     pub(crate) lease: lease::State,
     pub(crate) journal: Journal,
+    /// For which slots a candidacy of this replica's waits, though a majority has promised (L5).
+    pub(crate) held_up: Option<LostSlots>,
     /// The highest round heard of: a candidacy goes above it.
     pub(crate) round: u64,
     pub(crate) random: Random,
@@ -51,6 +53,11 @@ impl World<'_> {
 
     pub(crate) fn chosen(&self) -> Slot {
         self.core.learner.chosen()
+    }
+
+    /// All up to here is told to be chosen: where the own log has lost values, further than what is applied (L5).
+    pub(crate) fn known(&self) -> Slot {
+        self.core.learner.known()
     }
 
     pub(crate) fn send(&mut self, to: ReplicaId, message: Message) {

@@ -48,6 +48,7 @@ fn leader() -> Replica {
             cut: Slot::NONE,
             chosen: Slot::NONE,
             accepted: Vec::new(),
+            lost: Vec::new(),
             voter: Voter::default(),
         };
         told(&mut replica, from, promise);
@@ -89,19 +90,40 @@ fn a_promise_that_reports_what_no_acceptor_can_hold_does_not_count() {
     told(
         &mut replica,
         1,
-        Message::Promise { ballot, cut: Slot::NONE, chosen: Slot::NONE, accepted: Vec::new(), voter: Voter::default() },
+        Message::Promise {
+            ballot,
+            cut: Slot::NONE,
+            chosen: Slot::NONE,
+            accepted: Vec::new(),
+            lost: Vec::new(),
+            voter: Voter::default(),
+        },
     );
     told(
         &mut replica,
         2,
-        Message::Promise { ballot, cut: Slot::NONE, chosen: Slot::NONE, accepted, voter: Voter::default() },
+        Message::Promise {
+            ballot,
+            cut: Slot::NONE,
+            chosen: Slot::NONE,
+            accepted,
+            lost: Vec::new(),
+            voter: Voter::default(),
+        },
     );
     assert_eq!(replica.role(), Role::Campaigning);
     // One that knows everything to be chosen is chased, in vain.
     told(
         &mut replica,
         2,
-        Message::Promise { ballot, cut: Slot::NONE, chosen: FAR, accepted: Vec::new(), voter: Voter::default() },
+        Message::Promise {
+            ballot,
+            cut: Slot::NONE,
+            chosen: FAR,
+            accepted: Vec::new(),
+            lost: Vec::new(),
+            voter: Voter::default(),
+        },
     );
     assert_eq!(replica.role(), Role::Campaigning);
     assert!(replica.is_fetching());

@@ -7,11 +7,11 @@
 //! |---|---|
 //! | promises | what a replica has promised, on its disk or to others, it never falls back behind, restarts included; a promise tells all that was accepted |
 //! | durable before told | a promise, an acknowledgement, a propose leaves only when a crash would no longer forget it |
-//! | recovery | what was durable is found again after a crash |
+//! | recovery | what was durable is found again after a crash, or told as lost where the disk has lost it |
 
 use std::collections::BTreeMap;
 
-use synod_paxos::{AcceptedSlot, Ballot, Record, Recovered, ReplicaId, Slot, Voter};
+use synod_paxos::{AcceptedSlot, Ballot, LostSlots, Record, Recovered, ReplicaId, Slot, Voter};
 
 use super::verdict::{Checker, Verdict, violation};
 
@@ -61,6 +61,11 @@ impl Disk {
     }
 }
 
+/// Whether a loss that is told covers what was accepted there.
+fn is_lost(lost: &[LostSlots], slot: Slot, ballot: Ballot) -> bool {
+    lost.iter().any(|lost| lost.first <= slot && slot <= lost.last && ballot <= lost.ballot)
+}
+
 /// See the module.
 pub(crate) struct Acceptors(Vec<Disk>);
 
@@ -82,26 +87,42 @@ impl Acceptors {
     /// was written last and not known to be.
     ///
     /// Slots up to `older` may be gone: the older snapshot has them.
-    pub(crate) fn recovered(&mut self, replica: ReplicaId, records: &[Record], older: Slot) -> Verdict {
+    pub(crate) fn recovered(
+        &mut self,
+        replica: ReplicaId,
+        records: &[Record],
+        older: Slot,
+        protocol: &Recovered,
+    ) -> Verdict {
         let mut found = Disk::default();
         let disk = self.disk(replica);
         found.lost = disk.lost;
         records.iter().try_for_each(|record| found.take(replica, record))?;
-        if found.promised < disk.promised {
+        if found.promised.max((protocol.holes > 0).then_some(protocol.promised)) < disk.promised {
             let what = format!(
                 "replica {replica} finds the promise {:?} on its disk, where {:?} was durable",
                 found.promised, disk.promised
             );
             return violation(Checker::Recovery, what);
         }
-        let missing =
-            disk.accepted.range(older.next()..).find(|(slot, ballot)| found.accepted.get(slot) < Some(*ballot));
+        let is_told = |slot: Slot, ballot: Ballot| {
+            protocol.holes > 0 && (slot <= protocol.known || is_lost(&protocol.lost, slot, ballot))
+        };
+        let missing = disk
+            .accepted
+            .range(older.next()..)
+            .find(|(slot, ballot)| found.accepted.get(slot) < Some(*ballot) && !is_told(**slot, **ballot));
         if let Some((slot, ballot)) = missing {
             let what = format!("replica {replica} misses slot {slot}, accepted under {ballot}, which was durable");
             return violation(Checker::Recovery, what);
         }
-        (disk.promised, disk.accepted, disk.voter) = (found.promised, found.accepted, found.voter);
-        disk.lost = found.lost;
+        // What it has lost it has accepted all the same.
+        disk.accepted.retain(|slot, ballot| protocol.holes > 0 && found.accepted.get(slot) < Some(ballot));
+        disk.accepted.extend(
+            found.accepted.into_iter().filter(|(slot, _)| !disk.accepted.contains_key(slot)).collect::<Vec<_>>(),
+        );
+        disk.promised = disk.promised.max(found.promised);
+        (disk.voter, disk.lost) = (found.voter, found.lost);
         Ok(())
     }
 
@@ -136,7 +157,7 @@ impl Acceptors {
         }
         for (slot, ballot) in disk.accepted.range(recovered.chosen.next()..) {
             let held = recovered.accepted.get(slot).map(|(ballot, _)| *ballot);
-            if held < Some(*ballot) {
+            if held < Some(*ballot) && *slot > recovered.known && !is_lost(&recovered.lost, *slot, *ballot) {
                 let what = format!("replica {replica} starts with {held:?} at slot {slot}, and had accepted {ballot}");
                 return violation(Checker::Promises, what);
             }
@@ -172,6 +193,7 @@ impl Acceptors {
         ballot: Ballot,
         chosen: Slot,
         reported: &[AcceptedSlot],
+        lost: &[LostSlots],
     ) -> Verdict {
         let disk = self.disk(from);
         if disk.promised < Some(ballot) {
@@ -180,7 +202,7 @@ impl Acceptors {
         }
         for (slot, accepted) in disk.accepted.range(chosen.next()..).filter(|(_, accepted)| **accepted < ballot) {
             let told = reported.iter().find(|reported| reported.slot == *slot).map(|reported| reported.ballot);
-            if told < Some(*accepted) {
+            if told < Some(*accepted) && !is_lost(lost, *slot, *accepted) {
                 let what = format!(
                     "replica {from} has accepted slot {slot} under ballot {accepted}, and promises ballot {ballot} \
                      telling of {told:?} there"

@@ -9,7 +9,11 @@ use std::io;
 
 use fastrand::Rng;
 use synod_paxos::ReplicaId;
-use synod_wal::{Flush, SegmentId, Storage, Upkeep};
+use synod_ring::BLOCK_BYTES;
+use synod_wal::frame::FrameHeader;
+use synod_wal::{
+    Flush, FrameNumber, Identity, Lost, LostSlots, RecordRef, SegmentId, Settings, Storage, Upkeep, Visitor, inspect,
+};
 
 use super::snapshots::Databases;
 use super::swarm::Tearing;
@@ -187,6 +191,47 @@ impl Disk {
         }
     }
 
+    /// Some frames turn into something else: never the last one, which proves the others, nor the first two, which say whose cell
+    /// it is. Gives their numbers.
+    pub(crate) fn rot(&mut self, seen: Seen, frames: usize, late: bool, random: &mut Rng) -> Vec<u64> {
+        const LATE: usize = 8;
+        let mut places = seen.frames;
+        places.pop();
+        places.retain(|header| header.number.0 > 2);
+        let from = if late { places.len().saturating_sub(LATE) } else { 0 };
+        let mut rotten = Vec::new();
+        for _ in 0..frames.min(places.len()) {
+            let header = places[random.usize(from..places.len())];
+            let block = header.offset as usize + random.usize(..header.frame_bytes() / BLOCK_BYTES) * BLOCK_BYTES;
+            let segment = self.segments.get_mut(&header.segment).expect("it was seen there");
+            let bytes = &mut segment[block..block + BLOCK_BYTES];
+            match random.u8(..3) {
+                0 => bytes.fill(0),
+                1 => bytes.iter_mut().for_each(|byte| *byte = random.u8(..)),
+                _ => bytes[random.usize(..200)] ^= 1 << random.u8(..8),
+            }
+            rotten.push(header.number.0);
+        }
+        rotten
+    }
+
+    /// What a log holds, without anybody's starting from it.
+    pub(crate) fn look(&mut self, settings: Settings, identity: &Identity) -> Seen {
+        let mut seen = Seen::default();
+        // A log that does not open is what the start will speak of.
+        let _ = inspect(self, settings, identity, &mut seen);
+        seen
+    }
+
+    /// Takes a hole for the end of the log, and throws away what is behind it.
+    pub(crate) fn cut_at_first_hole(&mut self, seen: Seen) {
+        let Some(first) = seen.first_lost else { return };
+        for header in seen.frames.iter().filter(|header| header.number >= first) {
+            let segment = self.segments.get_mut(&header.segment).expect("it was seen there");
+            segment[header.offset as usize..][..header.frame_bytes()].fill(0);
+        }
+    }
+
     /// Whether a flush is under way.
     pub(crate) fn is_flushing(&self) -> bool {
         !self.under_way.is_empty()
@@ -248,6 +293,26 @@ fn survivors(tearing: Tearing, sectors: usize, random: &mut Rng) -> Vec<bool> {
 fn tear(survives: &[bool]) -> usize {
     let kept = survives.iter().filter(|kept| **kept).count();
     if kept == 0 || kept == survives.len() { 0 } else { (survives.len() - kept) * SECTOR_BYTES }
+}
+
+/// The whole frames of a log, in order, and the first one that is missing.
+#[derive(Default)]
+pub(crate) struct Seen {
+    frames: Vec<FrameHeader>,
+    first_lost: Option<FrameNumber>,
+}
+
+impl Visitor for Seen {
+    fn frame(&mut self, header: &FrameHeader) {
+        self.frames.push(*header);
+    }
+
+    fn record(&mut self, _: RecordRef<'_>, _: u64) {}
+
+    fn lost(&mut self, lost: &Lost) -> LostSlots {
+        self.first_lost.get_or_insert(lost.first);
+        LostSlots::ANY
+    }
 }
 
 impl Storage for Disk {

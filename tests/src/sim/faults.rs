@@ -99,6 +99,8 @@ kinds! {
     Suspension "suspension" 25 2_000..15_000,
     /// A clock runs fast or slow from now on.
     Drift "clock drift" 60 1_000..10_000,
+    /// Parts of a log that is not being written turn into something else.
+    Rot "bit rot" 30 2_000..10_000,
     /// A directory is emptied.
     Wiped "wiped directory" 16 5_000..30_000,
     /// A directory is put back to an older copy.
@@ -156,22 +158,67 @@ pub(crate) enum When {
 /// What a fault does.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) enum What {
-    Loss { chance: f64 },
-    Duplication { chance: f64 },
-    Delay { chance: f64, upto: u64 },
-    Reordering { spread: u64 },
-    Reset { chance: f64 },
+    Loss {
+        chance: f64,
+    },
+    Duplication {
+        chance: f64,
+    },
+    Delay {
+        chance: f64,
+        upto: u64,
+    },
+    Reordering {
+        spread: u64,
+    },
+    Reset {
+        chance: f64,
+    },
     Cut(Cut),
-    Flapping { cut: Cut, period: u64 },
-    SlowDisk { replica: usize, factor: u64 },
-    Stall { replica: usize, when: When },
-    FullDisk { segments: u64 },
-    NoRoom { replicas: u64 },
-    FailedFlush { replica: usize },
-    Crash { replicas: u64, power: bool, tearing: Tearing },
-    Pause { replica: usize, when: When },
-    Suspension { replica: usize, when: When },
-    Drift { replica: usize, ppm: i64 },
+    Flapping {
+        cut: Cut,
+        period: u64,
+    },
+    SlowDisk {
+        replica: usize,
+        factor: u64,
+    },
+    Stall {
+        replica: usize,
+        when: When,
+    },
+    FullDisk {
+        segments: u64,
+    },
+    NoRoom {
+        replicas: u64,
+    },
+    FailedFlush {
+        replica: usize,
+    },
+    Crash {
+        replicas: u64,
+        power: bool,
+        tearing: Tearing,
+    },
+    Pause {
+        replica: usize,
+        when: When,
+    },
+    Suspension {
+        replica: usize,
+        when: When,
+    },
+    Drift {
+        replica: usize,
+        ppm: i64,
+    },
+    /// As many frames of its log, `late`: of the last ones.
+    Rot {
+        replica: usize,
+        frames: usize,
+        late: bool,
+    },
     Operation(Operation),
 }
 
@@ -205,6 +252,10 @@ pub(crate) fn draw(swarm: &Swarm, until: u64, random: &mut Rng) -> Vec<Fault> {
             kinds.push((*kind, every, own));
         }
     }
+    // Whoever has lost everything and whoever has lost a part may be a majority together: one kind at a time (the atlas).
+    if kinds.iter().any(|(kind, ..)| *kind == Kind::Wiped) {
+        kinds.retain(|(kind, ..)| *kind != Kind::Rot);
+    }
     let expected: u64 = kinds.iter().filter(|(kind, ..)| !once(*kind)).map(|(_, every, _)| swarm.safety / every).sum();
     let closer = FAULTS_EXPECTED_MIN.div_ceil(expected.max(1)).clamp(1, 8);
     let mut faults = Vec::new();
@@ -236,6 +287,8 @@ fn suits(kind: Kind, swarm: &Swarm) -> bool {
         Kind::Added | Kind::Removed => has_spares,
         // A full log takes no state that is to be learned again, and its process may end.
         Kind::Wiped | Kind::RolledBack => !has_spares && swarm.replicas > 1,
+        // Of what one replica has lost the others keep a copy as long as they are the members.
+        Kind::Rot => !has_spares && swarm.replicas >= 3,
         _ => true,
     }
 }
@@ -294,6 +347,14 @@ fn one(kind: Kind, swarm: &Swarm, left: usize, random: &mut Rng) -> (u64, What) 
         }
         Kind::Suspension => return (stand_still, What::Suspension { replica, when: aimed(random) }),
         Kind::Drift => What::Drift { replica, ppm: random.i64(-DRIFT_PPM_MAX..=DRIFT_PPM_MAX) },
+        // Always the same one: of each slot the others' copies stay good.
+        Kind::Rot => {
+            let replica = (swarm.spared + 1) % usize::from(swarm.replicas);
+            return (
+                scale(random, MILLISECOND, 3 * SECOND),
+                What::Rot { replica, frames: random.usize(1..=4), late: random.bool() },
+            );
+        }
         // Another replica each time.
         Kind::Wiped => What::Operation(Operation::Wipe { replica: (swarm.spared + 1 + left) % n }),
         Kind::RolledBack => {

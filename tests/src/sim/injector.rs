@@ -93,6 +93,7 @@ impl World {
             // The bound was there from the beginning, and counts once it is reached.
             What::FullDisk { .. } => return false,
             What::Crash { replicas, power, tearing } => return self.crash_some(replicas, power, tearing, fault),
+            What::Rot { replica, frames, late } => return self.rot(replica, frames, late, fault),
             What::Pause { replica, when } => {
                 let node = &mut self.nodes[replica];
                 if node.engine.is_none() {
@@ -177,6 +178,19 @@ impl World {
             }
         }
         any
+    }
+
+    /// A process ends, and before it starts again parts of its log turn into something else.
+    fn rot(&mut self, index: usize, frames: usize, late: bool, fault: &Fault) -> bool {
+        if self.nodes[index].engine.is_none() || self.nodes[index].disk.owner() != Some(self.nodes[index].id) {
+            return false;
+        }
+        let mut random = Rng::with_seed(fault.seed);
+        let (down, tearing) = (Some(MILLISECOND + random.u64(..=fault.length)), Tearing::Whole);
+        self.crash(index, Crash { power: false, tearing, down, random: random.fork() });
+        let rotten = self.nodes[index].rot(&self.swarm, frames, late, &mut random);
+        self.trace.turn(self.now, || format!("replica {}: frames {rotten:?} rot", index + 1));
+        !rotten.is_empty()
     }
 
     /// An operator ends a process, if it runs.

@@ -15,7 +15,10 @@ use synod_paxos::{
 };
 use synod_wal::frame::{FRAME_HEADER_BYTES, FrameHeader};
 use synod_wal::record::RECORD_HEADER_BYTES;
-use synod_wal::{CellId, Flush, Identity, Location, Log, SegmentId, StartId, Tail, Upkeep, read_record};
+use synod_wal::{
+    CellId, Flush, Identity, Location, Log, Lost, LostSlots, RecordRef, SegmentId, StartId, Tail, Upkeep, Visitor,
+    read_record,
+};
 
 use super::acceptors;
 use super::clocks::Clock;
@@ -142,6 +145,25 @@ pub(crate) struct InRound {
     pub(crate) suspend: Option<u64>,
 }
 
+/// Who is told what recovery finds: the replica's own way to take it, and the judges.
+struct Reading<'a> {
+    replay: &'a mut Replay,
+    found: &'a mut Vec<Result<Record, codec::CodecError>>,
+}
+
+impl Visitor for Reading<'_> {
+    fn frame(&mut self, _: &FrameHeader) {}
+
+    fn record(&mut self, record: RecordRef<'_>, _: u64) {
+        self.replay.take_raw(&record);
+        self.found.push(codec::decode_record(record.kind, record.slot, record.ballot, record.payload));
+    }
+
+    fn lost(&mut self, lost: &Lost) -> LostSlots {
+        self.replay.lose(lost)
+    }
+}
+
 /// What became of a start.
 pub(crate) enum Started {
     Up(Tail),
@@ -246,6 +268,12 @@ impl Node {
         }
     }
 
+    /// While it is down, some frames of its log turn into something else; gives their numbers.
+    pub(crate) fn rot(&mut self, swarm: &Swarm, frames: usize, late: bool, random: &mut Rng) -> Vec<u64> {
+        let seen = self.disk.look(log_settings(swarm), &identity(self.id, StartId(0)));
+        self.disk.rot(seen, frames, late, random)
+    }
+
     /// Starts the process: recovers the log, and makes an engine of what it says, as the real thing does.
     pub(crate) fn start(
         &mut self,
@@ -290,10 +318,6 @@ impl Node {
         let snapshot = handle.as_ref().map_or(Slot::NONE, |handle| handle.slot);
         let mut replay = Replay::new(handle, cell.unwrap_or_default());
         let mut found = Vec::new();
-        let mut on_record = |record: synod_wal::RecordRef<'_>| {
-            replay.take_raw(&record);
-            found.push(codec::decode_record(record.kind, record.slot, record.ballot, record.payload));
-        };
         let mut identity = identity(self.id, StartId(start));
         if let (Some(Bug::L1WrongDirectoryVotes), Some(owner)) = (bug, self.disk.owner()) {
             identity.replica = synod_wal::ReplicaId(owner.0);
@@ -301,7 +325,12 @@ impl Node {
         if bug == Some(Bug::L5CutsDamagedMiddle) {
             self.disk.lose_last_frame();
         }
-        let recovered = synod_wal::recover(&mut self.disk, log_settings(swarm), &identity, &mut on_record);
+        if bug == Some(Bug::L4CutsTheMiddle) {
+            let seen = self.disk.look(log_settings(swarm), &identity);
+            self.disk.cut_at_first_hole(seen);
+        }
+        let mut reading = Reading { replay: &mut replay, found: &mut found };
+        let recovered = synod_wal::inspect(&mut self.disk, log_settings(swarm), &identity, &mut reading);
         let refused = |why: String| Ok(Started::Refused(why));
         let recovered = match recovered {
             Ok(recovered) => recovered,
@@ -328,7 +357,7 @@ impl Node {
         }
         protocol.frame = recovered.log.durable_frame().0;
         if let Some(oracle) = oracle {
-            oracle.recovered(self.id, found, self.disk.databases.older())?;
+            oracle.recovered(self.id, found, self.disk.databases.older(), &protocol)?;
             self.check_recovered(&protocol, &cell, oracle)?;
             self.disk.databases.started(&protocol);
         }

@@ -16,7 +16,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use synod_api::{Answer, Command, Mastership, Operation, Refusal};
 use synod_cell::Cell;
-use synod_paxos::{AcceptedSlot, Ballot, Batch, Configuration, Message, Record, ReplicaId, Slot, StateMachine, Voter};
+use synod_paxos::{
+    AcceptedSlot, Ballot, Batch, Configuration, Message, Record, Recovered, ReplicaId, Slot, StateMachine, Voter,
+};
 
 use super::acceptors::Acceptors;
 use super::planted::soundly;
@@ -179,8 +181,14 @@ impl Oracle {
     /// What a replica found on its disk after a crash: all that was durable, at the least.
     ///
     /// `older`: all up to here is in the older of the snapshots that it has, and may be gone from the log.
-    pub(crate) fn recovered(&mut self, replica: ReplicaId, records: Vec<Record>, older: Slot) -> Verdict {
-        self.acceptors.recovered(replica, &records, older)?;
+    pub(crate) fn recovered(
+        &mut self,
+        replica: ReplicaId,
+        records: Vec<Record>,
+        older: Slot,
+        protocol: &Recovered,
+    ) -> Verdict {
+        self.acceptors.recovered(replica, &records, older, protocol)?;
         records.into_iter().try_for_each(|record| self.on_disk(replica, record))
     }
 
@@ -365,8 +373,9 @@ impl Oracle {
                 vote(self.promised_by.entry(*ballot).or_default(), from, self.acceptors.voter(from));
                 Ok(())
             }
-            Message::Promise { ballot, chosen, accepted, voter, .. } => {
-                self.promised(from, *ballot, *chosen, accepted)?;
+            Message::Promise { ballot, chosen, accepted, lost, voter, .. } => {
+                self.acceptors.promises(from, *ballot, *chosen, accepted, lost)?;
+                self.promised(from, *chosen, accepted)?;
                 vote(self.promised_by.entry(*ballot).or_default(), from, voter);
                 Ok(())
             }
@@ -435,8 +444,7 @@ impl Oracle {
         Ok(())
     }
 
-    fn promised(&mut self, from: ReplicaId, ballot: Ballot, chosen: Slot, reported: &[AcceptedSlot]) -> Verdict {
-        self.acceptors.promises(from, ballot, chosen, reported)?;
+    fn promised(&mut self, from: ReplicaId, chosen: Slot, reported: &[AcceptedSlot]) -> Verdict {
         for AcceptedSlot { slot, ballot, batch } in reported {
             self.proposed(*slot, *ballot, batch, &format!("a promise of replica {from}"))?;
         }

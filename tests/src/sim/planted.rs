@@ -64,6 +64,7 @@ bugs! {
     L2SyncLies "L2SyncLies" "a sync that did nothing passes for one that did" Recovery,
     L2RetriesFailedFlush "L2RetriesFailedFlush" "a sync that failed is tried again, and the second one believed" DurableBeforeTold,
     L2VotesAfterFailedFlush "L2VotesAfterFailedFlush" "a flush that failed passes for durable" DurableBeforeTold,
+    L4CutsTheMiddle "L4CutsTheMiddle" "a hole in the log passes for its end" Recovery,
     L5CutsDamagedMiddle "L5CutsDamagedMiddle" "damage to what was durable is cut off like a torn tail" Recovery,
     P2RestartForgetsPromise "P2RestartForgetsPromise" "a restart forgets what was promised, and keeps what was accepted" Promises,
     P2ForgetsAcceptances "P2ForgetsAcceptances" "a restart forgets what was accepted" Promises,
@@ -100,7 +101,8 @@ fn checker_of(bug: core::Bug) -> Checker {
         | B::P8HolderLongerThanGranters
         | B::P8CountsFromAcknowledgement => Checker::DisjointLeases,
         B::P8ReadsBeforeOwnSlot | B::P16ReadsWithoutLease => Checker::Linearizability,
-        B::P2InstallForgetsPromise => Checker::Promises,
+        B::P2InstallForgetsPromise | B::L5NoOpOverLost => Checker::Promises,
+        B::L5CountsLostAsNothing => Checker::Agreement,
         B::P6InstallKeepsMembers => Checker::Agreement,
         B::S1CutsAtTheNewer => Checker::Recovery,
         B::L7NeverTriesAgain => Checker::Liveness,
@@ -141,6 +143,11 @@ impl Bug {
         match self {
             Bug::L1WrongDirectoryVotes => swarm.kinds = Some(&[Kind::Swapped, Kind::Crash]),
             Bug::P12WipedReplicaVotes => swarm.lose_often(&[Kind::Wiped, Kind::Crash]),
+            Bug::L4CutsTheMiddle => {
+                swarm.replicas = swarm.replicas.max(3);
+                swarm.machines = swarm.replicas;
+                swarm.kinds = Some(&[Kind::Rot, Kind::Crash]);
+            }
             Bug::S2KeptBeforeDurable => swarm.keep_often(),
             Bug::L2RetriesFailedFlush | Bug::L2VotesAfterFailedFlush => {
                 swarm.kinds = Some(&[Kind::FailedFlush, Kind::Loss])
@@ -216,6 +223,11 @@ fn arrange_for(bug: core::Bug, swarm: &mut Swarm) {
         B::P6GovernsAtOnce | B::P6MinorityDecides | B::P6CountsLearners | B::P6OldMajorityLeads => {
             (swarm.replicas, swarm.machines) = (3, 5);
             swarm.kinds = Some(members);
+        }
+        B::L5CountsLostAsNothing | B::L5NoOpOverLost => {
+            swarm.replicas = swarm.replicas.max(3);
+            swarm.machines = swarm.replicas;
+            swarm.kinds = Some(&[Kind::Rot, Kind::Loss, Kind::Partition, Kind::Bridge, Kind::Crash, Kind::PowerCut]);
         }
         B::P1ReusesBallot | B::P2ForgetsPromise => swarm.kinds = Some(&[Kind::Crash, Kind::PowerCut, Kind::Partition]),
         B::S1CutsAtTheNewer | B::P2InstallForgetsPromise => swarm.keep_often(),

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use synod_paxos::{
     AcceptedSlot, Ballot, Batch, Configuration, Configurations, CrashVector, HardState, Incarnation, LogPosition,
-    Message, Record, ReplicaId, Slot, Voter,
+    LostSlots, Message, Record, ReplicaId, Slot, Voter,
 };
 
 pub(crate) trait Wire: Sized {
@@ -80,6 +80,7 @@ structs! {
     Incarnation { 0 }
     Ballot { round, replica, incarnation }
     AcceptedSlot { slot, ballot, batch }
+    LostSlots { first, last, ballot }
     HardState { promised, incarnation, vector, configurations, cut }
     Voter { incarnation, vector }
     LogPosition { incarnation, frame }
@@ -91,7 +92,7 @@ enums! {
         1 Probe { chosen }
         2 ProbeAnswer { would, round, chosen }
         3 Propose { ballot, released }
-        4 Promise { ballot, cut, chosen, accepted, voter }
+        4 Promise { ballot, cut, chosen, accepted, lost, voter }
         5 Accept { ballot, slot, batch, chosen }
         6 Acknowledge { ballot, slot, voter }
         7 Reject { promised }

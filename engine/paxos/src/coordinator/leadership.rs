@@ -59,6 +59,8 @@ impl Leadership {
     /// A majority has promised and nothing chosen is missing here: from now on, phase 2 alone.
     pub(super) fn begin(candidacy: Candidacy, world: &mut World<'_>) -> Self {
         let chosen = world.chosen();
+        let clear = candidacy.clear(chosen);
+        world.core.held_up = None;
         let mut adopt = candidacy.adopt;
         adopt.retain(|slot, _| *slot > chosen);
         let adopt_upto = adopt.last_key_value().map_or(chosen, |(slot, _)| *slot);
@@ -68,7 +70,7 @@ impl Leadership {
             began_as: candidacy.ballot,
             began_at: world.now,
             acknowledged: promised.map(|id| (id, world.now)).collect(),
-            promised_by: candidacy.promised_by,
+            promised_by: clear,
             next: chosen.next(),
             adopt_upto,
             own_from: adopt_upto.next(),

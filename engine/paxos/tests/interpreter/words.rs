@@ -14,8 +14,12 @@ pub(crate) fn message(message: &Message) -> String {
         }
         Message::Propose { ballot, released: Ballot::NONE } => format!("propose {ballot}"),
         Message::Propose { ballot, released } => format!("propose {ballot}, {released} released"),
-        Message::Promise { ballot, cut: _, chosen, accepted, voter } => {
-            format!("promise {ballot}, chosen {chosen}{}{}", reported(accepted), life_of(voter))
+        Message::Promise { ballot, cut: _, chosen, accepted, lost, voter } => {
+            let mut words = format!("promise {ballot}, chosen {chosen}{}", reported(accepted));
+            for one in lost {
+                words += &format!(", lost {} to {} at {}", one.first, one.last, one.ballot);
+            }
+            words + &life_of(voter)
         }
         Message::Accept { ballot, slot, batch, chosen } => {
             format!("accept {ballot} slot {slot} {batch:?}, chosen {chosen}")
