@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use synod_paxos::{
-    AcceptedSlot, Ballot, Batch, BatchBuilder, Configuration, Effect, Effects, Event, Incarnation, Instant, LostSlots,
-    Message, Recovered, Replica, ReplicaId, Role, Settings, Slot, Voter,
+    AcceptedSlot, Ballot, Batch, BatchBuilder, Configuration, Effect, Effects, Event, Incarnation, Instant,
+    LogPosition, LostSlots, Message, Recovered, Replica, ReplicaId, Role, Settings, Slot, Voter,
 };
 
 fn ballot(round: u64) -> Ballot {
@@ -42,6 +42,12 @@ fn recovered(lost: Vec<LostSlots>) -> Recovered {
 fn replica(me: u16, recovered: &Recovered) -> Replica {
     let settings = Settings::new(ReplicaId(me), Incarnation(1), 1);
     let mut replica = Replica::new(settings, recovered, Instant(0));
+    // Nobody knows more of its log than it does (P13).
+    for from in [1, 2, 3].map(ReplicaId).into_iter().filter(|id| id.0 != me) {
+        let (durable, known) = (LogPosition::default(), LogPosition::default());
+        let message = Message::Position { durable, known, asks: false };
+        replica.step(Instant(0), Event::Received { from, message }, &mut Effects::new());
+    }
     replica.step(Instant(0), Event::Ticked, &mut Effects::new());
     replica
 }

@@ -94,9 +94,9 @@ impl Acceptors {
         older: Slot,
         protocol: &Recovered,
     ) -> Verdict {
-        let mut found = Disk::default();
         let disk = self.disk(replica);
-        found.lost = disk.lost;
+        // Only a later life than the one that was lost ends the loss.
+        let mut found = Disk { lost: disk.lost, voter: disk.voter.clone(), ..Disk::default() };
         records.iter().try_for_each(|record| found.take(replica, record))?;
         if found.promised.max((protocol.holes > 0).then_some(protocol.promised)) < disk.promised {
             let what = format!(

@@ -253,7 +253,7 @@ pub(crate) fn draw(swarm: &Swarm, until: u64, random: &mut Rng) -> Vec<Fault> {
         }
     }
     // Whoever has lost everything and whoever has lost a part may be a majority together: one kind at a time (the atlas).
-    if kinds.iter().any(|(kind, ..)| *kind == Kind::Wiped) {
+    if kinds.iter().any(|(kind, ..)| matches!(kind, Kind::Wiped | Kind::RolledBack)) {
         kinds.retain(|(kind, ..)| *kind != Kind::Rot);
     }
     let expected: u64 = kinds.iter().filter(|(kind, ..)| !once(*kind)).map(|(_, every, _)| swarm.safety / every).sum();

@@ -72,15 +72,37 @@ fn vote(votes: &mut Votes, replica: ReplicaId, voter: &Voter) {
     }
 }
 
-/// Whether a majority of the configuration voted, of whom nobody knew of a later life of another.
+/// Whether a majority of the configuration voted, of whom nobody knew of a later life of another. Of each replica one vote is
+/// enough, whichever goes with the others'.
 fn is_majority(configuration: &Configuration, votes: &Votes) -> bool {
-    let voters: Vec<_> = votes.iter().filter(|(id, _)| configuration.voters().contains(*id)).collect();
-    (0_u32..1 << voters.len()).rev().any(|bits| {
-        let part: Vec<_> = (0..voters.len()).filter(|at| (bits >> at) & 1 == 1).map(|at| voters[at]).collect();
-        let agree =
-            |(_, one): &&(ReplicaId, Voter)| part.iter().all(|(id, other)| one.vector.of(*id) <= other.incarnation);
-        configuration.is_majority(part.iter().map(|(id, _)| *id).collect()) && part.iter().all(agree)
-    })
+    let voters: Vec<_> = configuration.voters().iter().collect();
+    extends_to_majority(configuration, votes, &voters, &mut Vec::new())
+}
+
+fn extends_to_majority<'a>(
+    configuration: &Configuration,
+    votes: &'a Votes,
+    voters: &[ReplicaId],
+    part: &mut Vec<&'a (ReplicaId, Voter)>,
+) -> bool {
+    if configuration.is_majority(part.iter().map(|(id, _)| *id).collect()) {
+        return true;
+    }
+    let Some((voter, others)) = voters.split_first() else { return false };
+    let agree = |(one, as_one): &(ReplicaId, Voter), (other, as_other): &(ReplicaId, Voter)| {
+        as_one.vector.of(*other) <= as_other.incarnation && as_other.vector.of(*one) <= as_one.incarnation
+    };
+    for vote in votes.iter().filter(|(id, _)| id == voter) {
+        if agree(vote, vote) && part.iter().all(|before| agree(vote, before)) {
+            part.push(vote);
+            let is_enough = extends_to_majority(configuration, votes, others, part);
+            part.pop();
+            if is_enough {
+                return true;
+            }
+        }
+    }
+    extends_to_majority(configuration, votes, others, part)
 }
 
 struct Chosen {
