@@ -173,6 +173,10 @@ impl Outlet for Nowhere {
         unreachable!("a cell of one has no replica {to}");
     }
 
+    fn send_room(&mut self, to: ReplicaId, _: codec::RoomMessage) {
+        unreachable!("a cell of one has no replica {to}");
+    }
+
     fn keep_snapshot(&mut self, _: &SnapshotHandle, _: &mut Cell) {
         unreachable!("no snapshot is ever due");
     }
@@ -240,7 +244,7 @@ impl Alone {
     /// Turns until nothing is under way.
     fn settle(&mut self) {
         loop {
-            while let Some(upkeep) = self.engine.log_upkeep() {
+            while let Some(upkeep) = self.engine.log_upkeep(Instant(0)) {
                 self.engine.log_upkeep_done(upkeep);
             }
             self.engine.end_turn(Instant(0), &mut self.world);

@@ -7,8 +7,8 @@
 //!
 //! A run has two phases (PML §6.3). First *safety*: networks, disks, clocks, processes and operators fail in all the ways
 //! that [`Kind`] lists; nothing wrong may ever happen, but nothing has to. Then faults stop, and *liveness* is due: within
-//! a bounded time every open operation ends, every replica has the same log and the same database, but for those whose
-//! directory was wiped. Checkers look at every message and every flush ([`Checker`] lists them).
+//! a bounded time every open operation ends, and every replica has the same log and the same database, those too that lost their
+//! directory. Checkers look at every message and every flush ([`Checker`] lists them).
 //!
 //! That it sees what it should is shown by bugs put in on purpose: `docs/planted.md` of this crate has each with its rule,
 //! the checker that caught it, and the seeds it took; `synod-sim --planted` catches them again.
@@ -135,6 +135,8 @@ counts! {
     flushes,
     /// Segments at the end.
     segments,
+    /// Segments that a disk had no room for; each was tried again.
+    segments_refused,
 }
 
 impl Counts {

@@ -36,6 +36,16 @@ pub enum DirectoryError {
         /// The file.
         path: PathBuf,
     },
+    /// The disk is full, or the quota, or a file may not be that long.
+    #[error("no room for {bytes} bytes at {}: {source}", path.display())]
+    Full {
+        /// The file.
+        path: PathBuf,
+        /// How long it was to be.
+        bytes: u64,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// Anything else.
     #[error("{doing} {}", path.display())]
     Io {
@@ -52,10 +62,15 @@ impl From<DirectoryError> for io::Error {
     fn from(error: DirectoryError) -> Self {
         let kind = match &error {
             DirectoryError::NoDirect { .. } => io::ErrorKind::Unsupported,
-            DirectoryError::Io { source, .. } => source.kind(),
+            DirectoryError::Full { source, .. } | DirectoryError::Io { source, .. } => source.kind(),
         };
         io::Error::new(kind, error)
     }
+}
+
+/// Whether there was no room: nothing is broken, and what was tried may succeed later.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
 }
 
 /// The path of a segment.
@@ -72,7 +87,10 @@ pub fn open_segment(directory: &Path, segment: SegmentId) -> Result<File, Direct
 pub fn carry_out(directory: &Path, upkeep: Upkeep, segment_bytes: u64) -> Result<Option<File>, DirectoryError> {
     match upkeep {
         Upkeep::Make(segment) => prepare_segment(directory, segment, segment_bytes)?,
-        Upkeep::Recycle { from, to } => recycle_segment(directory, from, to)?,
+        Upkeep::Recycle { from, to } => {
+            make_whole(directory, from, segment_bytes)?;
+            recycle_segment(directory, from, to)?;
+        }
         Upkeep::Remove(segment) => {
             let path = segment_path(directory, segment);
             fs::remove_file(&path).map_err(io_error("removing", &path))?;
@@ -80,6 +98,17 @@ pub fn carry_out(directory: &Path, upkeep: Upkeep, segment_bytes: u64) -> Result
         }
     }
     upkeep.readies().map(|segment| open_segment(directory, segment)).transpose()
+}
+
+/// A file that somebody has cut short gets its length back before it is used again; recovery would take it for damaged.
+fn make_whole(directory: &Path, segment: SegmentId, segment_bytes: u64) -> Result<(), DirectoryError> {
+    let path = segment_path(directory, segment);
+    let length = fs::metadata(&path).map_err(io_error("looking at", &path))?.len();
+    if length < segment_bytes {
+        let file = open_segment(directory, segment)?;
+        file.set_len(segment_bytes).and_then(|()| file.sync_all()).map_err(io_error("making whole", &path))?;
+    }
+    Ok(())
 }
 
 /// Gives a segment that was cut off the name of the next, durably.
@@ -92,7 +121,7 @@ pub fn recycle_segment(directory: &Path, from: SegmentId, to: SegmentId) -> Resu
     sync_directory(directory)
 }
 
-/// Makes a segment of zeros, durably. Blocks.
+/// Makes a segment of zeros, durably, or leaves nothing. Blocks.
 pub fn prepare_segment(directory: &Path, segment: SegmentId, segment_bytes: u64) -> Result<(), DirectoryError> {
     let path = segment_path(directory, segment);
     let temporary = directory.join(format!("{PREFIX}{:010}{TEMPORARY_SUFFIX}", segment.0));
@@ -100,21 +129,41 @@ pub fn prepare_segment(directory: &Path, segment: SegmentId, segment_bytes: u64)
     if path.try_exists().map_err(io_error("looking for", &path))? {
         return Err(io_error("making", &path)(io::ErrorKind::AlreadyExists.into()));
     }
-    let file = open_direct(temporary.clone(), OpenOptions::new().write(true).create(true).truncate(true))?;
+    let made = make_zeros(&temporary, segment_bytes);
+    if made.is_err() {
+        // What there is of it takes the room that others need. It may not even be there.
+        let _ = fs::remove_file(&temporary);
+    }
+    made.map_err(|error| match error {
+        DirectoryError::Io { path, source, .. } if is_full(&source) => {
+            DirectoryError::Full { path, bytes: segment_bytes, source }
+        }
+        error => error,
+    })?;
+    fs::rename(&temporary, &path).map_err(io_error("renaming", &temporary))?;
+    sync_directory(directory)
+}
+
+fn make_zeros(temporary: &Path, segment_bytes: u64) -> Result<(), DirectoryError> {
+    let file = open_direct(temporary.to_owned(), OpenOptions::new().write(true).create(true).truncate(true))?;
+    // A full disk says so here, before megabytes were written to it in vain.
+    match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, segment_bytes) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::OPNOTSUPP) => {}
+        Err(error) => return Err(io_error("allocating", temporary)(error.into())),
+    }
     let zeros = AlignedBuffer::zeroed(ZERO_BYTES);
     let mut offset = 0;
     while offset < segment_bytes {
         let (length, began) = ((segment_bytes - offset).min(zeros.len() as u64), Instant::now());
-        file.write_all_at(&zeros[..length as usize], offset).map_err(io_error("zeroing", &temporary))?;
+        file.write_all_at(&zeros[..length as usize], offset).map_err(io_error("zeroing", temporary))?;
         offset += length;
         std::thread::sleep(began.elapsed());
         if offset.is_multiple_of(ZERO_SYNC_BYTES) {
-            file.sync_data().map_err(io_error("syncing", &temporary))?;
+            file.sync_data().map_err(io_error("syncing", temporary))?;
         }
     }
-    file.sync_all().map_err(io_error("syncing", &temporary))?;
-    fs::rename(&temporary, &path).map_err(io_error("renaming", &temporary))?;
-    sync_directory(directory)
+    file.sync_all().map_err(io_error("syncing", temporary))
 }
 
 /// A log's directory as recovery reads it.

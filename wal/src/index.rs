@@ -59,6 +59,14 @@ impl SlotIndex {
         self.first = self.first.max(slot.0);
     }
 
+    /// Forgets the slots of a range: what is known of them need not be the last record.
+    pub(crate) fn forget(&mut self, first: Slot, last: Slot) {
+        let end = self.first + self.entries.len() as u64;
+        for slot in first.0.max(self.first)..last.0.saturating_add(1).min(end) {
+            self.entries[(slot - self.first) as usize] = Entry::default();
+        }
+    }
+
     fn set(&mut self, slot: Slot, entry: Entry) {
         let end = self.first + self.entries.len() as u64;
         if self.entries.is_empty() || slot.0 > end.saturating_add(GAP_MAX) {

@@ -7,8 +7,8 @@
 //! - [`directory`] is where files come in: segments made ahead of need, and a [`Storage`] over a real directory.
 //!
 //! What it promises: after a crash, whatever [`Log::durable`] covered is recovered, in order; nothing is ever recovered
-//! that was not appended; and where a disk has lost or changed what was durable, the log does not open, and the error
-//! names the frame. The exception is damage to the very last frame with no mark behind it, which cannot be told from
+//! that was not appended; and where a disk has lost or changed what was durable, recovery says which frames, and goes on
+//! behind them; if nothing is behind them, the log does not open. The exception is damage to the very last frame with no mark behind it, which cannot be told from
 //! a torn write (rules L4, L5).
 
 pub mod directory;
@@ -21,7 +21,7 @@ mod types;
 mod writer;
 
 pub use record::{Location, RecordDamage, RecordKind, RecordRef, read_record};
-pub use recovery::{OpenError, Recovered, Storage, Tail, Visitor, inspect, recover};
+pub use recovery::{Lost, LostSlots, OpenError, Proof, Recovered, Storage, Tail, Visitor, inspect, recover};
 pub use settings::{HARD_STATE_BYTES_MAX, OPENING_BYTES_MAX, RESERVE_SEGMENTS, Settings, SettingsError};
 pub use types::{
     Ballot, CellId, FrameNumber, Generation, Identity, Incarnation, RecordNumber, ReplicaId, SegmentId, Slot, StartId,

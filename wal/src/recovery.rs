@@ -8,12 +8,19 @@
 //! header further on is therefore proof that the frames before it were durable**, and that what is missing is lost, not
 //! torn (rule L4).
 //!
+//! **A hole is stepped over** (rule L5). The log goes on at the next frame that is whole and in its place: of this log (cell,
+//! replica, origin), of this use of the segment (ids are never used twice), at the offset that it names, with a later number. It
+//! cannot be checked against the frame before it, which is missing; the ones after it can. What is missing is told to the visitor,
+//! who knows what slots mean; whoever must not start without it learns that the end is lost from an error. A frame whose
+//! payload is damaged is lost as a whole: records in it may be sound, but then the next frame's header says what they were, and
+//! one request to a peer brings them all.
+//!
 //! A segment that was recycled holds the frames of its earlier uses wherever it has not been written again. Their
 //! segment was cut off, their numbers are long past, and so they are evidence of nothing; only what is torn there cannot
 //! always be told from what was never begun, and makes no difference: the log continues in the same place.
 //!
-//! **Where the log begins** every frame says. The segments before are not needed and may be there or not; that one, and
-//! all that follow, must be there.
+//! **Where the log begins** every frame says, the last one what counts. The segments before are not needed and may be there or
+//! not; that one, and all that follow, should be there.
 //!
 //! The remains do hold what clients sent, at any alignment. A client could send the image of a header; but a header
 //! counts only with the log's *origin*, a random number that no client is ever told. And a true frame of this log, sent
@@ -22,22 +29,24 @@
 //! The last frame may have been read from a device's volatile cache after a mere restart of the process; its segment is
 //! synced before anyone builds on what was read.
 
+mod decide;
 mod disk;
 mod error;
+mod lost;
 
 use std::collections::VecDeque;
 
-use synod_ring::BLOCK_BYTES;
-
+use self::decide::{Evidence, Verdict, decide};
 pub use self::disk::Storage;
-use self::disk::{Disk, Sight};
-pub use self::error::OpenError;
-use crate::frame::{FLAG_MARK, FLAG_OPENING, FRAME_HEADER_BYTES, FrameHeader, Link, Summary};
+use self::disk::{Disk, Found, Later, Sight};
+pub use self::error::{OpenError, Proof};
+pub use self::lost::{Lost, LostSlots};
+use crate::frame::{Begin, FLAG_MARK, FLAG_OPENING, FRAME_HEADER_BYTES, FrameHeader, Link, Summary};
 use crate::index::SlotIndex;
 use crate::record::{self, RecordDamage, RecordKind, RecordRef};
 use crate::settings::Settings;
 use crate::types::{FrameNumber, Identity, Incarnation, SegmentId, Slot};
-use crate::writer::{Live, Log, Place};
+use crate::writer::{Live, Log, Place, Segments};
 
 /// How a log that opened had ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,81 +77,10 @@ pub struct Recovered {
     pub records: u64,
     /// The frames' length.
     pub bytes: u64,
+    /// How many holes were stepped over.
+    pub holes: u64,
     /// Whether the last frame was followed by a mark: then nothing can have been lost unseen (rule L4).
     pub ended_with_mark: bool,
-}
-
-/// Where recovery goes from the end of frame `k - 1`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    Take,
-    RollOver,
-    Clean,
-    TornHere,
-    TornNext,
-    DamagedHere(FrameNumber),
-    DamagedNext(FrameNumber),
-    Stale(FrameNumber),
-}
-
-/// What can be found out about the place behind frame `k - 1`; each costs more to ask than the one before.
-trait Evidence {
-    /// What is to be seen right behind frame `k - 1`.
-    fn here(&mut self) -> Result<Sight, OpenError>;
-    /// What is to be seen at the start of the next segment, where frame `k` is if it did not fit here.
-    fn next(&mut self) -> Result<Sight, OpenError>;
-    /// The first sound header anywhere behind those two that frame `k` or a later one has left.
-    fn later(&mut self) -> Result<Option<Found>, OpenError>;
-}
-
-/// A sound header that was come across.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Found {
-    number: FrameNumber,
-    same_segment: bool,
-}
-
-/// The decision table: all of what recovery decides about the log's end is decided here. First row that fits.
-///
-/// | here            | next segment's start | header further on | verdict                                                |
-/// |-----------------|----------------------|-------------------|--------------------------------------------------------|
-/// | whole           |                      |                   | take it                                                |
-/// | later           |                      |                   | damaged here: that one was written after `k`           |
-/// | anything else   | whole                |                   | roll over: numbers and checksums leave nothing between |
-/// | anything else   | later                |                   | damaged here: the next segment began after `k`         |
-/// | anything else   | earlier              |                   | stale segment                                          |
-/// | anything else   | anything else        | in this segment   | damaged here                                           |
-/// | anything else   | anything else        | beyond it         | damaged there: or that start would not be what it is   |
-/// | anything else   | torn, garbage        | none              | torn there: the next segment has begun                 |
-/// | blank, absent, remains | blank, absent, remains | none     | clean end                                              |
-/// | torn, garbage, earlier | blank, absent, remains | none     | torn here                                              |
-///
-/// *Remains* are of an earlier use of the blocks, before they were recycled. In the third row what is here was torn in a life before the one that rolled over. In the last but two, too; the next
-/// life must begin the next segment again and not continue here, or that segment's torn header would outlive frame `k`.
-fn decide(evidence: &mut impl Evidence) -> Result<Verdict, OpenError> {
-    let here = evidence.here()?;
-    match here {
-        Sight::Whole => return Ok(Verdict::Take),
-        Sight::Later(later) => return Ok(Verdict::DamagedHere(later)),
-        Sight::Absent | Sight::Blank | Sight::Remains | Sight::Garbage | Sight::Earlier(_) | Sight::Torn => {}
-    }
-    let next = evidence.next()?;
-    match next {
-        Sight::Whole => return Ok(Verdict::RollOver),
-        Sight::Later(later) => return Ok(Verdict::DamagedHere(later)),
-        Sight::Earlier(number) => return Ok(Verdict::Stale(number)),
-        Sight::Absent | Sight::Blank | Sight::Remains | Sight::Garbage | Sight::Torn => {}
-    }
-    match evidence.later()? {
-        Some(Found { number, same_segment: true }) => return Ok(Verdict::DamagedHere(number)),
-        Some(Found { number, same_segment: false }) => return Ok(Verdict::DamagedNext(number)),
-        None => {}
-    }
-    Ok(match (here, next) {
-        (_, Sight::Torn | Sight::Garbage) => Verdict::TornNext,
-        (Sight::Blank | Sight::Absent | Sight::Remains, _) => Verdict::Clean,
-        _ => Verdict::TornHere,
-    })
 }
 
 /// Who is told what recovery reads, as it reads it: that it all belongs to a log that opens is known at the end only.
@@ -151,6 +89,11 @@ pub trait Visitor {
     fn frame(&mut self, header: &FrameHeader);
     /// The next record, whose header is at `offset` of the segment.
     fn record(&mut self, record: RecordRef<'_>, offset: u64);
+    /// Frames are missing here. Gives the slots that they may have held records of: the log locates none of them at an older
+    /// record, and its segments are kept until the log is cut above them, so that the next start finds the hole again.
+    fn lost(&mut self, lost: &Lost) -> LostSlots {
+        lost.known_slots().unwrap_or(LostSlots::ANY)
+    }
 }
 
 struct Records<'a>(&'a mut dyn FnMut(RecordRef<'_>));
@@ -193,14 +136,19 @@ pub fn inspect(
         frames: 0,
         records: 0,
         bytes: 0,
+        holes: 0,
+        hole: None,
     };
-    let start = read.place.segment.next();
     let tail = loop {
         let Place { segment, offset, last, .. } = read.place;
-        let damaged = |segment, offset, later| OpenError::Damaged { frame: last.next(), segment, offset, later };
+        let is_full = offset == settings.segment_bytes;
+        // If there was no room here, frame `k` can only have been there.
+        let (at, at_offset) = if is_full { (segment.next(), 0) } else { (segment, offset) };
+        let end_lost = |proof| Err(OpenError::EndLost { frame: last.next(), segment: at, offset: at_offset, proof });
         match decide(&mut AtEnd { disk: &mut disk, place: read.place })? {
             Verdict::Take => read.take_frame(&mut disk, visitor)?,
             Verdict::RollOver => (read.place.segment, read.place.offset) = (segment.next(), 0),
+            Verdict::Hole(found) => read.step_over(&mut disk, found, visitor)?,
             Verdict::Clean => break Tail::Clean,
             Verdict::TornHere => break Tail::Torn { segment, offset },
             Verdict::TornNext => {
@@ -208,26 +156,21 @@ pub fn inspect(
                 read.place.offset = settings.segment_bytes;
                 break Tail::Torn { segment: segment.next(), offset: 0 };
             }
-            // There was no room here, so it can only have been there.
-            Verdict::DamagedHere(later) if offset == settings.segment_bytes => {
-                return Err(damaged(segment.next(), 0, later));
-            }
-            Verdict::DamagedHere(later) => return Err(damaged(segment, offset, later)),
-            Verdict::DamagedNext(later) => return Err(damaged(segment.next(), 0, later)),
-            Verdict::Stale(frame) => {
-                let segment = segment.next();
-                return Err(match disk.present.get(&segment) {
-                    Some(&Some(FrameHeader { segment: holds, generation, .. })) if holds != segment => {
-                        OpenError::Misplaced { segment, holds, generation }
-                    }
-                    _ => OpenError::Stale { segment, frame, expected: last.next() },
-                });
-            }
+            Verdict::EndLost(later) => return end_lost(Proof::Frame(later)),
+            Verdict::EndUnknown => return end_lost(Proof::File),
+            Verdict::Contradicted => return end_lost(Proof::Order),
         }
     };
-    let Reading { place, incarnation, hard_state, mut index, live, frames, records, bytes } = read;
-    disk.check_beginning(start, &place)?;
-    let segments = disk.sort_segments(live, &place)?;
+    if let Some(gone) = disk.first_gone_behind(read.place.segment) {
+        let frame = read.place.last.next();
+        return Err(OpenError::EndLost { frame, segment: gone, offset: 0, proof: Proof::File });
+    }
+    if disk.is_cut_short(read.place.segment) {
+        // What is written behind its end would make it look cut short there, for ever.
+        read.place.offset = settings.segment_bytes;
+    }
+    let Reading { place, incarnation, hard_state, mut index, live, frames, records, bytes, holes, hole } = read;
+    let segments = Segments { hole, ..disk.sort_segments(live, &place)? };
     index.forget_below(place.cut);
     if frames > 0 {
         disk.sync(place.segment)?;
@@ -236,7 +179,7 @@ pub fn inspect(
     let ended_with_mark = place.last_flags & (FLAG_MARK | FLAG_OPENING) != 0;
     let origin = disk.origin.unwrap_or(identity.start);
     let log = Log::resume(settings, identity, origin, place, segments, hard_state, index);
-    Ok(Recovered { log, tail, cut: place.cut, frames, records, bytes, ended_with_mark })
+    Ok(Recovered { log, tail, cut: place.cut, frames, records, bytes, holes, ended_with_mark })
 }
 
 /// What has been read so far.
@@ -249,9 +192,62 @@ struct Reading {
     frames: u64,
     records: u64,
     bytes: u64,
+    holes: u64,
+    /// See [`crate::writer::Segments`].
+    hole: Option<(Begin, Slot)>,
 }
 
 impl Reading {
+    /// Tells what is missing before the frame that was found, and moves right before it.
+    fn step_over(&mut self, disk: &mut Disk<'_>, found: Found, visitor: &mut dyn Visitor) -> Result<(), OpenError> {
+        let Place { segment, offset, last, .. } = self.place;
+        let segment_bytes = disk.segment_bytes();
+        let Found { segment: found_in, offset: found_at, .. } = found;
+        let (header, _) = disk.header(found_in, found_at)?.expect("it was found with its header");
+        // One frame is missing, and the next is not the first of its segment: then that one was.
+        let is_one = header.number == last.next().next();
+        let is_opening = is_one && found_in > segment && found_at > 0;
+        let place = match (segment, offset) {
+            _ if is_opening => (found_in, 0),
+            (segment, offset) if offset == segment_bytes => (segment.next(), 0),
+            place => place,
+        };
+        let lost = Lost {
+            first: last.next(),
+            last: FrameNumber(header.number.0 - 1),
+            segment: place.0,
+            offset: place.1,
+            incarnation: header.incarnation,
+            cut: header.cut,
+            bytes: (found_in.0 - segment.0) * segment_bytes + found_at - offset,
+            summary: header.previous.summary,
+        };
+        let slots = visitor.lost(&lost);
+        self.index.forget(slots.first, slots.last);
+        // The hole is to be found again, as it is now, until the log is cut above what it may have held: the log does not begin
+        // behind the segment before it.
+        let upto = if slots.first <= slots.last { slots.last } else { Slot(0) };
+        match self.live.back_mut() {
+            Some(live) => live.last_slot = live.last_slot.max(upto),
+            None => self.hole = Some((Begin { segment: segment.next(), frame: lost.first }, upto)),
+        }
+        if self.live.back().is_none_or(|live| live.segment != found_in) {
+            let (generation, opening) = (header.generation, lost.first);
+            self.live.push_back(Live { segment: found_in, generation, opening, last_slot: Slot(0) });
+        }
+        self.place = Place {
+            segment: found_in,
+            offset: found_at,
+            last: lost.last,
+            last_flags: 0,
+            link: header.previous,
+            generation: header.generation,
+            ..self.place
+        };
+        self.holes += 1;
+        Ok(())
+    }
+
     /// Hands out the records of the whole frame that was found at the place, and moves behind it.
     fn take_frame(&mut self, disk: &mut Disk<'_>, visitor: &mut dyn Visitor) -> Result<(), OpenError> {
         let Place { segment, offset, .. } = self.place;
@@ -262,7 +258,7 @@ impl Reading {
         if (offset == 0) != (header.flags & FLAG_OPENING != 0) {
             return Err(malformed("a segment begins with an opening frame, and has no other"));
         }
-        if offset == 0 {
+        if self.live.back().is_none_or(|live| live.segment != segment) {
             let opening = header.number;
             self.live.push_back(Live { segment, generation: header.generation, opening, last_slot: Slot(0) });
         }
@@ -318,77 +314,7 @@ impl Evidence for AtEnd<'_, '_> {
         self.disk.look(self.place.segment.next(), 0, &self.place)
     }
 
-    fn later(&mut self) -> Result<Option<Found>, OpenError> {
-        let Place { segment, offset, last, .. } = self.place;
-        if let Some(number) = self.disk.scan(segment, offset + BLOCK_BYTES as u64, last)? {
-            return Ok(Some(Found { number, same_segment: true }));
-        }
-        for further in segment.0 + 1..=self.disk.segments {
-            // The next segment's first block is `next`, and was judged as that.
-            let start = if further == segment.0 + 1 { BLOCK_BYTES as u64 } else { 0 };
-            if let Some(number) = self.disk.scan(SegmentId(further), start, last)? {
-                return Ok(Some(Found { number, same_segment: false }));
-            }
-        }
-        Ok(None)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Scene {
-        here: Sight,
-        next: Sight,
-        later: Option<Found>,
-    }
-
-    impl Evidence for Scene {
-        fn here(&mut self) -> Result<Sight, OpenError> {
-            Ok(self.here)
-        }
-        fn next(&mut self) -> Result<Sight, OpenError> {
-            Ok(self.next)
-        }
-        fn later(&mut self) -> Result<Option<Found>, OpenError> {
-            Ok(self.later)
-        }
-    }
-
-    #[test]
-    fn every_row_of_the_table() {
-        const K: FrameNumber = FrameNumber(9);
-        let sights = [
-            Sight::Absent,
-            Sight::Blank,
-            Sight::Remains,
-            Sight::Garbage,
-            Sight::Earlier(FrameNumber(2)),
-            Sight::Torn,
-            Sight::Whole,
-            Sight::Later(K),
-        ];
-        let later = |same_segment| Some(Found { number: K, same_segment });
-        for here in sights {
-            for next in sights {
-                for later in [None, later(true), later(false)] {
-                    let expected = match (here, next, later.map(|found| found.same_segment)) {
-                        (Sight::Whole, ..) => Verdict::Take,
-                        (Sight::Later(_), ..) => Verdict::DamagedHere(K),
-                        (_, Sight::Whole, _) => Verdict::RollOver,
-                        (_, Sight::Later(_), _) => Verdict::DamagedHere(K),
-                        (_, Sight::Earlier(number), _) => Verdict::Stale(number),
-                        (_, _, Some(true)) => Verdict::DamagedHere(K),
-                        (_, _, Some(false)) => Verdict::DamagedNext(K),
-                        (_, Sight::Torn | Sight::Garbage, None) => Verdict::TornNext,
-                        (Sight::Absent | Sight::Blank | Sight::Remains, _, None) => Verdict::Clean,
-                        (Sight::Torn | Sight::Garbage | Sight::Earlier(_), _, None) => Verdict::TornHere,
-                    };
-                    let found = decide(&mut Scene { here, next, later }).expect("no I/O");
-                    assert_eq!(found, expected, "{here:?} {next:?} {later:?}");
-                }
-            }
-        }
+    fn later(&mut self) -> Result<Later, OpenError> {
+        self.disk.search(&self.place)
     }
 }

@@ -88,6 +88,8 @@ pub struct Log {
     queue: VecDeque<Filling>,
     in_flight: Option<InFlight>,
     pool: Vec<AlignedBuffer>,
+    /// The disk has room for more segments than there are, as far as anybody knows.
+    can_grow: bool,
     /// The last hard state sealed, as the encoded record; empty if there is none. One still queued is not repeated: it
     /// would overtake what was appended before it.
     hard_state: Vec<u8>,
@@ -126,6 +128,8 @@ pub(crate) struct Segments {
     pub(crate) spares: VecDeque<Generation>,
     /// Cut off, to be reused, oldest first.
     pub(crate) free: VecDeque<(SegmentId, Generation)>,
+    /// The log begins with a hole, there, that may have held slots up to this one.
+    pub(crate) hole: Option<(Begin, Slot)>,
 }
 
 /// A segment that holds frames.
@@ -215,6 +219,7 @@ impl Log {
             queue: VecDeque::new(),
             in_flight: None,
             pool: Vec::with_capacity(POOL_BUFFERS),
+            can_grow: true,
             hard_state,
             mark_wanted: false,
             appended: zero,
@@ -245,6 +250,15 @@ impl Log {
         filling.summary.add_hard_state(promised);
         filling.hard_state = Some(filling.used - record::padded_bytes(payload.len())..filling.used);
         filling.upto
+    }
+
+    /// Right after recovery: the next opening repeats this hard state, not the last one that was read. Behind a hole that one may
+    /// be older than what the log has held since; the caller knows what has to be kept of all it was told.
+    pub fn repeat_hard_state(&mut self, promised: Ballot, payload: &[u8]) {
+        assert_eq!(self.appended, RecordNumber(0), "nothing is appended yet");
+        assert!(payload.len() <= HARD_STATE_BYTES_MAX, "a hard state fits in the frame that opens a segment");
+        self.hard_state.resize(record::padded_bytes(payload.len()), 0);
+        record::encode(&mut self.hard_state, RecordKind::HardState, Slot(0), promised, &[payload]);
     }
 
     /// Copies a record into the frame being filled, or into a new one if it does not fit there.
@@ -409,6 +423,9 @@ impl Log {
     /// Where the log is to begin by now: at the first segment that holds a slot above the cut, or else the last one. What
     /// is before that one's opening is repeated there, or cut off.
     fn begin(&self) -> Begin {
+        if let Some((begin, _)) = self.segments.hole.filter(|(_, upto)| *upto >= self.cut) {
+            return begin;
+        }
         let needed = |live: &&Live| live.segment == self.place.segment || live.last_slot >= self.cut;
         match self.segments.live.iter().find(needed) {
             Some(live) => Begin { segment: live.segment, frame: live.opening },
@@ -418,7 +435,7 @@ impl Log {
 
     /// What is to be done to the log's files next, one at a time and in this order: recovery takes a gap for a loss.
     pub fn upkeep(&self) -> Option<Upkeep> {
-        let Segments { live, spares, free } = &self.segments;
+        let Segments { live, spares, free, hole: _ } = &self.segments;
         let is_within_bound = ((live.len() + spares.len()) as u64) < self.settings.segments_max();
         if (spares.len() as u64) < SPARE_SEGMENTS && is_within_bound {
             let to = self.ready().next();
@@ -449,6 +466,19 @@ impl Log {
         }
     }
 
+    /// Whether the disk has room for another segment. While it has none, the log is as long as its files are (rule L7):
+    /// with what is ready it goes on, and what is cut off is used again.
+    pub fn set_can_grow(&mut self, can_grow: bool) {
+        self.can_grow = can_grow;
+    }
+
+    /// How many segments there may be by now, the reserve included.
+    fn segments_max(&self) -> u64 {
+        let Segments { live, spares, free, hole: _ } = &self.segments;
+        let there_are = (live.len() + spares.len() + free.len()) as u64;
+        if self.can_grow { self.settings.segments_max() } else { self.settings.segments_max().min(there_are) }
+    }
+
     /// Segments up to this one exist.
     fn ready(&self) -> SegmentId {
         SegmentId(self.place.segment.0 + self.segments.spares.len() as u64)
@@ -468,7 +498,7 @@ impl Log {
     /// Whether the log would be full if its bound were so much lower. A master stops before it is full, so that the
     /// others, whose logs differ a little from its own, still have room for what it has proposed.
     pub fn is_full_within(&self, margin_bytes: u64) -> bool {
-        let ordinary = self.settings.segments_max() - RESERVE_SEGMENTS;
+        let ordinary = self.segments_max().saturating_sub(RESERVE_SEGMENTS);
         let frame_bytes_max = self.settings.frame_bytes_max as u64;
         // At worst a segment loses its opening, and at its end what the next frame did not fit into.
         let worst = self.settings.segment_bytes - OPENING_BYTES_MAX as u64 - frame_bytes_max;
@@ -484,6 +514,7 @@ impl Log {
     }
 
     /// Whether even the reserve is used up: nothing that is queued will ever become durable, so the replica stops voting.
+    /// Not for want of room on the disk: that may come back.
     pub fn is_exhausted(&self) -> bool {
         let length = self.queue.front().map_or(0, Filling::frame_bytes) as u64;
         let used = self.segments.live.len() as u64;

@@ -1,13 +1,13 @@
-//! Damage to what was durable: refused by name where it can be known, and never wrong data.
+//! Damage to what was durable: told by name, stepped over where the log goes on behind it, and never wrong data.
 
 mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Disk, Item, SETTINGS, identity, without_repeats};
+use common::{Disk, Item, SETTINGS, Seen, identity};
 use synod_wal::{
-    Ballot, CellId, FrameNumber, Identity, Log, OpenError, RecordKind, ReplicaId, SegmentId, Settings, Slot, StartId,
-    Tail, create, recover,
+    Ballot, CellId, FrameNumber, Identity, Log, LostSlots, OpenError, Proof, RecordKind, ReplicaId, SegmentId,
+    Settings, Slot, StartId, Tail, create, recover,
 };
 
 const BLOCK: usize = 4096;
@@ -17,12 +17,14 @@ struct Sample {
     disk: Disk,
     items: Vec<Item>,
     frames: Vec<(SegmentId, u64, usize)>,
+    /// Which item each frame has, if any: an opening repeats one, a mark has none.
+    held: Vec<Option<usize>>,
 }
 
 fn sample(marked: bool) -> Sample {
     let mut disk = Disk::default();
     let mut log = create(SETTINGS, identity(1));
-    let (mut items, mut frames) = (Vec::new(), Vec::new());
+    let (mut items, mut frames, mut held) = (Vec::new(), Vec::new(), Vec::new());
     let lengths = [100, 9000, 50, 18_000, 4000, 7000, 12_000, 300, 15_000, 20, 8000, 16_000, 40];
     for (i, length) in lengths.iter().cycle().take(30).enumerate() {
         let seed = i as u64 + 1;
@@ -33,6 +35,8 @@ fn sample(marked: bool) -> Sample {
         }
         items[i].append(&mut log);
         frames.extend(disk.flush_all(&mut log));
+        held.resize(frames.len() - 1, None);
+        held.push(Some(i));
         if i == 6 {
             log = disk.recover(2).expect("sound so far").0.log;
         }
@@ -42,11 +46,20 @@ fn sample(marked: bool) -> Sample {
         frames.extend(disk.flush_all(&mut log));
     }
     assert!(frames.last().expect("there are frames").0 >= SegmentId(3), "several segments");
-    Sample { disk, items, frames }
+    held.resize(frames.len(), None);
+    Sample { disk, items, frames, held }
 }
 
-/// Damages each block in several ways and hands each outcome to `check`, with the index of the frame it was in.
-fn damage_each_block(sample: &Sample, mut check: impl FnMut(usize, bool, Result<Vec<Item>, OpenError>)) {
+/// The accepted values, in order, but for those of one frame: hard states are repeated, so that none is lost for long.
+fn accepted(items: &[Item], without: Option<usize>) -> Vec<Item> {
+    let all = items.iter().enumerate().filter(|(at, item)| Some(*at) != without && item.kind == RecordKind::Accepted);
+    all.map(|(_, item)| item.clone()).collect()
+}
+
+/// Damages each block in several ways: one frame is told as lost and all others are there, or, with nothing behind it, it passes
+/// for torn.
+fn damage_each_block(sample: &Sample, marked: bool) {
+    let last = sample.frames.len() - 1;
     for (number, &(segment, offset, length)) in sample.frames.iter().enumerate() {
         for block in (offset as usize..offset as usize + length).step_by(BLOCK) {
             let original = sample.disk.segments[&segment][block..block + BLOCK].to_vec();
@@ -63,44 +76,37 @@ fn damage_each_block(sample: &Sample, mut check: impl FnMut(usize, bool, Result<
                 let harmless = way[..used] == original[..used];
                 let mut disk = sample.disk.clone();
                 disk.segments.get_mut(&segment).expect("it is there")[block..block + BLOCK].copy_from_slice(&way);
-                check(number, harmless, disk.recover(9).map(|(_, items)| without_repeats(items)));
+                let (_, Seen { items, lost }) = disk.recover_around(9).expect("what is behind is sound");
+                let gone = sample.held[number].filter(|_| !harmless);
+                assert_eq!(accepted(&items, None), accepted(&sample.items, gone), "frame {number}");
+                if harmless || number == last {
+                    assert_eq!(lost, [], "frame {number}, marked: {marked}");
+                    continue;
+                }
+                let [lost] = lost[..] else { panic!("frame {number}: {lost:?}") };
+                let frame = FrameNumber(number as u64 + 1);
+                assert_eq!((lost.first, lost.last, lost.segment, lost.offset), (frame, frame, segment, offset));
+                let slots = match gone.map(|at| sample.items[at].slot) {
+                    None | Some(Slot(0)) => LostSlots::NONE,
+                    Some(slot) => LostSlots { first: slot, last: slot },
+                };
+                assert_eq!(lost.known_slots(), Some(slots));
+                assert!(
+                    gone.is_none_or(|at| sample.items[at].ballot <= lost.summary.ballot.max(lost.summary.promised))
+                );
             }
         }
     }
 }
 
 #[test]
-fn damage_before_a_later_frame_is_refused_and_named() {
-    let sample = sample(true);
-    let last = sample.frames.len() - 1;
-    damage_each_block(&sample, |frame, harmless, outcome| match outcome {
-        Err(OpenError::Damaged { frame: number, segment, offset, later }) => {
-            assert!(!harmless && frame < last);
-            assert_eq!(number, FrameNumber(frame as u64 + 1));
-            assert_eq!((segment, offset), (sample.frames[frame].0, sample.frames[frame].1));
-            assert!(later > number);
-        }
-        Err(error) => panic!("frame {frame}: {error}"),
-        // Nothing is lost with the mark itself.
-        Ok(items) => {
-            assert!(harmless || frame == last, "frame {frame}");
-            assert_eq!(items, sample.items);
-        }
-    });
+fn damage_before_a_later_frame_is_told_and_stepped_over() {
+    damage_each_block(&sample(true), true);
 }
 
 #[test]
 fn without_a_mark_the_last_frame_alone_is_taken_for_torn() {
-    let sample = sample(false);
-    let last = sample.frames.len() - 1;
-    damage_each_block(&sample, |frame, harmless, outcome| match outcome {
-        Ok(items) if harmless => assert_eq!(items, sample.items),
-        Ok(items) => {
-            assert_eq!(frame, last);
-            assert_eq!(items, sample.items[..sample.items.len() - 1]);
-        }
-        Err(error) => assert!(frame < last && matches!(error, OpenError::Damaged { .. }), "frame {frame}: {error}"),
-    });
+    damage_each_block(&sample(false), false);
 }
 
 fn error(disk: &mut Disk) -> OpenError {
@@ -110,35 +116,47 @@ fn error(disk: &mut Disk) -> OpenError {
     }
 }
 
+/// What is left of the sample when a segment is changed: all that was in the others, and the rest told as lost; or the end is.
+fn check_without_segment(sample: &Sample, segment: SegmentId, disk: &mut Disk) {
+    let in_it = |frame: &(SegmentId, u64, usize)| frame.0 == segment;
+    let outcome = disk.recover_around(9);
+    let numbers = || (1..).zip(&sample.frames).filter(|(_, frame)| in_it(frame)).map(|(number, _)| FrameNumber(number));
+    if in_it(sample.frames.last().expect("there are frames")) {
+        let Err(OpenError::EndLost { frame, .. }) = outcome.map(|_| ()) else { panic!("segment {segment}") };
+        return assert_eq!(Some(frame), numbers().next());
+    }
+    let (_, seen) = outcome.unwrap_or_else(|error| panic!("segment {segment}: {error}"));
+    let [lost] = seen.lost[..] else { panic!("segment {segment}: {:?}", seen.lost) };
+    assert_eq!((Some(lost.first), Some(lost.last)), (numbers().next(), numbers().last()));
+    let held = sample.frames.iter().zip(&sample.held).filter(|(frame, _)| !in_it(frame));
+    let expected: Vec<Item> = held.filter_map(|(_, item)| item.map(|at| sample.items[at].clone())).collect();
+    assert_eq!(accepted(&seen.items, None), accepted(&expected, None), "segment {segment}");
+}
+
 #[test]
-fn a_missing_segment_is_named() {
-    for segment in 1..=3 {
-        let mut disk = sample(true).disk;
-        disk.segments.remove(&SegmentId(segment));
-        let OpenError::Missing { segment: missing, later } = error(&mut disk) else { panic!("another error") };
-        assert_eq!((missing, later), (SegmentId(segment), SegmentId(segment + 1)));
+fn a_missing_blank_or_foreign_segment_is_a_hole_or_the_end() {
+    let sample = sample(true);
+    for segment in (1..=sample.frames.last().expect("there are frames").0.0).map(SegmentId) {
+        let changed = |change: &dyn Fn(&mut Disk)| {
+            let mut disk = sample.disk.clone();
+            change(&mut disk);
+            check_without_segment(&sample, segment, &mut disk);
+        };
+        changed(&|disk| drop(disk.segments.remove(&segment)));
+        let stranger = Identity { replica: ReplicaId(8), ..identity(1) };
+        changed(&|disk| drop(disk.segments.insert(segment, segment_of(stranger))));
+        let another = Identity { start: StartId(8), ..identity(1) };
+        changed(&|disk| drop(disk.segments.insert(segment, segment_of(another))));
+        changed(&|disk| disk.segments.get_mut(&segment).expect("it is there").truncate(0));
+        if segment < sample.frames.last().expect("there are frames").0 {
+            changed(&|disk| disk.segments.get_mut(&segment).expect("it is there").fill(0));
+        }
     }
 }
 
 #[test]
-fn a_lost_segment_under_a_blank_one_is_damage() {
-    let mut disk = sample(true).disk;
-    disk.segments.get_mut(&SegmentId(2)).expect("it is there").fill(0);
-    assert!(matches!(error(&mut disk), OpenError::Damaged { segment: SegmentId(1 | 2), .. }));
-}
-
-#[test]
-fn segments_in_the_wrong_place_are_told_apart() {
-    let swapped = |from: u64, to: u64| {
-        let mut disk = sample(true).disk;
-        let bytes = disk.segments[&SegmentId(from)].clone();
-        disk.segments.insert(SegmentId(to), bytes);
-        disk
-    };
-    let OpenError::Misplaced { segment, holds, .. } = error(&mut swapped(1, 2)) else { panic!("another error") };
-    assert_eq!((segment, holds), (SegmentId(2), SegmentId(1)));
-
-    // The same segment, of the same log in an earlier state: a file that a restored backup has brought back.
+fn an_older_state_of_a_segment_is_never_believed() {
+    // The same segment, of the same log in another state: a file that a restored backup has brought back.
     let old = {
         let mut disk = Disk::default();
         let mut log = create(SETTINGS, identity(1));
@@ -148,9 +166,16 @@ fn segments_in_the_wrong_place_are_told_apart() {
         disk.flush_all(&mut log);
         disk.segments.remove(&SegmentId(2)).expect("it is there")
     };
-    let mut disk = sample(true).disk;
+    let sample = sample(true);
+    let mut disk = sample.disk.clone();
     disk.segments.insert(SegmentId(2), old);
-    assert!(matches!(error(&mut disk), OpenError::Stale { segment: SegmentId(2), .. } | OpenError::Damaged { .. }));
+    match disk.recover_around(9) {
+        Ok((_, seen)) => {
+            assert!(!seen.lost.is_empty());
+            assert!(seen.items.iter().all(|item| sample.items.contains(item)));
+        }
+        Err(error) => assert!(matches!(error, OpenError::EndLost { .. }), "{error}"),
+    }
 }
 
 fn segment_of(identity: Identity) -> Vec<u8> {
@@ -162,9 +187,9 @@ fn segment_of(identity: Identity) -> Vec<u8> {
 }
 
 #[test]
-fn a_stranger_s_segment_is_named() {
+fn a_stranger_s_log_is_named() {
     let with = |identity| {
-        let mut disk = sample(true).disk;
+        let mut disk = Disk::default();
         disk.segments.insert(SegmentId(1), segment_of(identity));
         error(&mut disk)
     };
@@ -172,7 +197,11 @@ fn a_stranger_s_segment_is_named() {
     assert!(matches!(with(Identity { cell: CellId(8), ..ours }), OpenError::OtherCell { cell: CellId(8), .. }));
     let replica = ReplicaId(8);
     assert!(matches!(with(Identity { replica, ..ours }), OpenError::OtherReplica { replica: ReplicaId(8), .. }));
-    assert!(matches!(with(Identity { start: StartId(8), ..ours }), OpenError::OtherLog { segment: SegmentId(2) }));
+    // Which of two logs is ours nobody can tell who has one segment of each.
+    let mut disk = Disk::default();
+    disk.segments.insert(SegmentId(1), segment_of(ours));
+    disk.segments.insert(SegmentId(2), segment_of(Identity { start: StartId(8), ..ours }));
+    assert!(matches!(error(&mut disk), OpenError::OtherLog { .. }));
 }
 
 #[test]
@@ -185,8 +214,11 @@ fn a_newer_version_and_a_wrong_size_are_named() {
     assert!(matches!(error(&mut disk), OpenError::NewerVersion { segment: SegmentId(2), version: 2 }));
 
     let mut disk = sample(true).disk;
-    disk.segments.get_mut(&SegmentId(2)).expect("it is there").truncate(BLOCK);
-    assert!(matches!(error(&mut disk), OpenError::WrongSize { segment: SegmentId(2), found: 4096, expected: 73_728 }));
+    disk.segments.values_mut().for_each(|segment| segment.truncate(BLOCK));
+    assert!(matches!(error(&mut disk), OpenError::WrongSize { segment: SegmentId(1), found: 4096, expected: 73_728 }));
+    let mut disk = sample(true).disk;
+    disk.segments.get_mut(&SegmentId(2)).expect("it is there").extend([0; BLOCK]);
+    assert!(matches!(error(&mut disk), OpenError::WrongSize { segment: SegmentId(2), .. }));
 }
 
 /// A disk with an unreadable spot.
@@ -264,13 +296,13 @@ fn open_with_forged_value(origin: u64) -> (Item, Result<Vec<Item>, OpenError>) {
 fn a_client_cannot_send_what_is_taken_for_a_frame() {
     let (honest, outcome) = open_with_forged_value(666);
     assert_eq!(outcome.expect("a torn tail"), [honest]);
-    // With the origin known it could keep this replica from opening: this is what the origin is for.
+    // With the origin known it could write this replica's log for it: this is what the origin is for.
     let (_, outcome) = open_with_forged_value(1);
-    assert!(matches!(outcome, Err(OpenError::Damaged { frame: FrameNumber(3), later: FrameNumber(4), .. })));
+    assert!(outcome.expect("it looks like a hole").len() > 1);
 }
 
 #[test]
-fn a_later_frame_in_the_wrong_order_is_refused() {
+fn a_write_that_was_lost_is_a_hole() {
     // The device has lost one write of a block wholly, and shows what was there before: zeros.
     let sample = sample(true);
     let by_segment = sample.frames.iter().fold(BTreeMap::<_, Vec<_>>::new(), |mut map, frame| {
@@ -282,8 +314,9 @@ fn a_later_frame_in_the_wrong_order_is_refused() {
             let mut disk = sample.disk.clone();
             let bytes = disk.segments.get_mut(&segment).expect("it is there");
             bytes[offset as usize..offset as usize + length].fill(0);
-            let OpenError::Damaged { segment: at, offset: o, .. } = error(&mut disk) else { panic!("another error") };
-            assert_eq!((at, o), (segment, offset));
+            let (_, seen) = disk.recover_around(9).expect("it goes on behind it");
+            let [lost] = seen.lost[..] else { panic!("{:?}", seen.lost) };
+            assert_eq!((lost.segment, lost.offset), (segment, offset));
         }
     }
 }
@@ -296,8 +329,8 @@ fn a_write_that_went_astray_is_refused() {
     let (start, end) = (offset as usize, offset as usize + length);
     bytes.copy_within(start..end, end + BLOCK);
     bytes[start..end].fill(0);
-    let OpenError::Damaged { frame, later, offset: at, .. } = error(&mut sample.disk) else { panic!("another error") };
-    assert_eq!((frame, later, at), (frame, frame, offset));
+    let OpenError::EndLost { frame, proof, offset: at, .. } = error(&mut sample.disk) else { panic!("another error") };
+    assert_eq!((proof, at), (Proof::Frame(frame), offset));
 }
 
 #[test]
@@ -316,7 +349,7 @@ fn a_sound_frame_that_another_one_should_follow_is_refused() {
     let place = 2 * BLOCK..3 * BLOCK;
     let bytes = disk.segments.get_mut(&SegmentId(1)).expect("it is there");
     bytes[place.clone()].copy_from_slice(&other.segments[&SegmentId(1)][place]);
-    assert!(matches!(error(&mut disk), OpenError::Damaged { frame: FrameNumber(4), later: FrameNumber(4), .. }));
+    assert!(matches!(error(&mut disk), OpenError::EndLost { frame: FrameNumber(4), proof: Proof::Order, .. }));
 }
 
 #[test]
@@ -350,4 +383,30 @@ fn a_lowered_frame_limit_loses_nothing() {
     let mut items = Vec::new();
     recover(&mut disk, lower, &identity(2), &mut |record| items.push(Item::from(record))).expect("it opens");
     assert_eq!(items, [item]);
+}
+
+#[test]
+fn behind_a_hole_an_opening_repeats_what_its_reader_knows() {
+    let mut disk = Disk::default();
+    let mut log = create(SETTINGS, identity(1));
+    let mut places = Vec::new();
+    for (kind, slot) in [(RecordKind::HardState, 0), (RecordKind::HardState, 0), (RecordKind::Accepted, 1)] {
+        Item::new(kind, slot, 50, places.len() as u64 + 1).append(&mut log);
+        places.extend(disk.flush_all(&mut log));
+    }
+    // The opening, the first hard state, and the second, which is lost.
+    let offset = places[2].1 as usize;
+    disk.segments.get_mut(&SegmentId(1)).expect("it is there")[offset..offset + BLOCK].fill(0);
+    let (mut recovered, seen) = disk.recover_around(2).expect("it goes on behind it");
+    let [lost] = seen.lost[..] else { panic!("{:?}", seen.lost) };
+    assert_eq!((lost.known_slots(), lost.summary.promised), (Some(LostSlots::NONE), Ballot(3 << 64 | 1)));
+    recovered.log.repeat_hard_state(lost.summary.promised, b"as far as is known");
+    for slot in 2..9 {
+        Item::new(RecordKind::Accepted, slot, 20_000, slot).append(&mut recovered.log);
+    }
+    disk.flush_all(&mut recovered.log);
+    disk.segments.retain(|segment, _| *segment > SegmentId(1));
+    let (_, seen) = disk.recover_around(3).expect("another hole");
+    let first = seen.items.iter().find(|item| item.kind == RecordKind::HardState).expect("an opening has it");
+    assert_eq!((first.ballot, &first.payload[..]), (lost.summary.promised, &b"as far as is known"[..]));
 }

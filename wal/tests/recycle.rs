@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use common::{Disk, Item, SECTOR_BYTES, SETTINGS, identity, without_repeats};
 use synod_wal::frame::{FrameHeader, GENERATION_FIRST};
 use synod_wal::{
-    FREE_SEGMENTS_MAX, Flush, FrameNumber, Log, OpenError, RecordKind, SegmentId, Settings, Slot, Upkeep, create,
-    recover,
+    FREE_SEGMENTS_MAX, Flush, FrameNumber, Log, LostSlots, OpenError, RecordKind, SegmentId, Settings, Slot, Upkeep,
+    create, recover,
 };
 
 /// Appends the next slots, each flushed by itself.
@@ -128,28 +128,27 @@ fn a_full_log_takes_writes_again_after_a_cut() {
 }
 
 #[test]
-fn a_needed_segment_that_is_missing_is_refused_and_one_cut_off_is_not() {
+fn a_needed_segment_that_is_missing_is_a_hole_and_one_cut_off_is_not() {
     let (disk, log, expected) = recycled();
     let begin = first_needed(&disk);
     let (live, spares, _) = log.segment_counts();
+    let newest = SegmentId(begin.0 + live as u64 - 1);
     for (segment, _) in openings(&disk) {
         let mut damaged = disk.clone();
         damaged.segments.remove(&segment);
-        let outcome = damaged.recover(9);
+        let outcome = damaged.recover_around(9).map(|(_, seen)| seen);
         if segment < begin {
-            assert_eq!(needed(outcome.expect("it was cut off").1, Slot(190)), expected);
-        } else if segment.0 < begin.0 + live as u64 + spares as u64 - 1 {
-            let error = outcome.map(|_| ()).expect_err("it is needed");
-            assert!(
-                matches!(error, OpenError::Missing { segment: missing, .. } if missing == segment),
-                "{segment}: {error}"
-            );
+            let seen = outcome.expect("it was cut off");
+            assert_eq!((seen.lost.len(), needed(seen.items, Slot(190))), (0, expected.clone()));
+        } else if segment < newest {
+            let seen = outcome.expect("it goes on behind it");
+            let [lost] = seen.lost[..] else { panic!("{segment}: {:?}", seen.lost) };
+            assert!([segment.0 - 1, segment.0].contains(&lost.segment.0), "{lost}");
+        } else if segment.0 < newest.0 + spares as u64 {
+            let error = outcome.map(|_| ()).expect_err("it may have been the last that had begun");
+            assert!(matches!(error, OpenError::EndLost { segment: gone, .. } if gone == segment), "{segment}: {error}");
         }
     }
-    let mut damaged = disk.clone();
-    damaged.segments.retain(|segment, _| *segment > begin);
-    let error = damaged.recover(9).map(|_| ()).expect_err("it is needed");
-    assert!(matches!(error, OpenError::Missing { segment, .. } if segment == begin), "{error}");
 }
 
 /// Where the log begins, by its newest opening frame. The sample's frames after that one name no other beginning.
@@ -165,7 +164,7 @@ fn first_needed(disk: &Disk) -> SegmentId {
 }
 
 #[test]
-fn a_damaged_opening_is_refused_where_it_is_needed() {
+fn a_damaged_opening_is_a_hole_where_it_is_needed() {
     let (disk, _, expected) = recycled();
     let begin = first_needed(&disk);
     for (segment, header) in openings(&disk) {
@@ -173,14 +172,18 @@ fn a_damaged_opening_is_refused_where_it_is_needed() {
             let mut damaged = disk.clone();
             damaged.segments.get_mut(&segment).expect("it is there")[at] ^= 4;
             let is_own = header.is_some_and(|header| header.segment == segment);
-            match damaged.recover(9) {
-                Ok((_, items)) => {
-                    assert!(segment < begin || !is_own, "segment {segment} is needed");
-                    assert_eq!(needed(items, Slot(190)), expected);
-                }
-                Err(OpenError::Damaged { segment: named, offset: 0, .. }) => {
-                    assert!(segment >= begin && is_own, "segment {segment} of {begin}.. {at} {named} {header:?}");
-                    assert_eq!(named, segment);
+            match damaged.recover_around(9) {
+                Ok((_, seen)) => {
+                    // What it repeats is repeated later, or was said before.
+                    let is_needed = segment >= begin && is_own;
+                    let named: Vec<_> = seen.lost.iter().map(|lost| (lost.segment, lost.known_slots())).collect();
+                    let hole = (segment, Some(LostSlots::NONE));
+                    assert_eq!(
+                        named,
+                        if is_needed { vec![hole] } else { vec![] },
+                        "segment {segment} of {begin}.. {at}"
+                    );
+                    assert_eq!(needed(seen.items, Slot(190)), expected);
                 }
                 Err(error) => panic!("segment {segment}: {error}"),
             }
@@ -254,18 +257,25 @@ fn an_old_copy_of_a_segment_is_no_recycled_one() {
         let mut damaged = disk.clone();
         let copy = damaged.segments[&old].clone();
         damaged.segments.insert(SegmentId(segment), copy);
-        let error = damaged.recover(9).map(|_| ()).expect_err("it is no part of this log");
-        assert!(matches!(error, OpenError::Misplaced { holds, .. } if holds == old), "{segment}: {error}");
+        match damaged.recover_around(9).map(|(_, seen)| seen) {
+            Ok(seen) => {
+                assert!(segment < newest && seen.lost.len() == 1, "{segment}: {:?}", seen.lost);
+                // If there was room left at the end of the one before, it may have begun there.
+                assert!([segment - 1, segment].contains(&seen.lost[0].segment.0));
+            }
+            Err(error) => {
+                assert!(segment == newest && matches!(error, OpenError::EndLost { .. }), "{segment}: {error}");
+            }
+        }
     }
     // A copy of one that was cut off, in the place of one that is needed and not the last.
     let (disk, ..) = recycled();
     let begin = first_needed(&disk);
     let stale = disk.segments[&SegmentId(begin.0 - 1)].clone();
-    for segment in begin.0..begin.0 + 1 {
-        let mut damaged = disk.clone();
-        damaged.segments.insert(SegmentId(segment), stale.clone());
-        assert!(damaged.recover(9).is_err(), "{segment}");
-    }
+    let mut damaged = disk.clone();
+    damaged.segments.insert(begin, stale);
+    let (_, seen) = damaged.recover_around(9).expect("it goes on behind it");
+    assert_eq!((seen.lost.len(), seen.lost[0].segment), (1, begin), "nothing before it is looked at");
 }
 
 #[test]

@@ -184,6 +184,44 @@ fn a_full_log_keeps_room_for_what_is_queued_and_for_hard_state() {
     }
 }
 
+/// As [`Disk::flush_all`], on a disk that has no room for another segment.
+fn flush_without_new_segments(disk: &mut Disk, log: &mut Log) {
+    while let Some(flush) = log.seal() {
+        disk.write(&flush);
+        disk.sync_all();
+        log.flushed(flush.buffer);
+    }
+}
+
+#[test]
+fn on_a_full_disk_the_log_is_as_long_as_its_files_are_until_there_is_room_again() {
+    let (mut disk, mut log) = (Disk::default(), create(SETTINGS, identity(1)));
+    append(&mut log, 1, 20_000);
+    disk.flush_all(&mut log);
+    assert!(!log.is_full_within(SETTINGS.segment_bytes));
+    log.set_can_grow(false);
+    let mut slot = 1;
+    while !log.is_full() {
+        slot += 1;
+        append(&mut log, slot, 20_000);
+        flush_without_new_segments(&mut disk, &mut log);
+    }
+    assert_eq!(log.durable(), log.appended(), "what was taken has room");
+    assert!(slot > 2, "the segments made ahead of need are used");
+    // A promise still finds its reserve; and what finds none waits, it does not end the process.
+    for ballot in 0..2000 {
+        log.append_hard_state(Ballot(ballot), b"promised");
+        flush_without_new_segments(&mut disk, &mut log);
+        assert!(ballot > 12 || log.durable() == log.appended());
+    }
+    assert!(log.durable() < log.appended());
+    assert!(!log.is_exhausted());
+    log.set_can_grow(true);
+    assert!(!log.is_full());
+    disk.flush_all(&mut log);
+    assert_eq!(log.durable(), log.appended());
+}
+
 #[test]
 fn an_incarnation_is_kept_over_a_restart() {
     let (mut disk, mut log) = opened();

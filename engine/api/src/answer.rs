@@ -45,7 +45,8 @@ const MALFORMED: u8 = 9;
 const UNKNOWN: u8 = 10;
 const MASTER_CHANGED: u8 = 11;
 const DATABASE_FULL: u8 = 12;
-const DIVERGED: u8 = 13;
+const DISK_FULL: u8 = 13;
+const DIVERGED: u8 = 14;
 
 const NOTHING: u8 = 0;
 const SOMETHING: u8 = 1;
@@ -135,6 +136,9 @@ pub enum Refusal {
         "the replicas' databases differ, and no majority of them is equal: an operator has to decide which is right"
     )]
     Diverged,
+    /// The master's disk has no room: which file was to be how long. Nothing was done; with room again writes are taken again.
+    #[error("the disk is full: {0}")]
+    DiskFull(String),
     /// This replica's log has failed, and it takes no commands. Nothing was done.
     #[error("the log has failed")]
     LogFailed,
@@ -174,6 +178,7 @@ impl Refusal {
             | Refusal::LogFull
             | Refusal::DatabaseFull
             | Refusal::Diverged
+            | Refusal::DiskFull(_)
             | Refusal::LogFailed
             | Refusal::SessionUnknown
             | Refusal::UnansweredLimit
@@ -194,6 +199,7 @@ impl Refusal {
             Refusal::LogFull => "log_full",
             Refusal::DatabaseFull => "database_full",
             Refusal::Diverged => "diverged",
+            Refusal::DiskFull(_) => "disk_full",
             Refusal::LogFailed => "log_failed",
             Refusal::SessionUnknown => "session_unknown",
             Refusal::UnansweredLimit => "unanswered_limit",
@@ -221,6 +227,10 @@ impl Refusal {
             Refusal::LogFull => out.put_u8(LOG_FULL),
             Refusal::DatabaseFull => out.put_u8(DATABASE_FULL),
             Refusal::Diverged => out.put_u8(DIVERGED),
+            Refusal::DiskFull(text) => {
+                out.put_u8(DISK_FULL);
+                put_text(out, text);
+            }
             Refusal::LogFailed => out.put_u8(LOG_FAILED),
             Refusal::SessionUnknown => out.put_u8(SESSION_UNKNOWN),
             Refusal::UnansweredLimit => out.put_u8(UNANSWERED_LIMIT),
@@ -252,6 +262,7 @@ impl Refusal {
             LOG_FULL => Refusal::LogFull,
             DATABASE_FULL => Refusal::DatabaseFull,
             DIVERGED => Refusal::Diverged,
+            DISK_FULL => Refusal::DiskFull(reader.text()?.to_owned()),
             LOG_FAILED => Refusal::LogFailed,
             SESSION_UNKNOWN => Refusal::SessionUnknown,
             UNANSWERED_LIMIT => Refusal::UnansweredLimit,
@@ -443,7 +454,8 @@ mod tests {
         check(Refusal::Busy, expect!["0c02"]);
         check(Refusal::LogFull, expect!["0c03"]);
         check(Refusal::DatabaseFull, expect!["0c0c"]);
-        check(Refusal::Diverged, expect!["0c0d"]);
+        check(Refusal::Diverged, expect!["0c0e"]);
+        check(Refusal::DiskFull("why".to_owned()), expect!["0c0d0300776879"]);
         check(Refusal::LogFailed, expect!["0c04"]);
         check(Refusal::SessionUnknown, expect!["0c05"]);
         check(Refusal::UnansweredLimit, expect!["0c06"]);
@@ -507,7 +519,7 @@ mod tests {
         #[test]
         fn junk_is_refused_or_is_the_one_encoding_of_an_answer(
             tag in 0..15u8,
-            choice in 0..12u8,
+            choice in 0..15u8,
             rest in proptest::collection::vec(prop_oneof![Just(0u8), any::<u8>()], 0..48),
         ) {
             let mut bytes = vec![tag, choice];

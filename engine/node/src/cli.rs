@@ -53,13 +53,16 @@ pub struct ServeArgs {
     /// --log-mb-max, 1024 at most]
     #[arg(long, value_name = "MIB")]
     pub snapshot_log_mb: Option<u64>,
-    /// Write snapshots, and read them back, at this rate at most, in MiB a second, and help laggards at half of it: the log needs
-    /// the same disk [default: 128]
+    /// Write snapshots, and read them back, at this rate at most, in MiB a second: the log needs the same disk [default: 128]
     #[arg(long, value_name = "MIB")]
     pub snapshot_mb_per_s: Option<u64>,
     /// Look through the database for rot at this rate at most, in MiB a second; 0: not at all [default: 8]
     #[arg(long, value_name = "MIB")]
     pub scrub_mb_per_s: Option<u64>,
+    /// Fetch another replica's snapshot, and read the log for those who lag behind, at this rate at most, in MiB a second; the log
+    /// a little faster while it grows, so that they catch up [default: 64]
+    #[arg(long, value_name = "MIB")]
+    pub catch_up_mb_per_s: Option<u64>,
     /// Let one replica of the cell copy the database there by itself: an absolute path that all replicas can write to, or
     /// s3://bucket/prefix. Say it on every member
     #[arg(long, value_name = "URL")]
@@ -123,6 +126,7 @@ impl ServeArgs {
         config.snapshot_log_mb = self.snapshot_log_mb.or(config.snapshot_log_mb);
         set(&mut config.snapshot_mb_per_s, self.snapshot_mb_per_s);
         set(&mut config.scrub_mb_per_s, self.scrub_mb_per_s);
+        set(&mut config.catch_up_mb_per_s, self.catch_up_mb_per_s);
         config.snapshot_to = self.snapshot_to.clone().or(config.snapshot_to);
         set(&mut config.snapshot_every_minutes, self.snapshot_every_minutes);
         set(&mut config.snapshots_kept, self.snapshots_kept);
@@ -182,6 +186,7 @@ const _: () = {
     assert!(defaults::snapshot_log_mb() == 1024);
     assert!(defaults::snapshot_mb_per_s() == 128);
     assert!(defaults::scrub_mb_per_s() == 8);
+    assert!(defaults::catch_up_mb_per_s() == 64);
     assert!(defaults::snapshot_every_minutes() == 60);
     assert!(defaults::snapshots_kept() == 24);
     assert!(defaults::database_gb_max() == 256);
@@ -200,7 +205,13 @@ mod tests {
     fn a_segment_that_cannot_be_made_is_told_with_its_cause() {
         let source = std::io::Error::from_raw_os_error(5);
         let error = synod_wal::directory::DirectoryError::Io { doing: "syncing", path: "d/wal".into(), source };
-        let text = chain(&crate::serve::ServeError::from(crate::hot::HotError::Segment(error.into())));
-        assert_eq!(text, "cannot make the next log segment: syncing d/wal: Input/output error (os error 5)");
+        let doing = "cannot make the next log segment".to_owned();
+        let failed = crate::hot::HotError::DiskFailed { doing, source: error.into() };
+        let text = chain(&crate::serve::ServeError::from(failed));
+        assert_eq!(
+            text,
+            "the disk failed: cannot make the next log segment: syncing d/wal; see to the disk, and start the replica \
+             again: Input/output error (os error 5)"
+        );
     }
 }

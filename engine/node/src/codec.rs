@@ -5,16 +5,18 @@
 //! another version or a bug: it is refused by name, never guessed at.
 
 mod digests;
+mod room;
 mod snapshots;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use synod_api::limits::BATCH_BYTES_MAX;
 use synod_paxos::{
-    AcceptedSlot, Ballot, Batch, Configuration, Configurations, HardState, Incarnation, MalformedBatch, Message,
-    Record, ReplicaId, Slot,
+    AcceptedSlot, Ballot, Batch, Configuration, Configurations, CrashVector, HardState, Incarnation, LogPosition,
+    LostSlots, MalformedBatch, Message, Record, Recovered, ReplicaId, Slot, Voter,
 };
 
 pub use digests::{DIGESTS_MAX, DigestMessage};
+pub use room::{RoomMessage, encode as encode_room_message};
 pub use snapshots::{CHUNK_BYTES, SnapshotMessage, decode_handle, encode as encode_snapshot_message, encode_handle};
 
 /// Frame kinds between replicas. The greeting's own kinds are below 10 (`synod_net`).
@@ -31,6 +33,9 @@ mod kind {
     pub(super) const PROBE_ANSWER: u8 = 19;
     pub(super) const RELEASE: u8 = 20;
     pub(super) const TAKE_OVER: u8 = 21;
+    pub(super) const POSITION: u8 = 22;
+    pub(super) const REJOIN: u8 = 23;
+    pub(super) const REJOIN_ANSWER: u8 = 24;
 }
 
 /// Bytes that are no message or record of ours.
@@ -84,16 +89,49 @@ const NUMBER_MAX: u64 = 1 << 62;
 const BALLOT_BYTES: usize = 18;
 const SLOT_BYTES: usize = 8;
 
-/// How many bytes a peer frame may carry: a promise that reports twice the horizon of full batches.
+/// A range of lost slots in a promise.
+const LOST_BYTES: usize = 2 * SLOT_BYTES + BALLOT_BYTES;
+
+/// How many bytes a peer frame may carry: a promise that reports twice the horizon of full batches, and what it has lost.
 pub const fn peer_payload_bytes_max(horizon: u64, batch_bytes_max: usize) -> usize {
     let per_slot = SLOT_BYTES + BALLOT_BYTES + 4 + batch_bytes_max;
-    64 + 2 * horizon as usize * per_slot
+    64 + VOTER_BYTES_MAX + Recovered::LOST_MAX * LOST_BYTES + 2 * horizon as usize * per_slot
 }
+
+/// An incarnation, a count, and of every id there is an id and an incarnation.
+const VOTER_BYTES_MAX: usize = 10 + ReplicaId::MAX.0 as usize * 10;
 
 fn put_ballot(out: &mut impl BufMut, ballot: Ballot) {
     out.put_u64_le(ballot.round);
     out.put_u16_le(ballot.replica.0);
     out.put_u64_le(ballot.incarnation.0);
+}
+
+fn put_vector(out: &mut impl BufMut, vector: &CrashVector) {
+    out.put_u16_le(u16::try_from(vector.len()).expect("one for each id at most"));
+    for (replica, incarnation) in vector.iter() {
+        out.put_u16_le(replica.0);
+        out.put_u64_le(incarnation.0);
+    }
+}
+
+/// Where nothing was ever lost: ten bytes.
+fn put_voter(out: &mut impl BufMut, voter: &Voter) {
+    out.put_u64_le(voter.incarnation.0);
+    put_vector(out, &voter.vector);
+}
+
+fn put_position(out: &mut impl BufMut, position: LogPosition) {
+    out.put_u64_le(position.incarnation.0);
+    out.put_u64_le(position.frame);
+}
+
+fn put_accepted(out: &mut impl BufMut, accepted: &[AcceptedSlot]) {
+    for AcceptedSlot { slot, ballot, batch } in accepted {
+        out.put_u64_le(slot.0);
+        put_ballot(out, *ballot);
+        put_batch(out, batch);
+    }
 }
 
 fn put_batch(out: &mut impl BufMut, batch: &Batch) {
@@ -121,15 +159,18 @@ pub fn encode_message(message: &Message) -> EncodedMessage {
             put_ballot(&mut head, *released);
             kind::PROPOSE
         }
-        Message::Promise { ballot, cut, chosen, accepted } => {
+        Message::Promise { ballot, cut, chosen, accepted, lost, voter } => {
             put_ballot(&mut head, *ballot);
             head.put_u64_le(cut.0);
             head.put_u64_le(chosen.0);
-            for AcceptedSlot { slot, ballot, batch } in accepted {
-                head.put_u64_le(slot.0);
+            put_voter(&mut head, voter);
+            head.put_u8(u8::try_from(lost.len()).expect("recovery makes no more ranges than Recovered::LOST_MAX"));
+            for LostSlots { first, last, ballot } in lost {
+                head.put_u64_le(first.0);
+                head.put_u64_le(last.0);
                 put_ballot(&mut head, *ballot);
-                put_batch(&mut head, batch);
             }
+            put_accepted(&mut head, accepted);
             kind::PROMISE
         }
         Message::Accept { ballot, slot, batch, chosen } => {
@@ -139,9 +180,10 @@ pub fn encode_message(message: &Message) -> EncodedMessage {
             body = batch.as_bytes().clone();
             kind::ACCEPT
         }
-        Message::Acknowledge { ballot, slot } => {
+        Message::Acknowledge { ballot, slot, voter } => {
             put_ballot(&mut head, *ballot);
             head.put_u64_le(slot.0);
+            put_voter(&mut head, voter);
             kind::ACKNOWLEDGE
         }
         Message::Reject { promised } => {
@@ -161,6 +203,25 @@ pub fn encode_message(message: &Message) -> EncodedMessage {
         Message::TakeOver { ballot } => {
             put_ballot(&mut head, *ballot);
             kind::TAKE_OVER
+        }
+        Message::Position { durable, known, asks } => {
+            put_position(&mut head, *durable);
+            put_position(&mut head, *known);
+            head.put_u8(u8::from(*asks));
+            kind::POSITION
+        }
+        Message::Rejoin { incarnation } => {
+            head.put_u64_le(incarnation.0);
+            kind::REJOIN
+        }
+        Message::RejoinAnswer { asked, known, is_lost, promised, chosen, accepted } => {
+            head.put_u64_le(asked.0);
+            head.put_u64_le(known.0);
+            head.put_u8(u8::from(*is_lost));
+            put_ballot(&mut head, *promised);
+            head.put_u64_le(chosen.0);
+            put_accepted(&mut head, accepted);
+            kind::REJOIN_ANSWER
         }
         Message::Fetch { from } => {
             head.put_u64_le(from.0);
@@ -238,9 +299,45 @@ impl Reader {
     fn ballot(&mut self) -> Result<Ballot, CodecError> {
         let round = self.round()?;
         let replica = ReplicaId(self.u16()?);
-        let incarnation = Incarnation(self.u64()?);
-        self.within("a ballot's incarnation", incarnation.0 < 1 << INCARNATION_BITS)?;
+        let incarnation = self.incarnation()?;
         Ok(Ballot { round, replica, incarnation })
+    }
+
+    fn incarnation(&mut self) -> Result<Incarnation, CodecError> {
+        let incarnation = self.u64()?;
+        self.within("an incarnation", incarnation < 1 << Incarnation::BITS)?;
+        Ok(Incarnation(incarnation))
+    }
+
+    fn vector(&mut self) -> Result<CrashVector, CodecError> {
+        let lives = self.u16()?;
+        self.within("a crash vector's length", lives <= ReplicaId::MAX.0)?;
+        let mut vector = CrashVector::default();
+        for _ in 0..lives {
+            let replica = ReplicaId(self.u16()?);
+            self.within("a replica's id", replica <= ReplicaId::MAX)?;
+            let incarnation = self.incarnation()?;
+            vector.note(replica, incarnation);
+        }
+        Ok(vector)
+    }
+
+    fn voter(&mut self) -> Result<Voter, CodecError> {
+        Ok(Voter { incarnation: self.incarnation()?, vector: self.vector()? })
+    }
+
+    fn position(&mut self) -> Result<LogPosition, CodecError> {
+        Ok(LogPosition { incarnation: self.incarnation()?, frame: self.u64()? })
+    }
+
+    /// All the rest.
+    fn accepted(mut self) -> Result<Vec<AcceptedSlot>, CodecError> {
+        let mut accepted = Vec::new();
+        while !self.is_empty() {
+            let (slot, ballot) = (self.slot()?, self.ballot()?);
+            accepted.push(AcceptedSlot { slot, ballot, batch: self.batch()? });
+        }
+        Ok(accepted)
     }
 
     fn batch(&mut self) -> Result<Batch, CodecError> {
@@ -301,12 +398,17 @@ pub enum PeerMessage {
     Protocol(Message),
     /// Catch-up by snapshot, and whether databases are equal.
     Snapshot(SnapshotMessage),
+    /// Who has room for writes.
+    Room(RoomMessage),
 }
 
 /// Whatever came in a peer's frame.
 pub fn decode_peer_message(kind: u8, payload: Bytes) -> Result<PeerMessage, CodecError> {
-    match snapshots::decode(kind, &payload) {
-        Some(message) => message.map(PeerMessage::Snapshot),
+    if let Some(message) = snapshots::decode(kind, &payload) {
+        return message.map(PeerMessage::Snapshot);
+    }
+    match room::decode(kind, &payload) {
+        Some(message) => message.map(PeerMessage::Room),
         None => decode_message(kind, payload).map(PeerMessage::Protocol),
     }
 }
@@ -344,12 +446,16 @@ pub fn decode_message(kind: u8, payload: Bytes) -> Result<Message, CodecError> {
             let mut reader = Reader::new("a promise", payload);
             let (ballot, cut, chosen) = (reader.ballot()?, reader.slot()?, reader.slot()?);
             reader.within("the cut", cut <= chosen)?;
-            let mut accepted = Vec::new();
-            while !reader.is_empty() {
-                let (slot, ballot) = (reader.slot()?, reader.ballot()?);
-                accepted.push(AcceptedSlot { slot, ballot, batch: reader.batch()? });
+            let voter = reader.voter()?;
+            let ranges = usize::from(reader.u8()?);
+            reader.within("the number of lost ranges", ranges <= Recovered::LOST_MAX)?;
+            let mut lost = Vec::with_capacity(ranges);
+            for _ in 0..ranges {
+                let one = LostSlots { first: reader.slot()?, last: reader.slot()?, ballot: reader.ballot()? };
+                reader.within("a lost range", one.first <= one.last)?;
+                lost.push(one);
             }
-            Ok(Message::Promise { ballot, cut, chosen, accepted })
+            Ok(Message::Promise { ballot, cut, chosen, accepted: reader.accepted()?, lost, voter })
         }
         kind::ACCEPT => {
             let mut reader = Reader::new("an accept", payload);
@@ -358,8 +464,26 @@ pub fn decode_message(kind: u8, payload: Bytes) -> Result<Message, CodecError> {
         }
         kind::ACKNOWLEDGE => {
             let mut reader = Reader::new("an acknowledge", payload);
-            let message = Message::Acknowledge { ballot: reader.ballot()?, slot: reader.slot()? };
+            let (ballot, slot) = (reader.ballot()?, reader.slot()?);
+            let message = Message::Acknowledge { ballot, slot, voter: reader.voter()? };
             reader.end().map(|()| message)
+        }
+        kind::POSITION => {
+            let mut reader = Reader::new("a position", payload);
+            let (durable, known) = (reader.position()?, reader.position()?);
+            let message = Message::Position { durable, known, asks: reader.flag("its question")? };
+            reader.end().map(|()| message)
+        }
+        kind::REJOIN => {
+            let mut reader = Reader::new("a rejoin", payload);
+            let message = Message::Rejoin { incarnation: reader.incarnation()? };
+            reader.end().map(|()| message)
+        }
+        kind::REJOIN_ANSWER => {
+            let mut reader = Reader::new("an answer to a rejoin", payload);
+            let (asked, known, is_lost) = (reader.incarnation()?, reader.incarnation()?, reader.flag("its loss")?);
+            let (promised, chosen) = (reader.ballot()?, reader.slot()?);
+            Ok(Message::RejoinAnswer { asked, known, is_lost, promised, chosen, accepted: reader.accepted()? })
         }
         kind::REJECT => {
             let mut reader = Reader::new("a reject", payload);
@@ -394,12 +518,18 @@ pub fn decode_message(kind: u8, payload: Bytes) -> Result<Message, CodecError> {
 ///
 /// | kind | slot, ballot | payload |
 /// |---|---|---|
-/// | hard state | none, promised | promised, incarnation u64, cut u64, since u64, configuration, pending from u64 (0: none), pending |
+/// | hard state | none, promised | promised, incarnation u64 (0: lost), lives u16 and of each an id u16 and an incarnation u64, cut u64, since u64, configuration, pending from u64 (0: none), pending |
 /// | accepted | slot, ballot | chosen u64, batch |
 /// | chosen | slot, none | batch |
 pub fn append_record(log: &mut synod_wal::Log, record: &Record) -> synod_wal::RecordNumber {
     match record {
-        Record::HardState(state) => log.append_hard_state(pack_ballot(state.promised), &encode_hard_state(state)),
+        Record::HardState(state) => {
+            let incarnation = synod_wal::Incarnation(state.incarnation.0);
+            if incarnation > log.identity().incarnation {
+                log.adopt_incarnation(incarnation);
+            }
+            log.append_hard_state(pack_ballot(state.promised), &encode_hard_state(state))
+        }
         Record::Accepted { slot, ballot, chosen, batch } => log.append(
             synod_wal::RecordKind::Accepted,
             synod_wal::Slot(slot.0),
@@ -413,6 +543,12 @@ pub fn append_record(log: &mut synod_wal::Log, record: &Record) -> synod_wal::Re
             &[batch.as_bytes()],
         ),
     }
+}
+
+/// Right after a start: what openings are to repeat instead of the last hard state that was read, which later ones may have
+/// followed that are lost.
+pub fn repeat_hard_state(log: &mut synod_wal::Log, state: &HardState) {
+    log.repeat_hard_state(pack_ballot(state.promised), &encode_hard_state(state));
 }
 
 /// A record as the log gave it back.
@@ -444,6 +580,7 @@ fn encode_hard_state(state: &HardState) -> BytesMut {
     let mut out = BytesMut::with_capacity(64);
     put_ballot(&mut out, state.promised);
     out.put_u64_le(state.incarnation.0);
+    put_vector(&mut out, &state.vector);
     out.put_u64_le(state.cut.0);
     put_configurations(&mut out, &state.configurations);
     out
@@ -470,14 +607,15 @@ fn put_configuration(out: &mut BytesMut, configuration: &Configuration) {
 fn decode_hard_state(payload: &[u8]) -> Result<HardState, CodecError> {
     let mut reader = Reader::new("hard state", Bytes::copy_from_slice(payload));
     let promised = reader.ballot()?;
-    let incarnation = Incarnation(reader.u64()?);
+    let incarnation = reader.incarnation()?;
+    let vector = reader.vector()?;
     let cut = reader.slot()?;
     let configurations = reader.configurations()?;
     reader.end()?;
-    Ok(HardState { promised, incarnation, cut, configurations })
+    Ok(HardState { promised, incarnation, vector, cut, configurations })
 }
 
-const INCARNATION_BITS: u32 = 48;
+const INCARNATION_BITS: u32 = Incarnation::BITS;
 
 /// A ballot as the log orders it: round, replica, incarnation, from the highest bits down.
 fn pack_ballot(ballot: Ballot) -> synod_wal::Ballot {
@@ -512,22 +650,54 @@ mod tests {
         builder.take()
     }
 
+    fn voter() -> Voter {
+        let second = Incarnation::FIRST.after(9);
+        Voter {
+            incarnation: second,
+            vector: [(ReplicaId(2), second), (ReplicaId(63), second.after(1))].into_iter().collect(),
+        }
+    }
+
+    fn position(frame: u64) -> LogPosition {
+        LogPosition { incarnation: Incarnation(7), frame }
+    }
+
     fn messages() -> Vec<Message> {
         let accepted = |slot| AcceptedSlot { slot: Slot(slot), ballot: ballot(slot), batch: batch(&[b"v"]) };
         vec![
             Message::Probe { chosen: Slot(3) },
             Message::ProbeAnswer { would: true, round: 4, chosen: Slot(3) },
             Message::Propose { ballot: ballot(9), released: ballot(8) },
-            Message::Promise { ballot: ballot(9), cut: Slot(4), chosen: Slot(4), accepted: vec![] },
+            Message::Promise {
+                ballot: ballot(9),
+                cut: Slot(4),
+                chosen: Slot(4),
+                accepted: vec![],
+                lost: vec![],
+                voter: voter(),
+            },
             Message::Promise {
                 ballot: ballot(9),
                 cut: Slot(0),
                 chosen: Slot(4),
                 accepted: vec![accepted(5), accepted(7)],
+                lost: vec![LostSlots { first: Slot(6), last: Slot(8), ballot: ballot(8) }],
+                voter: Voter::default(),
             },
             Message::Accept { ballot: ballot(1), slot: Slot(8), batch: batch(&[b"x", b"", b"yz"]), chosen: Slot(7) },
             Message::Accept { ballot: ballot(1), slot: Slot(8), batch: Batch::NO_OP, chosen: Slot(7) },
-            Message::Acknowledge { ballot: ballot(1), slot: Slot(8) },
+            Message::Acknowledge { ballot: ballot(1), slot: Slot(8), voter: Voter::default() },
+            Message::Acknowledge { ballot: ballot(1), slot: Slot(8), voter: voter() },
+            Message::Position { durable: position(9), known: position(8), asks: true },
+            Message::Rejoin { incarnation: Incarnation(7) },
+            Message::RejoinAnswer {
+                asked: Incarnation(7),
+                known: Incarnation(8),
+                is_lost: false,
+                promised: ballot(3),
+                chosen: Slot(4),
+                accepted: vec![accepted(5)],
+            },
             Message::Reject { promised: ballot(NUMBER_MAX) },
             Message::Commit { ballot: ballot(1), chosen: Slot(8), tolerance: -1 },
             Message::Release { ballot: ballot(1) },
@@ -576,13 +746,61 @@ mod tests {
             Message::Propose { ballot: strange, released: Ballot::NONE },
             Message::Reject { promised: far },
             Message::Commit { ballot: ballot(1), chosen: Slot(u64::MAX), tolerance: 0 },
-            Message::Promise { ballot: ballot(1), cut: Slot(3), chosen: none, accepted: vec![] },
+            Message::Promise {
+                ballot: ballot(1),
+                cut: Slot(3),
+                chosen: none,
+                accepted: vec![],
+                lost: vec![],
+                voter: voter(),
+            },
+            Message::Promise {
+                ballot: ballot(1),
+                cut: none,
+                chosen: none,
+                accepted: vec![],
+                lost: vec![LostSlots { first: Slot(9), last: Slot(8), ballot: ballot(1) }],
+                voter: voter(),
+            },
             Message::Accept { ballot: ballot(1), slot: Slot(1), batch: large.clone(), chosen: none },
             Message::Entries { first: Slot(1), batches: vec![large], chosen: Slot(1) },
         ] {
             let (kind, bytes) = bytes_of(&message);
             assert!(matches!(decode_message(kind, bytes), Err(CodecError::Bounds { .. })), "kind {kind}");
         }
+    }
+
+    #[test]
+    fn a_promise_of_a_replica_that_has_lost_something_has_these_bytes() {
+        let lost = vec![LostSlots { first: Slot(6), last: Slot(8), ballot: ballot(2) }];
+        let message = Message::Promise {
+            ballot: ballot(1),
+            cut: Slot(4),
+            chosen: Slot(5),
+            accepted: vec![],
+            lost,
+            voter: voter(),
+        };
+        let (kind, bytes) = bytes_of(&message);
+        assert_eq!(kind, 11);
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            hex,
+            "0100000000000000\
+             0300\
+             0700000000000000\
+             0400000000000000\
+             0500000000000000\
+             09000001000000000200\
+             02000900000100000000\
+             3f000100000200000000\
+             01\
+             0600000000000000\
+             0800000000000000\
+             0200000000000000\
+             0300\
+             0700000000000000"
+        );
     }
 
     /// The bytes between replicas of different builds: a change here is a change of the wire's version.
@@ -610,7 +828,7 @@ mod tests {
         let changing = Configurations { pending: Some((Slot(30), Configuration::of(&[1, 2]))), ..first.clone() };
         for configurations in [first, changing] {
             let (promised, incarnation, cut) = (ballot(5), Incarnation(2), Slot(0));
-            let state = HardState { promised, incarnation, cut, configurations };
+            let state = HardState { promised, incarnation, vector: voter().vector, cut, configurations };
             assert_eq!(decode_hard_state(&encode_hard_state(&state)), Ok(state));
         }
     }

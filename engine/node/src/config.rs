@@ -48,8 +48,7 @@ pub struct Config {
     /// A snapshot of the database is made after so much log, in MiB; not said: a quarter of `log_mb_max`, 1024 at most.
     #[serde(default)]
     pub snapshot_log_mb: Option<u64>,
-    /// Snapshots are written, and read back, at this rate at most, in MiB a second, and laggards helped at half of it: the log
-    /// needs the same disk.
+    /// Snapshots are written, and read back, at this rate at most, in MiB a second: the log needs the same disk.
     #[serde(default = "defaults::snapshot_mb_per_s")]
     pub snapshot_mb_per_s: u64,
     /// The database is looked through for rot at this rate at most, in MiB a second; 0: not at all.
@@ -58,6 +57,10 @@ pub struct Config {
     /// The database is not to be used: another replica's takes its place. For one start.
     #[serde(skip)]
     pub rebuild: bool,
+    /// Another replica's snapshot is fetched, and the log read for those who lag behind, at this rate at most, in MiB a second;
+    /// the log a little faster while it grows, so that they catch up.
+    #[serde(default = "defaults::catch_up_mb_per_s")]
+    pub catch_up_mb_per_s: u64,
     /// Copies of the database go there by themselves: an absolute path, `file:///a/path` or `s3://bucket/prefix`.
     #[serde(default)]
     pub snapshot_to: Option<String>,
@@ -112,6 +115,10 @@ pub mod defaults {
     /// MiB a second of a look for rot.
     pub const fn scrub_mb_per_s() -> u64 {
         8
+    }
+    /// MiB a second for a replica that lags behind: two replicas work for it, one of them perhaps the master.
+    pub const fn catch_up_mb_per_s() -> u64 {
+        64
     }
     /// Minutes between two copies to a remote place.
     pub const fn snapshot_every_minutes() -> u64 {
@@ -230,6 +237,7 @@ impl Config {
             snapshot_mb_per_s: defaults::snapshot_mb_per_s(),
             scrub_mb_per_s: defaults::scrub_mb_per_s(),
             rebuild: false,
+            catch_up_mb_per_s: defaults::catch_up_mb_per_s(),
             snapshot_to: None,
             snapshot_every_minutes: defaults::snapshot_every_minutes(),
             snapshots_kept: defaults::snapshots_kept(),
@@ -279,6 +287,7 @@ impl Config {
         within("snapshot_log_mb", self.snapshot_log_mb(), 1, log_max, "1 to a third of log_mb_max")?;
         within("snapshot_mb_per_s", self.snapshot_mb_per_s, 1, 1 << 20, "1 to 1048576 MiB/s")?;
         within("scrub_mb_per_s", self.scrub_mb_per_s, 0, 1 << 20, "0 to 1048576 MiB/s")?;
+        within("catch_up_mb_per_s", self.catch_up_mb_per_s, 1, 1 << 20, "1 to 1048576 MiB/s")?;
         if let Some(url) = &self.snapshot_to {
             remote::check_url(url)?;
         }

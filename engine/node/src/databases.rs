@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use synod_cell::Cell;
 use synod_ring::Waker;
@@ -32,6 +32,9 @@ pub(crate) const NICE: i32 = 10;
 
 /// Reads ahead by this much at once, in bytes.
 const READ_AHEAD_BYTES: usize = 1 << 20;
+
+/// After a chore that failed the next one waits so long.
+const CHORE_RETRY: Duration = Duration::from_millis(500);
 
 /// At most one of each.
 const JOBS_MAX: usize = 5;
@@ -221,10 +224,16 @@ impl Databases {
         let tidying = Arc::new(AtomicBool::new(false));
         let is_tidying = Arc::clone(&tidying);
         let tidy = move || {
+            let mut fails = false;
             while let Ok(chore) = to_do.recv() {
                 if let Err(error) = chore.run() {
                     // What was not done ahead is done when it is needed.
-                    eprintln!("synod: the database's file could not be prepared ahead of need: {error}");
+                    if !std::mem::replace(&mut fails, true) {
+                        eprintln!("synod: the database's file could not be prepared ahead of need: {error}");
+                    }
+                    std::thread::sleep(CHORE_RETRY);
+                } else {
+                    fails = false;
                 }
                 is_tidying.store(false, Ordering::Release);
             }

@@ -5,6 +5,7 @@
 //! | `identity.toml` | cell, replica, incarnation, format: written last on the first start, so it stands for a finished one |
 //! | `lock` | held (flock) while a process uses the directory |
 //! | `wal-*.log` | the log's segments (`synod-wal`) |
+//! | `lost-N` | what was left of a log that was no whole: the replica rejoined without it (rule P11). For a person, who may remove it |
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -16,6 +17,8 @@ use serde::{Deserialize, Serialize};
 const FORMAT: u32 = 1;
 const IDENTITY_FILE: &str = "identity.toml";
 const LOCK_FILE: &str = "lock";
+/// Of so many losses the remains are kept.
+const LOST_MAX: u32 = 4;
 /// `statfs` names of file systems that need a word of their own.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 const RAMFS_MAGIC: u64 = 0x8584_58f6;
@@ -83,18 +86,17 @@ pub enum DirectoryError {
         /// The file system's name, where known.
         kind: &'static str,
     },
-    /// P12.
-    #[error(
-        "{0} is empty. If this is the first start of the whole cell, say --bootstrap on every member; if this member \
-         has run before, its state is lost or this is the wrong directory: do not bootstrap it"
-    )]
-    Empty(PathBuf),
     /// The log is there, its owner is not.
     #[error(
         "{0} holds log segments but no {IDENTITY_FILE}: the directory was damaged, or the very first start was cut \
          short. Only in the second case is it safe to empty it and bootstrap again"
     )]
     NoIdentity(PathBuf),
+    /// Somebody has to look.
+    #[error(
+        "{0} holds {LOST_MAX} directories lost-N already: its disk loses logs again and again. See to it, and remove them"
+    )]
+    LostTooOften(PathBuf),
     /// The identity file is damaged.
     #[error("{path} is damaged ({reason}); nothing in this directory can be trusted without it")]
     Damaged {
@@ -224,7 +226,8 @@ impl Directory {
         parse_identity(&text, &path).map(Some)
     }
 
-    fn has_segments(&self) -> Result<bool, DirectoryError> {
+    /// Whether there is anything of a log.
+    pub fn has_segments(&self) -> Result<bool, DirectoryError> {
         let error = |source| DirectoryError::Io { doing: "cannot list", path: self.path.clone(), source };
         for entry in fs::read_dir(&self.path).map_err(error)? {
             if entry.map_err(error)?.file_name().to_string_lossy().starts_with("wal-") {
@@ -232,6 +235,29 @@ impl Directory {
             }
         }
         Ok(false)
+    }
+
+    /// Moves what is left of a log and a database that are no whole into a directory `lost-N`, for a person to look at. Says where.
+    pub fn set_aside(&self) -> Result<PathBuf, DirectoryError> {
+        let io = |doing, path: &Path| {
+            let path = path.to_owned();
+            move |source| DirectoryError::Io { doing, path, source }
+        };
+        let aside = (1..=LOST_MAX).map(|number| self.path.join(format!("lost-{number}"))).find(|path| !path.exists());
+        let aside = aside.ok_or_else(|| DirectoryError::LostTooOften(self.path.clone()))?;
+        fs::create_dir(&aside).map_err(io("cannot make", &aside))?;
+        for entry in fs::read_dir(&self.path).map_err(io("cannot list", &self.path))? {
+            let entry = entry.map_err(io("cannot list", &self.path))?;
+            let name = entry.file_name();
+            let text = name.to_string_lossy();
+            if text.starts_with("wal-") || text.starts_with("database") || text == IDENTITY_FILE {
+                fs::rename(entry.path(), aside.join(&name)).map_err(io("cannot move away", &entry.path()))?;
+            }
+        }
+        for path in [&aside, &self.path] {
+            File::open(path).and_then(|dir| dir.sync_all()).map_err(io("cannot sync", path))?;
+        }
+        Ok(aside)
     }
 
     /// Writes the identity: under another name first, so that a crash leaves the old one or the new one, never half.

@@ -13,6 +13,7 @@ mod catch_up;
 mod digests;
 mod entries;
 mod pace;
+mod room;
 mod snapshots;
 #[cfg(test)]
 mod tests;
@@ -26,22 +27,24 @@ use synod_api::{Answer, Command, Epoch, Mastership, Refusal, limits};
 use synod_cell::Cell;
 use synod_paxos::durable::DurableQueue;
 use synod_paxos::{
-    Ballot, Batch, BatchBuilder, Change, ChangeError, Configuration, Configurations, Effect, Effects, Event, Instant,
-    Message, PersistId, Recovered, Replica, ReplicaId, Role, Settings, Slot, SnapshotHandle, StateMachine, Ticket,
-    TransferError,
+    Ballot, Batch, BatchBuilder, Change, ChangeError, Configuration, Configurations, Effect, Effects, Event, HardState,
+    Instant, Message, PersistId, Recovered, Replica, ReplicaId, Role, Settings, Slot, SnapshotHandle, StateMachine,
+    Ticket, TransferError,
 };
 use synod_ring::AlignedBuffer;
 
-use crate::codec::{self, SnapshotMessage};
+use crate::codec::{self, RoomMessage, SnapshotMessage};
 use crate::stages::{Stage, StageTimes};
 use catch_up::CatchUp;
 use digests::Digests;
 use entries::{LogReads, Recent};
 use pace::Pace;
+use room::Room;
 use snapshots::Snapshots;
 
 pub use digests::{DigestStatus, Evidence, Said};
 pub use entries::LogRead;
+pub use room::{RETRY_MAX, RETRY_MIN};
 
 /// The gather never waits for more commands than this: with so many on their way the batch is large enough.
 const GATHER_COMMANDS_MAX: usize = 2048;
@@ -71,6 +74,8 @@ pub trait Outlet {
     fn reconfigure(&mut self, configurations: &Configurations);
     /// Send another replica this about a snapshot, now. May be lost.
     fn send_snapshot(&mut self, to: ReplicaId, message: SnapshotMessage);
+    /// Send another replica this about room for writes, now. May be lost.
+    fn send_room(&mut self, to: ReplicaId, message: RoomMessage);
     /// Freeze this database, write it out beside what is kept of it already, and call [`Engine::snapshot_kept`] when it is
     /// durable and verified. At most one at a time.
     fn keep_snapshot(&mut self, handle: &SnapshotHandle, cell: &mut Cell);
@@ -94,6 +99,9 @@ const QUEUED_BYTES_MAX: usize = 16 << 20;
 /// A database with less room than this takes no writes from clients: what is under way, and the other replicas' files, which are
 /// laid out otherwise, must still fit.
 const DATABASE_RESERVE_BYTES: u64 = 256 << 20;
+
+/// A flush that takes longer is counted as a stall of the disk.
+const FLUSH_STALL: Duration = Duration::from_millis(100);
 
 /// Commands that wait for a slot.
 #[derive(Default)]
@@ -202,6 +210,21 @@ pub struct Counters {
     /// Segments of the log that were cut off and are used again.
     #[serde(default)]
     pub segments_recycled: u64,
+    /// How often the disk had no room for a segment of the log any more.
+    #[serde(default)]
+    pub disk_full: u64,
+    /// And how often it was found so.
+    #[serde(default)]
+    pub disk_full_tries: u64,
+    /// How often this replica handed mastership over because of that.
+    #[serde(default)]
+    pub handed_over_full: u64,
+    /// The longest flush of the log, in microseconds.
+    #[serde(default)]
+    pub flush_longest_us: u64,
+    /// Flushes that took longer than a tenth of a second.
+    #[serde(default)]
+    pub flush_stalls: u64,
 }
 
 /// One whole replica without the world.
@@ -231,6 +254,9 @@ pub struct Engine {
     snapshots: Snapshots,
     catch_up: CatchUp,
     digests: Digests,
+    room: Room,
+    /// When the flush that is under way began.
+    flush_began: Option<Instant>,
     answer: Vec<u8>,
     was_coordinating: bool,
     /// The log is so nearly full that a master takes no more writes (rule L7), or not even a read that needs a slot, as without
@@ -238,6 +264,9 @@ pub struct Engine {
     refuses_writes: bool,
     refuses_reads: bool,
     counters: Counters,
+    /// Where the log had lost something at the start, and how many slots at the most.
+    holes: u64,
+    slots_lost: u64,
     stages: StageTimes,
     /// Own batches whose record is not durable yet, for the flush stage.
     unflushed: VecDeque<(PersistId, Instant, u64)>,
@@ -307,12 +336,15 @@ impl Engine {
         let rank = voters.iter().position(|id| *id == me).unwrap_or(0);
         let retention = start.retention;
         let pace = || Pace::new(retention.catch_up_bytes_per_second, now);
+        let incarnation = start.settings.incarnation;
         let snapshots = Snapshots::new(retention, (rank as u64, voters.len() as u64));
         let mut engine = Self {
             me,
             snapshots,
             catch_up: CatchUp::new(retention.chunk_bytes, pace()),
             digests: Digests::new(start.settings.heartbeat, now),
+            room: Room::default(),
+            flush_began: None,
             members: BTreeSet::new(),
             replica: Replica::new(start.settings, &start.recovered, now),
             log: start.log,
@@ -336,11 +368,20 @@ impl Engine {
             refuses_writes: false,
             refuses_reads: false,
             counters: Counters::default(),
+            holes: start.recovered.holes,
+            slots_lost: 0,
             stages: StageTimes::default(),
             unflushed: VecDeque::new(),
             unsent: Vec::new(),
         };
         engine.note_members(&configurations);
+        engine.slots_lost = engine.replica.lost_slots();
+        if engine.holes > 0 {
+            let promised = engine.replica.promised();
+            let (vector, cut) = (start.recovered.vector, start.recovered.cut);
+            let hard_state = HardState { promised, incarnation, vector, configurations, cut };
+            codec::repeat_hard_state(&mut engine.log, &hard_state);
+        }
         let passed_by = start.recovered.passed_by;
         if passed_by > start.recovered.cut {
             engine.log.cut(synod_wal::Slot(passed_by.next().0));
@@ -351,6 +392,12 @@ impl Engine {
             None => engine.digests.restart(chosen, engine.cell.store().digest()),
         }
         engine
+    }
+
+    /// In how many places the log had lost something at the start, how many slots that may have been, and how many of them are
+    /// still lost.
+    pub fn losses(&self) -> (u64, u64, u64) {
+        (self.holes, self.slots_lost, self.replica.lost_slots())
     }
 
     /// A client's command came. Whatever becomes of it, the caller gets one answer.
@@ -405,8 +452,14 @@ impl Engine {
         if self.digests.is_halted() {
             return Err(Refusal::Diverged);
         }
-        if self.refuses_writes && decoded.operation.changes() || self.refuses_reads {
-            return Err(Refusal::LogFull);
+        let is_refused = self.refuses_writes || self.is_majority_short();
+        if is_refused && decoded.operation.changes() {
+            return Err(self.full());
+        }
+        if self.refuses_reads {
+            // A new master has its lease in a moment; what is left of the log is for that. Then it reads without a slot.
+            let has_lease_soon = !self.replica.configurations().current.lease().is_zero() && !self.replica.is_full();
+            return Err(if has_lease_soon { Refusal::Busy } else { self.full() });
         }
         if decoded.operation.changes() && self.cell.store().room_bytes() < DATABASE_RESERVE_BYTES {
             return Err(Refusal::DatabaseFull);
@@ -433,7 +486,7 @@ impl Engine {
 
     fn not_master(&self) -> Refusal {
         let master = self.coordinator_address().map(str::to_owned);
-        if master.is_none() && self.refuses_reads { Refusal::LogFull } else { Refusal::NotMaster { master } }
+        if master.is_none() && self.refuses_reads { self.full() } else { Refusal::NotMaster { master } }
     }
 
     fn refuse(&mut self, caller: Caller, refusal: Refusal, outlet: &mut impl Outlet) {
@@ -457,9 +510,14 @@ impl Engine {
 
     /// When the engine wants to be ticked at the latest.
     pub fn deadline(&self) -> Instant {
-        let others = self.catch_up.deadline().into_iter().chain(self.log_reads.deadline());
-        let catching_up = others.chain(self.digests.deadline(self.members.len())).min();
-        let protocol = self.replica.deadline().min(catching_up.unwrap_or(Instant(u64::MAX)));
+        let own = [
+            self.catch_up.deadline(),
+            self.log_reads.deadline(),
+            self.room.deadline(),
+            self.snapshots.deadline(),
+            self.digests.deadline(self.members.len()),
+        ];
+        let protocol = own.into_iter().flatten().fold(self.replica.deadline(), Instant::min);
         match self.gather.waiting {
             // Only while it is the gather that holds the batch: with the window closed or a full batch in front, time alone
             // brings nothing, and a deadline that has passed would make the loop spin.
@@ -474,26 +532,24 @@ impl Engine {
         assert!(upto >= self.durable, "durability is a prefix that only grows");
         self.durable = upto;
         self.counters.flushes += 1;
+        let took = self.flush_began.take().map_or(Duration::ZERO, |began| now.since(began));
+        self.counters.flush_longest_us = self.counters.flush_longest_us.max(took.as_micros() as u64);
+        self.counters.flush_stalls += u64::from(took > FLUSH_STALL);
         while self.unflushed.front().is_some_and(|(id, ..)| *id <= upto) {
             let (_, sealed, commands) = self.unflushed.pop_front().expect("the front was just seen");
             self.stages.record(Stage::Flush, sealed, now, commands);
         }
-        self.step(now, Event::Persisted { upto }, outlet);
+        let frame = self.log.durable_frame().0;
+        self.step(now, Event::Persisted { upto, frame }, outlet);
         while let Some((to, message)) = self.awaiting_durability.release(self.durable) {
             self.send(to, message, outlet);
         }
         self.drain_inbox(now, outlet);
     }
 
-    /// What is to be done to the log's files next, ahead of need and beside everything else.
-    pub fn log_upkeep(&self) -> Option<synod_wal::Upkeep> {
-        self.log.upkeep()
-    }
-
-    /// It is done, durably.
-    pub fn log_upkeep_done(&mut self, upkeep: synod_wal::Upkeep) {
-        self.log.upkeep_done(upkeep);
-        self.counters.segments_recycled += u64::from(matches!(upkeep, synod_wal::Upkeep::Recycle { .. }));
+    /// How long the flush that is under way has lasted.
+    pub fn flush_under_way(&self, now: Instant) -> Duration {
+        self.flush_began.map_or(Duration::ZERO, |began| now.since(began))
     }
 
     /// All that arrived in this turn is in: propose what waits while the window is open, and hand the log's next frame
@@ -509,6 +565,7 @@ impl Engine {
         self.begin_reign(outlet);
         while let Some(epoch) = self.reign.as_ref().and_then(|reign| reign.epoch)
             && self.replica.can_submit()
+            && !self.is_majority_short()
         {
             if self.gather_may_hold() && self.gather.holds(now, self.pending.callers.len()) {
                 break;
@@ -518,13 +575,15 @@ impl Engine {
         }
         if self.replica.role() != Role::Coordinating {
             self.refuse_pending(&self.not_master(), outlet);
-        } else if self.replica.is_full() {
-            self.refuse_pending(&Refusal::LogFull, outlet);
+        } else if self.replica.is_full() || self.is_majority_short() {
+            self.refuse_pending(&self.full(), outlet);
         }
         self.tend_snapshots(now, outlet);
+        self.tend_room(now, outlet);
         if let Some(flush) = self.log.seal() {
             self.snapshots.flushed(flush.length as u64);
             self.log_reads.flushed(flush.length as u64);
+            self.flush_began = Some(now);
             outlet.flush(flush);
         }
     }

@@ -17,8 +17,10 @@ mod peers;
 mod scrubbing;
 mod token;
 
+use std::error::Error;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroU64;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -43,7 +45,8 @@ use crate::remote::copies::{BOUND_EVERY, Copies, Schedule};
 use crate::scrub::Scrubber;
 use crate::segments::SegmentMaker;
 use crate::start::Opened;
-use crate::status::{CountersStatus, DatabaseStatus, LogStatus, MemberStatus, Status};
+use crate::status::{CountersStatus, DamageStatus, DatabaseStatus, LogStatus, MemberStatus, RejoinStatus, Status};
+use crate::trouble::Trouble;
 use connections::{ConnectionId, Door, Role as ConnectionRole};
 use outlet::World;
 use token::Token;
@@ -84,16 +87,24 @@ pub enum HotError {
     },
     /// The log's disk failed. The process ends: this replica's vote counts for nothing any more.
     #[error(
-        "the log's disk failed while {source}; nothing acknowledged is lost while a majority has it, but this replica \
-         stops here and must not vote again before the disk has been seen to"
+        "the log's disk failed while {source}, in {}: {}; nothing acknowledged is lost while a majority has it, but this \
+         replica stops here and must not vote again before the disk has been seen to",
+        file.display(), source.source().map_or_else(String::new, ToString::to_string)
     )]
     LogFailed {
+        /// The log's segment.
+        file: PathBuf,
         /// What failed.
         source: FlushError,
     },
-    /// A segment could not be made or opened.
-    #[error("cannot make the next log segment")]
-    Segment(#[source] std::io::Error),
+    /// A file of the replica's could not be made, opened or put in place, and it was not for want of room.
+    #[error("the disk failed: {doing}: {source}; see to the disk, and start the replica again")]
+    DiskFailed {
+        /// What was being done.
+        doing: String,
+        /// Why it failed.
+        source: std::io::Error,
+    },
     /// Even the log's reserve is used up.
     #[error("the log is full to its last block: not even a promise can be made durable")]
     LogExhausted,
@@ -132,8 +143,29 @@ pub struct HotCore {
     is_insecure: bool,
     /// When the log has been idle long enough for a mark.
     mark_at: Option<Instant>,
+    /// What was last said of a loss of state, while there is one.
+    loss_told: Option<String>,
     /// What snapshots of the own database wrote.
     snapshot_bytes: u64,
+    /// Making segments for want of room, and snapshots for whatever reason.
+    troubles: Troubles,
+}
+
+/// What does not work at present.
+struct Troubles {
+    segments: Trouble,
+    snapshots: Trouble,
+    incoming: Trouble,
+}
+
+impl Default for Troubles {
+    fn default() -> Self {
+        Self {
+            segments: Trouble::new("making a segment of the log"),
+            snapshots: Trouble::new("a snapshot of the database"),
+            incoming: Trouble::new("taking over another replica's database"),
+        }
+    }
 }
 
 impl HotCore {
@@ -189,7 +221,9 @@ impl HotCore {
             flags,
             is_insecure,
             mark_at: None,
+            loss_told: None,
             snapshot_bytes: 0,
+            troubles: Troubles::default(),
         })
     }
 
@@ -206,7 +240,7 @@ impl HotCore {
         }
         self.world.open_doors();
         self.world.start_links();
-        self.want_segment();
+        self.want_segment(self.world.clock.now());
         let mut completions = Vec::new();
         while !self.stop.load(Ordering::Acquire) {
             self.turn(&mut completions)?;
@@ -223,7 +257,7 @@ impl HotCore {
             self.completed(now, token, outcome)?;
         }
         if self.world.ring.take_woken() {
-            self.take_finished_segment()?;
+            self.take_finished_segment(now)?;
             self.take_finished_snapshots(now);
             self.take_news_of_copies(now);
             self.take_scrubbed(now);
@@ -243,17 +277,35 @@ impl HotCore {
         while let Some((read, error)) = self.world.take_failed_read() {
             self.engine.log_read(read, Err(error), &mut self.world);
         }
-        self.want_segment();
+        self.want_segment(now);
         self.world.databases.tend(self.engine.cell_mut().store_mut());
-        if let Some(error) = self.world.failure.take() {
-            return Err(HotError::Segment(error));
+        if let Some((doing, source)) = self.world.failure.take() {
+            return Err(HotError::DiskFailed { doing, source });
         }
         if self.engine.log().is_exhausted() {
             return Err(HotError::LogExhausted);
         }
         self.world.send_all();
         self.engine.turn_sent(self.world.clock.now());
+        self.tell_of_a_loss();
         Ok(())
+    }
+
+    /// A loss of state, how it goes on, and its end are told once each (rules P11, P13).
+    fn tell_of_a_loss(&mut self) {
+        let rejoining = self.engine.replica().rejoining().map(|rejoining| RejoinStatus::of(&rejoining).in_words());
+        if rejoining == self.loss_told {
+            return;
+        }
+        match &rejoining {
+            Some(words) => eprintln!("synod: replica {} lost state and {words}", self.identity.replica),
+            None => eprintln!(
+                "synod: replica {} has been told all that it may have promised: it votes again in life {}, a lease from now",
+                self.identity.replica,
+                self.engine.replica().incarnation().life()
+            ),
+        }
+        self.loss_told = rejoining;
     }
 
     fn deadline(&self) -> Instant {
@@ -274,8 +326,8 @@ impl HotCore {
             let now = self.world.clock.now();
             self.engine.mark();
             self.engine.end_turn(now, &mut self.world);
-            if let Some(error) = self.world.failure.take() {
-                return Err(HotError::Segment(error));
+            if let Some((doing, source)) = self.world.failure.take() {
+                return Err(HotError::DiskFailed { doing, source });
             }
             self.world.send_all();
             if !self.world.is_flushing() || now >= give_up {
@@ -303,8 +355,8 @@ impl HotCore {
                 self.world.link_sent(now, peer, attempt, pieces, result);
             }
             (Token::Flush, Outcome::Flushed { buffer, result }) => {
-                self.world.flush_ended();
-                result.map_err(|source| HotError::LogFailed { source })?;
+                let file = self.world.flush_ended();
+                result.map_err(|source| HotError::LogFailed { file, source })?;
                 self.engine.flushed(now, buffer, &mut self.world);
                 self.mark_at = Some(now.after(IDLE_BEAT));
             }
@@ -447,6 +499,9 @@ impl HotCore {
                         self.bad_input(id, &format!("replica {from} acts under another replica's ballot"));
                     }
                     Ok(PeerMessage::Protocol(message)) => self.engine.message(now, from, message, &mut self.world),
+                    Ok(PeerMessage::Room(message)) => {
+                        self.engine.room_message(now, from, message, &mut self.world);
+                    }
                     Ok(PeerMessage::Snapshot(message)) => {
                         self.engine.snapshot_message(now, from, message, &mut self.world);
                     }
@@ -458,6 +513,7 @@ impl HotCore {
                 ConnectionRole::Stranger if frame.kind == introduction::KIND_JOIN => {
                     self.introduce(id, &frame.payload, true);
                 }
+                ConnectionRole::Stranger if frame.kind == introduction::KIND_RECALL => self.recall(id, &frame.payload),
                 ConnectionRole::Stranger => {
                     self.greet(id, FrameRef { kind: frame.kind, id: frame.id, payload: &frame.payload });
                     if inbound.held_bytes() > 0 {
@@ -516,6 +572,26 @@ impl HotCore {
         self.world.connections.close_when_sent(id);
     }
 
+    /// A replica with an empty directory asks whether its cell knows it: then it lost its state, and rejoins (P11, P12). Being told
+    /// so lets nobody vote, so it is told as often as it asks.
+    fn recall(&mut self, id: ConnectionId, question: &[u8]) {
+        let Some((asking, _)) = question.split_first_chunk() else {
+            return self.bad_input(id, "the question is not a replica's id");
+        };
+        let asking = u16::from_le_bytes(*asking);
+        let configurations = self.engine.replica().configurations();
+        let mut members = configurations.members();
+        if members.any(|member| member.id.0 == asking && member.voter) && asking != self.identity.replica {
+            let mut told = self.identity.cell.to_le_bytes().to_vec();
+            configurations.current.encode(&mut told);
+            self.world.append(id, introduction::KIND_TELL, FrameId(0), &told);
+        } else {
+            let reason = format!("replica {asking} is no voting member of this cell");
+            self.world.append(id, introduction::KIND_REFUSE, FrameId(0), reason.as_bytes());
+        }
+        self.world.connections.close_when_sent(id);
+    }
+
     /// Whether this replica may be told the id as a new member of a cell that runs: it is a learner, which has promised
     /// nothing yet.
     fn may_join(&self, asking: u16) -> Result<(), NotIntroduced> {
@@ -523,7 +599,7 @@ impl HotCore {
             Some(member) if !member.voter => Ok(()),
             Some(_) => Err(NotIntroduced::Ever(format!(
                 "replica {asking} is a voting member of this cell already, so its state is lost: it may have forgotten \
-                 what it promised. Remove it, and add a new member under an id never used before"
+                 what it promised. Start it without --join, and it rejoins"
             ))),
             None => Err(NotIntroduced::Yet(format!("replica {asking} is no member of this cell yet"))),
         }
@@ -538,7 +614,7 @@ impl HotCore {
         if *since > Slot(1) || pending.is_some() || !makes_the_id {
             return never(format!(
                 "this cell has begun long ago: replica {asking} cannot be bootstrapped into it. If it has run before, its \
-                 state is lost; add a new member under an id never used before, and start that with --join"
+                 state is lost: start it without --bootstrap, and it rejoins"
             ));
         }
         match Configuration::decode(configuration) {
@@ -568,14 +644,15 @@ impl HotCore {
             } else {
                 format!(
                     "replica {asking} has joined this cell before, so its state is lost: it may have forgotten what it \
-                     promised, and must not be bootstrapped again. (If this cell has never served anything, empty all \
+                     promised, and must not be bootstrapped again. Start it without --bootstrap, and it rejoins. (If this cell has never served anything, empty all \
                      members' directories and bootstrap anew)"
                 )
             });
         }
         let mut identity = self.identity.clone();
         identity.introduced.push(asking);
-        self.directory.write_identity(&identity).map_err(|error| NotIntroduced::Ever(error.to_string()))?;
+        // A full disk, say: whoever asks comes again.
+        self.directory.write_identity(&identity).map_err(|error| NotIntroduced::Yet(chain(&error)))?;
         self.identity = identity;
         Ok(())
     }
@@ -588,19 +665,32 @@ impl HotCore {
         self.world.connections.close_when_sent(id);
     }
 
-    fn want_segment(&mut self) {
-        if let Some(upkeep) = self.engine.log_upkeep() {
+    fn want_segment(&mut self, now: Instant) {
+        if let Some(upkeep) = self.engine.log_upkeep(now) {
             self.segments.request(upkeep);
         }
     }
 
-    fn take_finished_segment(&mut self) -> Result<(), HotError> {
-        if let Some((upkeep, file)) = self.segments.take_finished() {
-            let file = file.map_err(HotError::Segment)?;
-            if let (Some(segment), Some(file)) = (upkeep.readies(), file) {
-                self.world.keep_segment(segment, Handle::from(file));
+    fn take_finished_segment(&mut self, now: Instant) -> Result<(), HotError> {
+        let Some((upkeep, file)) = self.segments.take_finished() else { return Ok(()) };
+        let file = match file {
+            Ok(file) => file,
+            // Nothing is broken: the log goes on with what it has, and it is tried again.
+            Err(error) if synod_wal::directory::is_full(&error) => {
+                self.troubles.segments.failed(now, error.to_string());
+                self.engine.log_upkeep_refused(now, upkeep, error.to_string());
+                return Ok(());
             }
-            self.engine.log_upkeep_done(upkeep);
+            Err(source) => {
+                return Err(HotError::DiskFailed { doing: "cannot make the next log segment".to_owned(), source });
+            }
+        };
+        if let (Some(segment), Some(file)) = (upkeep.readies(), file) {
+            self.world.keep_segment(segment, Handle::from(file));
+        }
+        self.engine.log_upkeep_done(upkeep);
+        if self.engine.disk_full().is_none() {
+            self.troubles.segments.worked(now);
         }
         Ok(())
     }
@@ -610,17 +700,16 @@ impl HotCore {
             match done {
                 Done::Kept(outcome) => {
                     self.snapshot_bytes += outcome.as_ref().map_or(0, |durable| durable.bytes);
-                    let kept = tell_store(self.engine.cell_mut(), outcome);
-                    self.engine.snapshot_kept(kept);
+                    let kept = tell_store(now, self.engine.cell_mut(), outcome, &mut self.troubles.snapshots);
+                    self.engine.snapshot_kept(now, kept);
                 }
                 Done::Made(outcome) => {
-                    let made =
-                        outcome.map_err(|error| eprintln!("synod: cannot make a database to catch up with: {error}"));
+                    let made = outcome.map_err(|error| self.troubles.incoming.failed(now, chain(&error)));
                     self.engine.database_made(now, made.ok(), &mut self.world);
                 }
                 Done::IncomingKept(outcome) => {
                     let cell = self.engine.incoming_cell().expect("it is being kept");
-                    let kept = tell_store(cell, outcome);
+                    let kept = tell_store(now, cell, outcome, &mut self.troubles.incoming);
                     self.engine.incoming_kept(now, kept, &mut self.world);
                 }
             }
@@ -648,6 +737,7 @@ impl HotCore {
             Role::Campaigning => ("campaigning", None),
             Role::Coordinating => ("coordinating", Some(self.identity.replica)),
         };
+        let now = self.world.clock.now();
         let cell = self.engine.cell_status();
         let log = self.engine.log();
         Status {
@@ -663,8 +753,11 @@ impl HotCore {
                 VotingStatus::Voting => "voting",
                 VotingStatus::Learning => "learning",
                 VotingStatus::Outside => "outside",
+                VotingStatus::Rejoining => "rejoining",
             }
             .to_owned(),
+            life: replica.incarnation().life(),
+            rejoining: replica.rejoining().map(|rejoining| RejoinStatus::of(&rejoining)),
             tolerance: replica.tolerance(self.world.clock.now()),
             members: self.members(),
             promised: replica.promised().to_string(),
@@ -681,6 +774,8 @@ impl HotCore {
                 sessions: cell.map_or(0, |cell| cell.sessions),
                 snapshot: self.engine.snapshot().0.map_or(0, |slot| slot.0),
                 snapshot_under_way: self.engine.snapshot().1,
+                snapshot_trouble: self.troubles.snapshots.status(now),
+                incoming_trouble: self.troubles.incoming.status(now),
                 remote_copy: self.copies.status(),
                 remote_schedule: self.copies.schedule_status(),
             },
@@ -691,6 +786,9 @@ impl HotCore {
                 cut: replica.cut().0,
                 segments: log.segment_counts().0,
                 full: self.engine.refuses_writes(),
+                disk_full: self.troubles.segments.status(now),
+                flush_under_way_ms: self.engine.flush_under_way(now).as_millis() as u64,
+                damage: DamageStatus::of(&self.engine),
             },
             peers: self.world.peer_statuses().collect(),
             clients: self.world.connections.clients(),
@@ -711,14 +809,15 @@ impl HotCore {
 }
 
 /// Tells a database what became of its snapshot, and says whether it is kept.
-fn tell_store(cell: &mut Cell, outcome: Result<Durable, SnapshotError>) -> bool {
+fn tell_store(now: Instant, cell: &mut Cell, outcome: Result<Durable, SnapshotError>, trouble: &mut Trouble) -> bool {
     match outcome {
         Ok(durable) => {
             cell.store_mut().snapshot_done(durable);
+            trouble.worked(now);
             true
         }
         Err(error) => {
-            eprintln!("synod: a snapshot failed, and will be tried again: {}", chain(&error));
+            trouble.failed(now, chain(&error));
             cell.store_mut().snapshot_failed();
             false
         }

@@ -2,10 +2,12 @@
 //!
 //! On the first start of the whole cell every member is given `--bootstrap`. The member with the lowest id makes the
 //! cell's id; the others ask it, and it tells each of them once, noting so durably before it answers. A member that
-//! comes back later with an empty directory is therefore refused: it may have forgotten what it promised (P11).
+//! comes back later with an empty directory is therefore not told again: it may have forgotten what it promised. It asks whether
+//! the cell knows it, and rejoins if a majority says so (P11).
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use synod_net::connection::InboundSizes;
@@ -21,6 +23,8 @@ use crate::config::Config;
 pub const KIND_ASK: u8 = 1;
 /// Asks for it on behalf of a new member of a running cell: the asking member's id, u16.
 pub const KIND_JOIN: u8 = 4;
+/// Asks whether this is a voting member of a cell that runs, because its directory is empty: the asking member's id, u16.
+pub const KIND_RECALL: u8 = 6;
 /// Answers that the asking member is not known yet, as text: it may be a moment later.
 pub const KIND_LATER: u8 = 5;
 /// Answers with it: u128, and the configuration in force, as `Configuration::encode` has it.
@@ -30,6 +34,8 @@ pub const KIND_REFUSE: u8 = 3;
 
 /// How long a member waits for the first one to come up before it gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long one that lost its directory asks members of which none answers that it knows it.
+const RECALL_PATIENCE: Duration = Duration::from_secs(3);
 const RETRY: Duration = Duration::from_millis(50);
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
 
@@ -53,6 +59,24 @@ pub enum IntroductionError {
         one: u16,
         /// Another.
         other: u16,
+    },
+    /// An empty directory is not the first start of a cell that runs.
+    #[error(
+        "{0} is empty, and the other members are of a cell that has begun: this replica has run before, and its state is lost, or \
+         this is the wrong directory. Start it without --bootstrap, and it rejoins"
+    )]
+    BegunBefore(PathBuf),
+    /// It is not known that it was ever a member.
+    #[error(
+        "{dir} is empty, and no majority of the members named says that its cell knows this replica ({last}). If this is the first \
+         start of the whole cell, say --bootstrap on every member; if this replica is to be a new member, say --join; if it has \
+         run before, its state is lost or this is the wrong directory: start the other members first, and it rejoins by itself"
+    )]
+    NotKnown {
+        /// The directory.
+        dir: PathBuf,
+        /// What the last of them said.
+        last: String,
     },
     /// Nobody to ask.
     #[error("a replica that joins a cell has to be told of its members: say --member for each")]
@@ -110,6 +134,50 @@ pub fn join(config: &Config) -> Result<(u128, Configuration), IntroductionError>
         }
         std::thread::sleep(RETRY);
     }
+}
+
+/// Asks the members whether they know this replica, whose directory is empty, as a voting member of a cell that runs. A majority
+/// of those named must say so, and of one cell (rule P12): then its state is lost.
+pub fn recall(config: &Config) -> Result<(u128, Configuration), IntroductionError> {
+    let question = config.id.to_le_bytes();
+    let mut told: Vec<(u16, u128, Configuration)> = Vec::new();
+    let mut give_up = Instant::now() + RECALL_PATIENCE;
+    loop {
+        let mut last = "there is nobody to ask".to_owned();
+        for member in config.members.iter().filter(|member| member.id != config.id) {
+            if told.iter().any(|(id, ..)| *id == member.id) {
+                continue;
+            }
+            let says = |what: String| format!("member {} at {}: {what}", member.id, member.peer);
+            match ask_once(KIND_RECALL, member.peer, &question) {
+                Ok(Reply::Told(cell, configuration)) => {
+                    // The others may only be starting.
+                    give_up = give_up.max(Instant::now() + PATIENCE);
+                    told.push((member.id, cell, configuration));
+                }
+                Ok(Reply::Refused(reason) | Reply::Later(reason)) => last = says(reason),
+                Err(error) => last = says(error.to_string()),
+            }
+        }
+        if let Some(pair) = told.windows(2).find(|pair| pair[0].1 != pair[1].1) {
+            return Err(IntroductionError::TwoCells { one: pair[0].0, other: pair[1].0 });
+        }
+        if told.len() > config.members.len() / 2 {
+            let (_, cell, configuration) = told.swap_remove(0);
+            return Ok((cell, configuration));
+        }
+        if Instant::now() >= give_up || config.members.len() == 1 {
+            return Err(IntroductionError::NotKnown { dir: config.dir.clone(), last });
+        }
+        std::thread::sleep(RETRY);
+    }
+}
+
+/// Whether any of the others knows this replica: they have a cell's id, which only its first member can have made.
+pub fn is_known_to_any(config: &Config) -> bool {
+    let others = config.members.iter().filter(|member| member.id != config.id);
+    let ask = |member: &crate::config::Member| ask_once(KIND_RECALL, member.peer, &config.id.to_le_bytes());
+    others.map(ask).any(|reply| matches!(reply, Ok(Reply::Told(..))))
 }
 
 /// Whether this member is the one that makes a new cell's id.

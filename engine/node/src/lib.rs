@@ -33,3 +33,4 @@ pub mod serve;
 pub mod stages;
 pub mod start;
 pub mod status;
+pub mod trouble;

@@ -29,6 +29,7 @@ pub struct LocalCellOptions {
 struct Process {
     member: Member,
     child: Option<Child>,
+    has_started: bool,
 }
 
 /// A running local cell. Dropping it ends its processes; their directories stay.
@@ -111,7 +112,11 @@ impl LocalCell {
         let mut next = || free.next().expect("two a replica are left, whatever was wanted");
         let process = |id| {
             let client = wanted.get(usize::from(id) - 1).map(|&port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-            Process { member: Member { id, peer: next(), client: client.unwrap_or_else(&mut next) }, child: None }
+            Process {
+                member: Member { id, peer: next(), client: client.unwrap_or_else(&mut next) },
+                child: None,
+                has_started: false,
+            }
         };
         let processes = (1..=count).map(process).collect();
         let mut cell = Self { options, processes };
@@ -158,7 +163,11 @@ impl LocalCell {
 
     /// The flags that one replica's `serve` is started with.
     pub fn serve_arguments(&self, id: u16) -> Vec<String> {
-        let mut arguments = vec!["serve".to_owned(), "--bootstrap".to_owned(), "--stop-with-parent".to_owned()];
+        let mut arguments = vec!["serve".to_owned(), "--stop-with-parent".to_owned()];
+        // Once: a replica that comes back knows by itself whether it lost its directory.
+        if !self.process(id).has_started {
+            arguments.push("--bootstrap".to_owned());
+        }
         arguments.extend(["--id".to_owned(), id.to_string(), "--dir".to_owned()]);
         arguments.push(self.replica_dir(id).display().to_string());
         for Process { member: Member { id, peer, client }, .. } in &self.processes {
@@ -189,7 +198,8 @@ impl LocalCell {
             .stderr(log)
             .spawn()
             .map_err(system(format!("cannot start replica {id}")))?;
-        self.process_mut(id).child = Some(child);
+        let process = self.process_mut(id);
+        (process.child, process.has_started) = (Some(child), true);
         Ok(())
     }
 

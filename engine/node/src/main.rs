@@ -339,6 +339,9 @@ fn status(args: &ClientArgs, json: bool, stages: bool) -> anyhow::Result<ExitCod
     })
 }
 
+/// A flush that has lasted so long is shown.
+const FLUSH_SHOWN_MS: u64 = 100;
+
 fn print_status(out: &mut impl Write, endpoint: &str, status: &Status) -> std::io::Result<()> {
     let connected = status.peers.iter().filter(|peer| peer.connected).count();
     let coordinator = status.coordinator.map_or("nobody".to_owned(), |id| format!("replica {id}"));
@@ -383,6 +386,44 @@ fn print_status(out: &mut impl Write, endpoint: &str, status: &Status) -> std::i
         out,
         "    scrubbed {rounds} times{now}: {pages} pages, damage found {damaged} times, given up {given_up} times"
     )?;
+    let (log, database) = (&status.log, &status.database);
+    for (what, trouble) in [
+        ("DISK FULL: no segment can be made for the log", &log.disk_full),
+        ("NO SNAPSHOT can be kept", &database.snapshot_trouble),
+        ("another replica's database cannot be kept", &database.incoming_trouble),
+    ] {
+        if let Some(trouble) = trouble {
+            writeln!(out, "    {what}, for {} s: {}", trouble.for_s, trouble.why)?;
+        }
+    }
+    if log.flush_under_way_ms >= FLUSH_SHOWN_MS {
+        writeln!(out, "    THE DISK STALLS: the log's flush has lasted {} ms", log.flush_under_way_ms)?;
+    }
+    let engine = &status.counters.engine;
+    if engine.flush_stalls > 0 {
+        let longest_ms = engine.flush_longest_us / 1000;
+        writeln!(
+            out,
+            "    the disk stalled {} times since the start, for {longest_ms} ms at most",
+            engine.flush_stalls
+        )?;
+    }
+    if let Some(rejoining) = &status.rejoining {
+        writeln!(out, "    LOST STATE: it {}", rejoining.in_words())?;
+    } else if status.life > 1 {
+        writeln!(out, "    in life {}: it lost its state {} time(s), and rejoined", status.life, status.life - 1)?;
+    }
+    let damage = &status.log.damage;
+    if damage.holes > 0 {
+        writeln!(
+            out,
+            "    its log was damaged in {} places: {} slots lost, {} of them repaired",
+            damage.holes, damage.slots_lost, damage.slots_repaired
+        )?;
+    }
+    if let Some(why) = &damage.held_up {
+        writeln!(out, "    CANNOT LEAD: {why}")?;
+    }
     let schedule = status.database.remote_schedule.as_ref();
     if let Some((schedule, why)) = schedule.and_then(|schedule| Some((schedule, schedule.trouble.as_ref()?))) {
         writeln!(out, "    CANNOT COPY SNAPSHOTS to {}: {why}", schedule.to)?;

@@ -4,10 +4,11 @@ use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use signal_hook::consts::{SIGBUS, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGBUS, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag::register_conditional_shutdown;
 use signal_hook::iterator::Signals;
 use synod_ring::Waker;
+use synod_wal::directory;
 
 use crate::config::Config;
 use crate::hot::{HotCore, HotError};
@@ -17,8 +18,10 @@ use crate::start::{self, FirstStart, StartError};
 pub mod exit {
     /// The configuration or the directory is refused: restarting will not help.
     pub const CONFIG: u8 = 78;
-    /// The log's disk failed: the replica stopped at once and must not vote until the disk is seen to.
+    /// The disk failed, as a rule under the log: the replica stopped at once and must not vote until the disk is seen to.
     pub const LOG_FAILED: u8 = 74;
+    /// The disk has no room for what a start needs: make room, and start again. A replica that runs does not end with it.
+    pub const DISK_FULL: u8 = 73;
     /// A page of the database is not what was written there; the message names it. The store ends the process with it.
     pub const DATABASE_DAMAGED: u8 = synod_store::DAMAGED_EXIT_STATUS as u8;
     /// A page of the database could not be read (SIGBUS): its file was cut short, or its disk failed. There is no message.
@@ -50,11 +53,33 @@ impl ServeError {
     /// The status the process ends with.
     pub fn exit_code(&self) -> u8 {
         match self {
-            ServeError::Start(_) => exit::CONFIG,
-            ServeError::Hot(HotError::LogFailed { .. } | HotError::LogExhausted) => exit::LOG_FAILED,
+            ServeError::Start(error) => match disk_error(error) {
+                Some(error) if directory::is_full(error) => exit::DISK_FULL,
+                Some(_) => exit::LOG_FAILED,
+                None => exit::CONFIG,
+            },
+            ServeError::Hot(HotError::LogFailed { .. } | HotError::DiskFailed { .. } | HotError::LogExhausted) => {
+                exit::LOG_FAILED
+            }
             ServeError::Hot(_) | ServeError::System { .. } => exit::SYSTEM,
         }
     }
+}
+
+/// What the disk said, if it was the disk that kept a replica from starting.
+fn disk_error(error: &StartError) -> Option<&std::io::Error> {
+    let is_the_disks = |error: &&std::io::Error| {
+        directory::is_full(error)
+            || error.raw_os_error().is_some_and(|code| code == rustix::io::Errno::IO.raw_os_error())
+    };
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>().filter(is_the_disks) {
+            return Some(error);
+        }
+        cause = error.source();
+    }
+    None
 }
 
 /// How a replica's process is to behave.
@@ -100,8 +125,11 @@ pub fn serve(config: &Config, options: ServeOptions) -> Result<(), ServeError> {
     }
     let unreadable = register_conditional_shutdown(SIGBUS, exit::DATABASE_UNREADABLE.into(), Arc::new(true.into()));
     unreadable.map_err(|source| ServeError::System { doing: "cannot watch for SIGBUS", source })?;
+    // A file that may not be longer is as a full disk, an error, and not the end of the process.
+    let ignored = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
+    ignored.map_err(|source| ServeError::System { doing: "cannot watch for SIGXFSZ", source })?;
     let opened = start::open(config, options.first_start)?;
-    let report = opened.report;
+    let report = opened.report.clone();
     eprintln!(
         "synod: replica {} of cell {:032x}: recovered {} records in {} frames ({} bytes{}), all up to slot {} applied",
         config.id,
@@ -112,6 +140,16 @@ pub fn serve(config: &Config, options: ServeOptions) -> Result<(), ServeError> {
         if report.torn_tail { ", a torn tail cut off" } else { "" },
         opened.start.recovered.chosen,
     );
+    if report.holes > 0 {
+        let told: Vec<String> = report.lost.iter().map(ToString::to_string).collect();
+        eprintln!(
+            "synod: the log is damaged in {} places: {}{}. What was chosen there is fetched from the other replicas; until then, \
+             this one does not count where it may have accepted something else",
+            report.holes,
+            told.join("; "),
+            if report.holes > told.len() as u64 { "; and more" } else { "" },
+        );
+    }
     let mut core = HotCore::new(config, opened, Arc::clone(&stop))?;
     let waker = core.waker();
     running.get_or_init(|| waker.clone());

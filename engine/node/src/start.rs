@@ -7,13 +7,14 @@ use std::os::unix::fs::FileExt;
 
 use synod_cell::Cell;
 use synod_paxos::{
-    Ballot, Configurations, HardState, Incarnation, Record, Recovered, Recovery, RecoveryError, ReplicaId, Settings,
-    Slot, SnapshotHandle, StateMachine,
+    Ballot, Configuration, Configurations, CrashVector, HardState, Incarnation, Loss, Record, Recovered, Recovery,
+    RecoveryError, ReplicaId, Settings, Slot, SnapshotHandle, StateMachine,
 };
 use synod_ring::BLOCK_BYTES;
 use synod_store::Digest;
 use synod_wal::directory::{DirectoryStorage, carry_out};
-use synod_wal::{CellId, Log, SegmentId, StartId};
+use synod_wal::frame::FrameHeader;
+use synod_wal::{CellId, Log, Lost, LostSlots, OpenError, RecordRef, SegmentId, StartId, Visitor};
 
 use crate::codec::{self, CodecError};
 use crate::config::{Config, ConfigError};
@@ -52,13 +53,20 @@ pub enum StartError {
     /// A record whose checksum holds and that still makes no sense.
     #[error("the log holds a record that this build cannot read: {0}")]
     Record(#[from] CodecError),
-    /// The identity says that this replica has started before, and the log has nothing.
+    /// What this replica has promised and accepted cannot be told from what is left (rule P11).
     #[error(
-        "the log in {0} is empty, yet this replica has started before: its state is lost. It must not vote as if it had \
-         promised nothing; rejoining after a loss is not built yet, so the cell has to go on without it"
+        "in {dir} {what}: its state is lost. It must not vote as if it had promised nothing{}",
+        source.as_ref().map(|source| format!(", and it cannot rejoin: {source}")).unwrap_or_default()
     )]
-    LogLost(std::path::PathBuf),
-    /// Its records make no state of a replica.
+    StateLost {
+        /// The directory.
+        dir: std::path::PathBuf,
+        /// What is lost.
+        what: StateLoss,
+        /// Why the others did not tell it that they know it.
+        source: Option<Box<IntroductionError>>,
+    },
+    /// Its records make no state of a replica: the snapshot that they need is missing.
     #[error("the log cannot be recovered: {0}")]
     Recovery(#[from] RecoveryError),
     /// An operation failed.
@@ -69,6 +77,20 @@ pub enum StartError {
         /// Why it failed.
         source: io::Error,
     },
+}
+
+/// What is lost when a replica does not know any more what it has promised and accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum StateLoss {
+    /// The identity says that this replica has started before, and the log has nothing.
+    #[error("the log is empty, yet this replica has started before")]
+    All,
+    /// The end of the log.
+    #[error(transparent)]
+    End(synod_wal::OpenError),
+    /// Records without which the others mean nothing.
+    #[error(transparent)]
+    Records(RecoveryError),
 }
 
 /// A replica that is ready to run.
@@ -86,7 +108,7 @@ pub struct Opened {
 }
 
 /// What recovery found.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RecoveryReport {
     /// Frames read.
     pub frames: u64,
@@ -96,14 +118,21 @@ pub struct RecoveryReport {
     pub bytes: u64,
     /// Whether a flush was cut short by the crash: never acknowledged, cut off.
     pub torn_tail: bool,
+    /// Parts of the log that are lost; the first [`LOST_TOLD_MAX`] of them.
+    pub lost: Vec<Lost>,
+    /// How many there are.
+    pub holes: u64,
     /// All up to here came from the snapshot, and the rest from the log.
     pub snapshot: Slot,
 }
 
+/// How many lost parts of a log are told one by one.
+pub const LOST_TOLD_MAX: usize = 8;
+
 /// What an empty directory means (rule P12).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FirstStart {
-    /// A loss, or the wrong directory.
+    /// A loss, if the cell knows this replica: then it rejoins. Else the wrong directory, which is refused.
     Refused,
     /// The first start of the whole cell, of which this is a member.
     Bootstrap,
@@ -117,12 +146,32 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
     let directory = Directory::open(&config.dir, config.volatile)?;
     let identity = match directory.identity()? {
         Some(identity) => identity,
-        None if first_start != FirstStart::Refused => begin(config, &directory, first_start)?,
-        None => return Err(DirectoryError::Empty(config.dir.clone()).into()),
+        None => begin(config, &directory, first_start)?,
     };
     directory.expect_replica(&identity, config.id)?;
+    let recovered = match directory.has_segments()? {
+        true => recover(config, &directory, &identity),
+        false => Err(state_lost(config, StateLoss::All)),
+    };
+    let (identity, recovered) = match recovered {
+        Err(StartError::StateLost { what, .. }) => {
+            let identity = begin_after_loss(config, &directory, &identity, what)?;
+            let recovered = recover(config, &directory, &identity)?;
+            (identity, recovered)
+        }
+        recovered => (identity, recovered?),
+    };
+    let (databases, start, report) = recovered;
+    Ok(Opened { directory, identity, databases, start, report })
+}
 
-    let databases = databases::Place::new(config, &identity);
+/// What a directory that has begun holds.
+fn recover(
+    config: &Config,
+    directory: &Directory,
+    identity: &Identity,
+) -> Result<(databases::Place, engine::Start, RecoveryReport), StartError> {
+    let databases = databases::Place::new(config, identity);
     databases
         .drop_incoming()
         .map_err(|source| StartError::Io { doing: "cannot remove a database half taken over", source })?;
@@ -133,20 +182,30 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
     let mut replay = Replay::new(handle, Cell::of(store));
     replay.is_quarantined = quarantined.is_some();
     let mut storage = DirectoryStorage::open(directory.path()).map_err(io_error("cannot open the log's directory"))?;
-    let log_identity = log_identity(&identity)?;
-    let mut on_record = |record: synod_wal::RecordRef<'_>| replay.take_raw(&record);
-    let recovered = synod_wal::recover(&mut storage, log_settings(config)?, &log_identity, &mut on_record)
-        .map_err(|source| StartError::Log { dir: config.dir.clone(), source })?;
+    let log_identity = log_identity(identity)?;
+    let recovered = synod_wal::inspect(&mut storage, log_settings(config)?, &log_identity, &mut replay);
+    let recovered = recovered.map_err(|source| match source {
+        OpenError::EndLost { .. } => state_lost(config, StateLoss::End(source)),
+        source => StartError::Log { dir: config.dir.clone(), source },
+    })?;
     let report = RecoveryReport {
         frames: recovered.frames,
         records: recovered.records,
         bytes: recovered.bytes,
         torn_tail: recovered.tail != synod_wal::Tail::Clean,
+        lost: std::mem::take(&mut replay.lost),
+        holes: recovered.holes,
         snapshot,
     };
     let log_bytes_since_snapshot = replay.bytes;
-    let Some((incarnation, protocol, cell)) = replay.finish()? else {
-        return Err(StartError::LogLost(config.dir.clone()));
+    let finished = replay.finish().map_err(|error| match error {
+        StartError::Recovery(what @ (RecoveryError::NoHardState | RecoveryError::Gap { .. })) => {
+            state_lost(config, StateLoss::Records(what))
+        }
+        error => error,
+    })?;
+    let Some((incarnation, mut protocol, cell)) = finished else {
+        return Err(state_lost(config, StateLoss::All));
     };
 
     // The hard state says so too, a moment earlier; whoever took the log's last segments away took that with them.
@@ -154,6 +213,7 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
         return Err(RecoveryError::Cut { cut: Slot(recovered.cut.0).before(), snapshot }.into());
     }
 
+    protocol.frame = recovered.log.durable_frame().0;
     if let Some(fresh) = fresh {
         fresh.keep().map_err(|source| StartError::Io { doing: "cannot name the database", source })?;
     }
@@ -176,12 +236,17 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
             snapshot,
             snapshot_log_bytes: config.snapshot_log_mb() * MIB,
             log_bytes_since_snapshot,
-            catch_up_bytes_per_second: config.snapshot_mb_per_s * MIB / CATCH_UP_PART,
+            catch_up_bytes_per_second: config.catch_up_mb_per_s * MIB,
             ..Retention::default()
         },
         quarantined,
     };
-    Ok(Opened { directory, identity, databases, start, report })
+    Ok((databases, start, report))
+}
+
+/// The one place where a replica that has lost its state ends up.
+fn state_lost(config: &Config, what: StateLoss) -> StartError {
+    StartError::StateLost { dir: config.dir.clone(), what, source: None }
 }
 
 /// Why the database is not to be used as it is, if it is not: noted once more, should only a damaged page or the operator have
@@ -215,9 +280,6 @@ fn log_settings(config: &Config) -> Result<synod_wal::Settings, StartError> {
 }
 
 const MIB: u64 = 1 << 20;
-/// A laggard is helped at this part of the rate at which a snapshot is written: two replicas work for it, one of them perhaps the
-/// master.
-const CATCH_UP_PART: u64 = 2;
 /// What a frame needs beside its batch: headers, and the few numbers that go with a batch.
 const FRAME_SPARE_BYTES: usize = 64 << 10;
 const _: () = assert!(
@@ -230,15 +292,14 @@ const fn frame_bytes_that_fit(segment_bytes: u64) -> usize {
 
 /// A log that does not open needs a person; this is what they can do.
 pub fn what_to_do(error: &synod_wal::OpenError) -> &'static str {
-    use synod_wal::OpenError;
     match error {
-        OpenError::Damaged { .. }
-        | OpenError::Missing { .. }
-        | OpenError::Stale { .. }
-        | OpenError::Malformed { .. } => {
+        OpenError::EndLost { .. } => {
             ". What is lost may have been acknowledged, so this replica must not vote without it. Nothing was changed: keep \
-             the directory as it is. Repair from the other replicas is not built yet, so the cell has to go on without \
-             this one"
+             the directory as it is. Rejoining after a loss is not built yet, so the cell has to go on without this one"
+        }
+        OpenError::Malformed { .. } => {
+            ". A faulty program wrote it: nothing of it can be trusted. Nothing was changed: keep the directory as it is, and \
+             let the cell go on without this replica"
         }
         OpenError::Misplaced { .. }
         | OpenError::OtherCell { .. }
@@ -283,6 +344,14 @@ fn notice_other_members(config: &Config, configurations: &Configurations) {
 /// identity always stands for a log that has begun.
 fn begin(config: &Config, directory: &Directory, first_start: FirstStart) -> Result<Identity, StartError> {
     let (cell, configuration) = match first_start {
+        FirstStart::Refused => {
+            let (cell, configuration) = introduction::recall(config)?;
+            return begin_rejoining(config, directory, cell, configuration);
+        }
+        // Only its first member makes a cell's id: one that others have is one that it made before.
+        FirstStart::Bootstrap if introduction::makes_the_id(config) && introduction::is_known_to_any(config) => {
+            return Err(IntroductionError::BegunBefore(config.dir.clone()).into());
+        }
         // Until the log tells it better, a replica that joins knows the members without itself.
         FirstStart::Join => {
             let (cell, configuration) = introduction::join(config)?;
@@ -294,8 +363,65 @@ fn begin(config: &Config, directory: &Directory, first_start: FirstStart) -> Res
     let identity = Identity { cell, replica: config.id, incarnation: 1, introduced: Vec::new() };
     let hard_state = HardState {
         promised: Ballot::NONE,
-        incarnation: Incarnation(identity.incarnation),
+        incarnation: Incarnation::FIRST,
+        vector: CrashVector::default(),
         configurations: Configurations::first(configuration.map_err(ConfigError::from)?),
+        cut: Slot::NONE,
+    };
+    begin_log(config, directory, &identity, hard_state)?;
+    directory.write_identity(&identity)?;
+    Ok(identity)
+}
+
+/// What this replica promised and accepted is lost: what is left of its log is set aside, and it rejoins (rule P11).
+fn begin_after_loss(
+    config: &Config,
+    directory: &Directory,
+    identity: &Identity,
+    what: StateLoss,
+) -> Result<Identity, StartError> {
+    eprintln!("synod: in {} {what}: it asks the others whether they know it", config.dir.display());
+    let (cell, configuration) = match introduction::recall(config) {
+        Ok(known) => known,
+        Err(source) => {
+            return Err(StartError::StateLost { dir: config.dir.clone(), what, source: Some(Box::new(source)) });
+        }
+    };
+    if cell != identity.cell {
+        return Err(DirectoryError::OtherReplica {
+            path: config.dir.clone(),
+            theirs: identity.replica,
+            ours: config.id,
+            cell: identity.cell,
+        }
+        .into());
+    }
+    let aside = directory.set_aside()?;
+    eprintln!("synod: what was left of the log in {} is in {}", config.dir.display(), aside.display());
+    begin_rejoining(config, directory, cell, configuration)
+}
+
+/// This replica lost its disk (rules P11, P12): a log that says so, and then the identity.
+fn begin_rejoining(
+    config: &Config,
+    directory: &Directory,
+    cell: u128,
+    configuration: Configuration,
+) -> Result<Identity, StartError> {
+    eprintln!(
+        "synod: replica {} LOST ITS STATE: cell {cell:032x} knows it as a voting member, and {} is empty. It begins a new log, \
+         learns what is chosen, and votes again once a majority has told it what it may have promised",
+        config.id,
+        config.dir.display()
+    );
+    // All of them have begun: were one told the cell's id again by us, it would vote as if it had promised nothing.
+    let introduced = configuration.members().iter().map(|member| member.id.0).filter(|id| *id != config.id).collect();
+    let identity = Identity { cell, replica: config.id, incarnation: Incarnation::FIRST.0, introduced };
+    let hard_state = HardState {
+        promised: Ballot::NONE,
+        incarnation: Incarnation::NONE,
+        vector: CrashVector::default(),
+        configurations: Configurations::first(configuration),
         cut: Slot::NONE,
     };
     begin_log(config, directory, &identity, hard_state)?;
@@ -351,6 +477,8 @@ pub struct Replay {
     snapshot: Slot,
     /// Of records behind the snapshot.
     bytes: u64,
+    /// Parts of the log that are missing: the first of them.
+    lost: Vec<Lost>,
     cell: Cell,
     /// Nothing is applied to it: it is to be replaced, and its pages may be damaged.
     is_quarantined: bool,
@@ -364,11 +492,11 @@ impl Replay {
     /// Goes on from the snapshot that this database was opened from; or both are empty.
     pub fn new(snapshot: Option<SnapshotHandle>, cell: Cell) -> Self {
         let slot = snapshot.as_ref().map_or(Slot::NONE, |snapshot| snapshot.slot);
-        let recovery = Recovery::new(snapshot);
         Self {
-            recovery,
+            recovery: Recovery::new(snapshot),
             snapshot: slot,
             bytes: 0,
+            lost: Vec::new(),
             cell,
             is_quarantined: false,
             digests: None,
@@ -399,6 +527,29 @@ impl Replay {
         self.error = decoded.map_err(StartError::from).and_then(|record| self.take(record)).err();
     }
 
+    /// Takes note of a part of the log that is missing; gives the slots that it may have been about.
+    pub fn lose(&mut self, lost: &Lost) -> LostSlots {
+        if self.lost.len() < LOST_TOLD_MAX {
+            self.lost.push(*lost);
+        }
+        let slots = lost.known_slots().map(|slots| (Slot(slots.first.0), Slot(slots.last.0)));
+        let loss = Loss {
+            slots,
+            ballot: codec::unpack_ballot(lost.summary.ballot),
+            promised: codec::unpack_ballot(lost.summary.promised),
+            records_max: lost.records_max(),
+            incarnation: Incarnation(lost.incarnation.0),
+            cut: Slot(lost.cut.0).before(),
+        };
+        match self.recovery.lose(loss) {
+            Ok((first, last)) => LostSlots { first: synod_wal::Slot(first.0), last: synod_wal::Slot(last.0) },
+            Err(error) => {
+                self.error.get_or_insert(error.into());
+                LostSlots::ANY
+            }
+        }
+    }
+
     /// Takes the next record.
     pub fn take(&mut self, record: Record) -> Result<(), StartError> {
         let Self { recovery, cell, answer, is_quarantined, digests, .. } = self;
@@ -420,6 +571,18 @@ impl Replay {
             Some(error) => Err(error),
             None => Ok(self.recovery.finish().map(|(incarnation, recovered)| (incarnation, recovered, self.cell))),
         }
+    }
+}
+
+impl Visitor for Replay {
+    fn frame(&mut self, _: &FrameHeader) {}
+
+    fn record(&mut self, record: RecordRef<'_>, _: u64) {
+        self.take_raw(&record);
+    }
+
+    fn lost(&mut self, lost: &Lost) -> LostSlots {
+        self.lose(lost)
     }
 }
 

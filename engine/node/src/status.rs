@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use synod_paxos::Rejoining;
 
-use crate::engine::{Counters, DigestStatus};
+use crate::engine::{Counters, DigestStatus, Engine};
 use crate::remote::manifest::MadeBy;
 use crate::scrub::ScrubStatus;
 use crate::stages::StageFigures;
+use crate::trouble::TroubleStatus;
 
 /// One replica's own view, at one moment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -26,8 +28,12 @@ pub struct Status {
     pub is_master: bool,
     /// The epoch: one more with each new master, as far as this replica has applied.
     pub epoch: u64,
-    /// "waiting" (just started), "voting", "learning" or "outside" (no member).
+    /// "waiting" (just started), "voting", "learning", "outside" (no member) or "rejoining" (it lost state).
     pub voting: String,
+    /// In which of its lives it is: one more after each loss of state (rule P11); 0 while it rejoins.
+    pub life: u64,
+    /// How far it has come, if it lost state.
+    pub rejoining: Option<RejoinStatus>,
     /// How many more failures the cell survives right now, as the coordinator counts: negative when it cannot go on, none
     /// when this replica has heard from no coordinator lately.
     pub tolerance: Option<i8>,
@@ -65,6 +71,51 @@ pub struct Status {
     pub stages: Vec<StageFigures>,
 }
 
+/// How far a replica that lost state has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejoinStatus {
+    /// The life that it means to take; 0: it asks which there have been.
+    pub life: u64,
+    /// Who has told it what it may have promised.
+    pub answered: Vec<u16>,
+    /// Who has lost its own state and cannot tell.
+    pub lost: Vec<u16>,
+    /// All up to here is chosen, and is learned first.
+    pub upto: u64,
+    /// A majority of the cell lost its state: it stops here.
+    pub is_hopeless: bool,
+}
+
+impl RejoinStatus {
+    /// As the protocol has it.
+    pub fn of(rejoining: &Rejoining) -> Self {
+        Self {
+            life: rejoining.incarnation.life(),
+            answered: rejoining.answered.iter().map(|id| id.0).collect(),
+            lost: rejoining.lost.iter().map(|id| id.0).collect(),
+            upto: rejoining.upto.0,
+            is_hopeless: rejoining.is_hopeless,
+        }
+    }
+
+    /// What it does, and what only a person can do.
+    pub fn in_words(&self) -> String {
+        let Self { life, answered, lost, is_hopeless, .. } = self;
+        if *is_hopeless {
+            return format!(
+                "CANNOT REJOIN: replicas {lost:?} lost theirs as well, and what is left is no majority, so nobody knows what was \
+                 promised. The cell stops here. How a person can go on: engine/node/docs/loss.md"
+            );
+        }
+        match life {
+            0 => format!("does not vote: it asks the others which lives it has had (answered: {answered:?})"),
+            life => format!(
+                "does not vote: it rejoins in life {life} (told by {answered:?}, lost theirs as well: {lost:?})"
+            ),
+        }
+    }
+}
+
 /// A member, as the configuration says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberStatus {
@@ -95,6 +146,12 @@ pub struct DatabaseStatus {
     pub snapshot: u64,
     /// Whether another one is being written.
     pub snapshot_under_way: bool,
+    /// Since when no snapshot could be kept, and why: each is tried again.
+    #[serde(default)]
+    pub snapshot_trouble: Option<TroubleStatus>,
+    /// The same of a database that another replica sends.
+    #[serde(default)]
+    pub incoming_trouble: Option<TroubleStatus>,
     /// The last copy that this replica made in a remote place since its start, or is making.
     pub remote_copy: Option<RemoteCopyStatus>,
     /// By which copies are made, if this replica has one.
@@ -152,6 +209,43 @@ pub struct LogStatus {
     pub segments: usize,
     /// The log is at its bound: writes are refused.
     pub full: bool,
+    /// Since when the disk has had no room for another segment, and which file was to be how long.
+    #[serde(default)]
+    pub disk_full: Option<TroubleStatus>,
+    /// How long the flush that is under way has lasted.
+    #[serde(default)]
+    pub flush_under_way_ms: u64,
+    /// What it had lost at the start.
+    #[serde(default)]
+    pub damage: DamageStatus,
+}
+
+/// What the log had lost when the replica started, and what became of it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct DamageStatus {
+    /// In how many places.
+    pub holes: u64,
+    /// How many slots that may have been, at the most.
+    pub slots_lost: u64,
+    /// Of these, known again: fetched from others, or accepted anew.
+    pub slots_repaired: u64,
+    /// Why this replica, promised by a majority, does not lead: nobody who answered has what was lost.
+    pub held_up: Option<String>,
+}
+
+impl DamageStatus {
+    /// Of this replica.
+    pub fn of(engine: &Engine) -> Self {
+        let (holes, slots_lost, slots_open) = engine.losses();
+        let held_up = engine.replica().held_up().map(|lost| {
+            format!(
+                "a replica may have accepted something for slots {} to {} at ballot {} or below and has lost it, and nobody else \
+                 who answered has it: start the replicas that are away",
+                lost.first, lost.last, lost.ballot
+            )
+        });
+        Self { holes, slots_lost, slots_repaired: slots_lost.saturating_sub(slots_open), held_up }
+    }
 }
 
 /// Another member, as seen from here.

@@ -132,12 +132,21 @@ fn a_segment_of_another_cell_is_refused() {
 #[test]
 fn another_segment_size_is_refused() {
     let members = Members::stopped_with(&["a"]);
-    let segment = &segments(&members.dir(1))[0];
-    let file = fs::File::options().write(true).open(segment).unwrap();
-    // As after a copy that was cut short.
-    let whole = file.metadata().unwrap().len();
-    file.set_len(whole / 2).unwrap();
+    for segment in segments(&members.dir(1)) {
+        let file = fs::File::options().write(true).open(segment).unwrap();
+        file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    }
     let texts = ["segment 1 has 2097152 bytes where the settings say 4194304", "--segment-mb", "cut short"];
+    members.refuses(1, &[], REFUSED, &texts);
+}
+
+#[test]
+fn a_log_cut_short_is_refused() {
+    let members = Members::stopped_with(&["a"]);
+    let file = fs::File::options().write(true).open(&segments(&members.dir(1))[0]).unwrap();
+    file.set_len(8192).unwrap();
+    let texts =
+        ["the end of the log is lost, from frame 3 on (segment 1, offset 8192)", "cut short", "its state is lost"];
     members.refuses(1, &[], REFUSED, &texts);
 }
 
@@ -197,30 +206,47 @@ fn a_wiped_replica_is_not_bootstrapped_into_its_cell_again() {
     rename(&kept, &members.dir(2));
     processes[1] = Some(members.serve(2, &[]));
 
-    // Replica 1 makes an id by itself: that is another cell, and the others want nothing of it.
+    // Replica 1 made the id, and must not make another.
     processes[0].take().unwrap().stop(Signal::TERM).says(0, &[]);
     rename(&members.dir(1), &aside.path().join("replica-1"));
-    let stranger = members.serve(1, &["--bootstrap"]);
-    let status = wait_for("the others' refusal", || {
-        let status = status(&members.client(1).to_string())?;
-        let refused =
-            status.peers.iter().all(|peer| peer.last_failure.as_ref().is_some_and(|why| why.contains("cell")));
-        refused.then_some(status)
-    });
-    assert_ne!(status.cell, cell);
-    assert_ne!(status.role, "coordinating");
-    assert!(status.peers.iter().all(|peer| !peer.connected), "{status:?}");
-    assert_eq!(status.database.rows, 0);
-    // The two others go on, also for a client that asks the stranger first.
+    let texts = ["is empty", "a cell that has begun", "Start it without --bootstrap"];
+    synod(members.arguments(1, &["--bootstrap"])).says(REFUSED, &texts);
     members.has(&["a"]);
-    assert_eq!(members.ask(&["put", "b", "b"]).output(), "");
 
-    stranger.stop(Signal::TERM).says(0, &[]);
+    // It rejoins, and is told all; then the cell lives on it and one more.
+    processes[0] = Some(members.serve(1, &[]));
+    rejoins(&members, 1);
+    assert_eq!(status(&members.client(1).to_string()).unwrap().cell, cell);
+    processes[1].take().unwrap().stop(Signal::TERM).says(0, &[]);
+    assert_eq!(members.ask(&["put", "b", "b"]).output(), "");
+    members.has(&["a", "b"]);
+    processes[1] = Some(members.serve(2, &[]));
+
+    // So does one of which nothing but the identity is left.
+    processes[2].take().unwrap().stop(Signal::TERM).says(0, &[]);
+    segments(&members.dir(3)).iter().for_each(|segment| fs::remove_file(segment).unwrap());
+    processes[2] = Some(members.serve(3, &[]));
+    rejoins(&members, 3);
+    assert!(members.dir(3).join("lost-1/identity.toml").exists(), "what was left is kept");
+
+    // What is put back of before the loss is of a life that is over: it learns so, and rejoins once more.
+    processes[0].take().unwrap().stop(Signal::TERM).says(0, &[]);
     fs::remove_dir_all(members.dir(1)).unwrap();
     rename(&aside.path().join("replica-1"), &members.dir(1));
-    let process = members.serve(1, &[]);
+    processes[0] = Some(members.serve(1, &[]));
+    let status = wait_for("it to vote in its third life", || {
+        status(&members.client(1).to_string()).filter(|status| status.voting == "voting" && status.life == 3)
+    });
+    assert!(status.rejoining.is_none());
     members.has(&["a", "b"]);
-    process.stop(Signal::TERM).says(0, &[]);
+    processes.into_iter().flatten().for_each(|process| drop(process.stop(Signal::TERM)));
+}
+
+/// Waits until a replica that lost its state votes again, in its second life.
+fn rejoins(members: &Members, id: usize) {
+    wait_for("it to vote again", || {
+        status(&members.client(id).to_string()).filter(|status| status.voting == "voting" && status.life == 2)
+    });
 }
 
 #[test]
@@ -231,11 +257,12 @@ fn a_lost_log_is_refused() {
     let kept = fs::read(&all[0]).unwrap();
 
     fs::remove_file(&all[0]).unwrap();
-    let missing = ["segment 1 is missing, yet there is segment 2", "must not vote", "Nothing was changed"];
+    let missing =
+        ["from frame 1 on (segment 1, offset 0)", "is missing", "its state is lost", "must not vote", "Nothing was"];
     members.refuses(1, &["--bootstrap"], REFUSED, &missing);
 
     all[1..].iter().for_each(|segment| fs::remove_file(segment).unwrap());
-    let lost = [dir.to_str().unwrap(), "the log", "is empty, yet this replica has started before", "its state is lost"];
+    let lost = [dir.to_str().unwrap(), "the log", "is gone, yet this replica has started before", "its state is lost"];
     members.refuses(1, &[], REFUSED, &lost);
     members.refuses(1, &["--bootstrap"], REFUSED, &lost);
 
@@ -292,38 +319,34 @@ fn a_damaged_identity_is_refused() {
     process.stop(Signal::TERM).says(0, &[]);
 }
 
+/// Who has nobody to ask.
 #[test]
-fn damage_in_the_middle_of_the_log_is_refused_and_left_as_it_is() {
+fn damage_in_the_middle_of_the_log_of_a_cell_of_one_is_told_and_nobody_leads() {
     let keys: Vec<String> = (0..20).map(|number| format!("key-{number}")).collect();
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
     let members = Members::stopped_with(&keys);
-    let dir = members.dir(1);
-    let segment = &segments(&dir)[0];
+    let segment = &segments(&members.dir(1))[0];
     let frames = frames(segment);
     // Frames without records (marks) are there too; the middle one with some is meant.
     let middle = frames.iter().skip(frames.len() / 2).find(|frame| frame.payload_bytes > 0).unwrap();
     let Frame { number, offset, .. } = *middle;
     assert!(number < frames.last().unwrap().number);
-    let texts = [
-        &format!("the log in {} does not open", dir.display()),
-        &format!(
-            "frame {number} is damaged (segment 1, offset {offset}), yet frame {} was written after it",
-            number + 1
-        ),
-        "must not vote without it",
-        "Nothing was changed: keep the directory as it is",
-        "go on without this one",
-    ];
     let file = fs::File::options().read(true).write(true).open(segment).unwrap();
     // In its header, and in its records.
     for byte in [offset + 20, offset + HEADER_BYTES + 3] {
         let mut was = [0];
         file.read_exact_at(&mut was, byte).unwrap();
         file.write_all_at(&[was[0] ^ 0x10], byte).unwrap();
-        members.refuses(1, &[], REFUSED, &texts.map(|text| text as &str));
-        members.refuses(1, &["--bootstrap"], REFUSED, &texts.map(|text| text as &str));
+        let process = members.start(1, &[]);
+        let why = wait_for("it says what it lacks", || {
+            status(&members.client(1).to_string()).and_then(|status| status.log.damage.held_up)
+        });
+        assert!(why.contains("has lost it"), "{why}");
+        assert!(process.stderr().contains(&format!("frame {number}, which had slots ")), "{}", process.stderr());
+        process.stop(Signal::TERM).says(0, &["synod: stopped"]);
         file.write_all_at(&was, byte).unwrap();
     }
+    // Nothing was cut off: what is whole again is all there.
     let process = members.serve(1, &[]);
     members.has(&keys);
     process.stop(Signal::TERM).says(0, &[]);

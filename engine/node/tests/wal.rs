@@ -105,7 +105,7 @@ fn damage_is_named_with_what_is_lost_and_a_torn_tail_is_none() {
     tells(
         &ended,
         1,
-        &[&format!("frame {frame} is damaged (segment 1"), "was written after it", "of slots ", "must not vote"],
+        &[&format!("damaged in 1 places: frame {frame}, which had slots "), "(segment 1", "from the others"],
     );
     let verdict = json(&wal("verify", &dir, &["--json"])).remove(0);
     assert_eq!((verdict["sound"].as_bool(), verdict["end"].as_str()), (Some(false), Some("damaged")));

@@ -7,6 +7,7 @@
 //!   - `promised` never moves back, restarts included; nothing is accepted below it;
 //!   - nothing is promised against a lease that this replica granted, or may have granted before its start (rule P8);
 //!   - no slot up to the chosen one is held: its value is decided, and whoever needs it fetches it (rule P3);
+//!   - where its log has lost what it may have accepted, it says so until it knows the value again, or a later one (rule L5);
 //!   - no slot beyond the chosen one plus twice the horizon is held, so that a promise has a bounded size (rule P5).
 
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ use std::collections::BTreeMap;
 use crate::batch::Batch;
 use crate::effect::{Effect, Record, Recovered};
 use crate::machine::Row;
-use crate::message::{AcceptedSlot, Message};
+use crate::message::{AcceptedSlot, LostSlots, Message};
 use crate::types::{Ballot, PersistId, ReplicaId, Slot};
 use crate::world::World;
 use crate::{grant, standing};
@@ -59,14 +60,14 @@ synod_spec::machine! {
 
     on Proposed {
         in Open, Full: when is_outbid do reject stay;
-                       when does_not_vote refuse "it does not vote: a learner, no member, or just started";
+                       when does_not_vote refuse "it does not vote: a learner, no member, just started, or it lost state";
                        when is_bound refuse "a lease is granted to another";
                        do promise stay;
     }
 
     on Asked {
         in Open: when is_older do reject_value stay;
-                 when is_no_member refuse "it is no member: what is chosen comes by catch-up";
+                 when takes_nothing refuse "no member, or not sure of its own state: what is chosen comes by catch-up";
                  when is_decided do tell_chosen stay;
                  when is_too_far refuse "too far ahead of what is known here, or of the disk: catch-up brings it";
                  do accept stay;
@@ -105,8 +106,8 @@ fn is_bound(proposed: &Proposed, world: &World<'_>) -> bool {
     world.core.grant.binds_against(proposed.from, world.now).is_some()
 }
 
-fn is_no_member(_: &Asked, world: &World<'_>) -> bool {
-    world.core.standing == standing::State::Outside
+fn takes_nothing(_: &Asked, world: &World<'_>) -> bool {
+    !world.core.standing.may_accept(world.core)
 }
 
 fn is_decided(asked: &Asked, world: &World<'_>) -> bool {
@@ -135,14 +136,16 @@ fn promise(proposed: Proposed, world: &mut World<'_>) {
     let Proposed { from, ballot } = proposed;
     // Equal is repeated, not refused: the first answer may have been lost, and saying it again promises nothing new.
     let upto = raise(ballot, world);
-    let accepted = world.core.acceptor.accepted.iter();
-    let accepted =
-        accepted.map(|(slot, (ballot, batch))| AcceptedSlot { slot: *slot, ballot: *ballot, batch: batch.clone() });
+    // Above what is applied it may know slots to be chosen whose values it has lost. Who asks is not to fill them; whether
+    // it can get them from somebody else is its business.
+    let chosen = world.known();
     let message = Message::Promise {
         ballot,
         cut: world.core.learner.cut(),
-        chosen: world.chosen(),
-        accepted: accepted.collect(),
+        chosen,
+        accepted: world.core.acceptor.reported_above(chosen),
+        lost: world.core.acceptor.lost_above(chosen),
+        voter: world.core.lives.voter(),
     };
     // Not a moment earlier: forgotten in a crash, it would let an older coordinator get a second value chosen.
     world.effects.push(Effect::SendOnceDurable { to: from, message, upto });
@@ -166,7 +169,29 @@ fn accept(asked: Asked, world: &mut World<'_>) {
     world.core.acceptor.accepted.insert(slot, (ballot, batch));
     // From now on, and not from when it is durable: the holder began to count before this came.
     grant::tell(grant::Event::Granted(ballot), world);
-    world.effects.push(Effect::SendOnceDurable { to: from, message: Message::Acknowledge { ballot, slot }, upto });
+    let message = Message::Acknowledge { ballot, slot, voter: world.core.lives.voter() };
+    world.effects.push(Effect::SendOnceDurable { to: from, message, upto });
+}
+
+/// Takes over what the others remember of the promises and acceptances that were lost (P11). The hard state comes last: with it the
+/// new life is durable, and nothing of this may be missing then. The lowest ballots first, so that the log's promises only rise.
+pub(crate) fn adopt(promised: Ballot, accepted: BTreeMap<Slot, (Ballot, Batch)>, world: &mut World<'_>) {
+    let chosen = world.chosen();
+    let own = &world.core.acceptor.accepted;
+    let is_more = |slot: &Slot, ballot: &Ballot| own.get(slot).is_none_or(|(own, _)| ballot > own);
+    let mut accepted: Vec<_> = accepted
+        .into_iter()
+        .filter(|(slot, (ballot, _))| *slot > chosen && is_more(slot, ballot))
+        .map(|(slot, (ballot, batch))| (ballot, slot, batch))
+        .collect();
+    accepted.sort_by_key(|(ballot, slot, _)| (*ballot, *slot));
+    for (ballot, slot, batch) in accepted {
+        world.persist(Record::Accepted { slot, ballot, chosen, batch: batch.clone() });
+        let acceptor = &mut world.core.acceptor;
+        acceptor.promised = acceptor.promised.max(ballot);
+        acceptor.accepted.insert(slot, (ballot, batch));
+    }
+    raise(promised.max(world.core.acceptor.promised), world);
 }
 
 /// Moves the promise up to `ballot` and asks for it to be persisted: the only place that does.
@@ -188,14 +213,17 @@ pub struct Acceptor {
     state: State,
     promised: Ballot,
     accepted: BTreeMap<Slot, (Ballot, Batch)>,
+    /// Ranges that end above the chosen slot. An acceptance at their ballot or above is what was lost, or has replaced it.
+    lost: Vec<LostSlots>,
 }
 
 impl Acceptor {
     pub(crate) fn new(recovered: &Recovered) -> Self {
-        let Recovered { promised, chosen, accepted, .. } = recovered;
+        let Recovered { promised, chosen, accepted, lost, .. } = recovered;
         assert!(accepted.keys().all(|slot| slot > chosen), "recovery keeps only what is not chosen");
         assert!(accepted.values().all(|(ballot, _)| ballot <= promised), "an acceptance implies the promise");
-        Self { state: State::Open, promised: *promised, accepted: accepted.clone() }
+        assert!(lost.iter().all(|lost| lost.ballot <= *promised), "so does one that was lost");
+        Self { state: State::Open, promised: *promised, accepted: accepted.clone(), lost: lost.clone() }
     }
 
     /// The highest ballot promised to anyone.
@@ -213,14 +241,51 @@ impl Acceptor {
         self.accepted.get(&slot)
     }
 
+    /// All that is accepted above this slot, as others are told of it.
+    pub(crate) fn reported_above(&self, chosen: Slot) -> Vec<AcceptedSlot> {
+        let accepted = self.accepted.range(chosen.next()..);
+        accepted
+            .map(|(slot, (ballot, batch))| AcceptedSlot { slot: *slot, ballot: *ballot, batch: batch.clone() })
+            .collect()
+    }
+
     /// The slot is chosen: its value is the learner's now.
     pub(crate) fn forget(&mut self, slot: Slot) {
         self.accepted.remove(&slot);
+        self.forget_lost(slot);
+    }
+
+    /// What was lost up to here is known again.
+    fn forget_lost(&mut self, upto: Slot) {
+        self.lost.retain(|lost| lost.last > upto);
+        self.lost.iter_mut().for_each(|lost| lost.first = lost.first.max(upto.next()));
+    }
+
+    /// What a promise tells of losses, beside all that is chosen up to `chosen`.
+    pub(crate) fn lost_above(&self, chosen: Slot) -> Vec<LostSlots> {
+        if crate::planted!(L5NoOpOverLost) {
+            return Vec::new();
+        }
+        self.lost.iter().filter(|lost| lost.last > chosen).copied().collect()
+    }
+
+    /// Whether what was accepted at this slot is lost; with which others.
+    pub(crate) fn lost_at(&self, slot: Slot) -> Option<LostSlots> {
+        self.lost.iter().find(|lost| lost.first <= slot && slot <= lost.last).copied()
+    }
+
+    /// How many slots were lost and are not known again, at the most: ranges may overlap.
+    pub(crate) fn lost_slots(&self) -> u64 {
+        self.lost.iter().fold(0, |sum, lost| {
+            let known = self.accepted.range(lost.first..=lost.last).filter(|(_, (ballot, _))| *ballot >= lost.ballot);
+            sum.saturating_add((lost.last.0 - lost.first.0).saturating_add(1) - known.count() as u64)
+        })
     }
 
     /// All up to here is chosen, and in a snapshot. What its maker had promised is not ours: the own promise stays (P2).
     pub(crate) fn forget_upto(&mut self, slot: Slot, promised_there: Ballot) {
         self.accepted = self.accepted.split_off(&slot.next());
+        self.forget_lost(slot);
         if crate::planted!(P2InstallForgetsPromise) {
             self.promised = promised_there;
         }

@@ -264,7 +264,11 @@ impl Configuration {
             return Err(ConfigurationError::Malformed);
         }
         let configuration = Self::new(members, horizon, lease)?;
-        Ok(Self { used: configuration.used.union(used), ..configuration })
+        if configuration.used.union(used) != used {
+            // A member's id has been used.
+            return Err(ConfigurationError::Malformed);
+        }
+        Ok(Self { used, ..configuration })
     }
 }
 

@@ -7,6 +7,7 @@
 //!   - nobody's promise is asked for before a majority said that it would be given: a probe raises no number;
 //!   - nothing is proposed before a majority of every configuration in question has promised (PML §4.1, rule P6);
 //!   - nothing is proposed at a slot that somebody in that majority knows to be chosen (P3);
+//!   - nobody is in that majority who may have accepted, and lost, what no other reports (L5);
 //!   - one ballot proposes one value at one slot: a candidacy starts only under a round never used before (P1);
 //!   - no slot is open beyond the chosen one plus the horizon (P5);
 //!   - a coordinator whose lease has run out is none any more (P8): it steps down before it does anything else;
@@ -21,7 +22,7 @@ use leadership::*;
 use crate::batch::Batch;
 use crate::machine::Row;
 use crate::membership::Change;
-use crate::message::AcceptedSlot;
+use crate::message::{AcceptedSlot, LostSlots};
 use crate::types::{Ballot, Instant, ReplicaId, Slot, Ticket};
 use crate::world::{Core, World};
 
@@ -49,11 +50,13 @@ pub(crate) struct ProbeAnswer {
 }
 
 /// An acceptor promised.
+#[derive(Clone)]
 pub(crate) struct Promise {
     pub(crate) from: ReplicaId,
     pub(crate) ballot: Ballot,
     pub(crate) chosen: Slot,
     pub(crate) accepted: Vec<AcceptedSlot>,
+    pub(crate) lost: Vec<LostSlots>,
 }
 
 /// An acceptor accepted.
@@ -133,6 +136,10 @@ synod_spec::machine! {
         ChangeAsked(Change),
         /// The own disk is too far behind, or silent (P7); or the own state is not to be trusted (P14).
         BackedUp,
+        /// This replica lost state: the life of it that voted is over (P11).
+        Superseded(ReplicaId),
+        /// The own state is lost, or turned out to be older than what others heard of (P11, P13).
+        Lost,
     }
 
     on Ticked {
@@ -275,6 +282,20 @@ synod_spec::machine! {
 
     on BackedUp {
         in Idle, Probing, Proposing, CatchingUp: refuse "there is nothing to give up";
+        in Leading, Boosting, HandingOver: do step_down goto Idle;
+    }
+
+    on Superseded {
+        in Idle: refuse "nothing is counted";
+        in Probing: do forget_answer stay;
+        in Proposing, CatchingUp: do forget_promise stay;
+        in Leading, Boosting, HandingOver: do forget_votes stay;
+    }
+
+    on Lost {
+        in Idle: refuse "there is nothing to give up";
+        in Probing: do give_up_probe goto Idle;
+        in Proposing, CatchingUp: do give_up goto Idle;
         in Leading, Boosting, HandingOver: do step_down goto Idle;
     }
 }

@@ -50,7 +50,8 @@ mod tests {
     #[test]
     fn nothing_leaves_before_its_record() {
         let mut queue = DurableQueue::default();
-        let message = |slot| Message::Acknowledge { ballot: Ballot::NONE, slot: Slot(slot) };
+        let message =
+            |slot| Message::Acknowledge { ballot: Ballot::NONE, slot: Slot(slot), voter: crate::Voter::default() };
         queue.hold(PersistId(1), ReplicaId(2), message(1));
         queue.hold(PersistId(3), ReplicaId(2), message(2));
         assert_eq!(queue.release(PersistId(0)), None);

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use crate::batch::Batch;
 use crate::configuration::{Configuration, Member};
+use crate::lives::CrashVector;
 use crate::membership::Change;
-use crate::message::Message;
+use crate::message::{LostSlots, Message};
 use crate::types::{Ballot, Incarnation, PersistId, ReplicaId, Slot, Ticket};
 
 /// Everything that can happen to a replica.
@@ -23,6 +24,8 @@ pub enum Event {
     Persisted {
         /// The last durable record.
         upto: PersistId,
+        /// The log's own number of the last durable frame, which goes on over restarts (P13); 0 where the log has none.
+        frame: u64,
     },
     /// A batch to propose, while [`crate::Replica::can_submit`] holds; else it is refused.
     Submitted {
@@ -159,8 +162,10 @@ pub enum Record {
 pub struct HardState {
     /// No lower ballot gets anything from this replica.
     pub promised: Ballot,
-    /// Which life of the durable state this is.
+    /// Which life of the durable state this is; [`Incarnation::NONE`]: state was lost, and it has not rejoined (P11).
     pub incarnation: Incarnation,
+    /// Which lives the others are in, as far as is known here (P11).
+    pub vector: CrashVector,
     /// Who votes, and who will.
     pub configurations: Configurations,
     /// All up to here may be gone from the log: two snapshots have it.
@@ -254,16 +259,32 @@ pub struct Recovered {
     pub promised: Ballot,
     /// All up to here is chosen, and already applied.
     pub chosen: Slot,
+    /// All up to here is known to be chosen, though values above `chosen` are missing in the log: others have them.
+    pub known: Slot,
     /// What was accepted above that, last ballot each.
     pub accepted: BTreeMap<Slot, (Ballot, Batch)>,
+    /// Where more may have been accepted above `chosen`, and was lost with parts of the log (rule L5).
+    pub lost: Vec<LostSlots>,
+    /// In how many places the log has lost something. If any, its last hard state may be gone, too: what is said here is to be
+    /// repeated in its place (P2).
+    pub holes: u64,
     /// All up to here may be gone from the log.
     pub cut: Slot,
     /// What the log holds of slots up to here need not be what was chosen there: an installed snapshot passed it by. At or above
     /// the cut; where above, the log is to be cut here before it is read for others ([`Event::Cut`]).
     pub passed_by: Slot,
+    /// Which lives the others are in.
+    pub vector: CrashVector,
+    /// The log is not all that this replica promised and accepted: it has to rejoin before it votes (P11).
+    pub lost_state: bool,
+    /// The last frame of the log, by its own numbers (P13); 0 where it has none. Whoever read the log fills it in.
+    pub frame: u64,
 }
 
 impl Recovered {
+    /// More ranges of lost slots are told as one that covers them: to have lost more is safe to say.
+    pub const LOST_MAX: usize = 64;
+
     /// The start of a new replica of a cell that these keep.
     pub fn nothing(configuration: Configuration) -> Self {
         Self::of(Configurations::first(configuration))
@@ -275,9 +296,15 @@ impl Recovered {
             configurations,
             promised: Ballot::NONE,
             chosen: Slot::NONE,
+            known: Slot::NONE,
             accepted: BTreeMap::new(),
+            lost: Vec::new(),
+            holes: 0,
             cut: Slot::NONE,
             passed_by: Slot::NONE,
+            vector: CrashVector::default(),
+            lost_state: false,
+            frame: 0,
         }
     }
 }

@@ -128,7 +128,9 @@ fn has_no_use(_: &Outrun, world: &World<'_>) -> bool {
 
 /// Of whoever spoke, if it knows more than we do; else of another: somebody told us of it.
 fn fetch(outrun: Outrun, world: &mut World<'_>) -> Fetching {
-    let of = if outrun.upto > world.chosen() { outrun.from } else { next_after(outrun.from, world) };
+    // This replica itself knows more than it has where its log has lost values (L5).
+    let knows_more = outrun.upto > world.chosen() && outrun.from != world.me();
+    let of = if knows_more { outrun.from } else { next_after(outrun.from, world) };
     ask(of, world)
 }
 
@@ -227,6 +229,8 @@ fn advance(world: &mut World<'_>) {
 pub struct Learner {
     state: State,
     chosen: Slot,
+    /// All up to here was known to be chosen at the start; values above `chosen` were lost with parts of the log.
+    known: Slot,
     /// All up to here may be gone from the own log.
     cut: Slot,
     /// Chosen, with a gap below. Bounded by the coordinator's window.
@@ -236,14 +240,19 @@ pub struct Learner {
 }
 
 impl Learner {
-    pub(crate) fn new(chosen: Slot, cut: Slot) -> Self {
+    pub(crate) fn new(chosen: Slot, known: Slot, cut: Slot) -> Self {
         assert!(cut <= chosen, "nothing is cut from the log that is not applied");
-        Self { state: State::Current, chosen, cut, early: BTreeMap::new(), heard_of: chosen }
+        assert!(chosen <= known, "what is applied is known");
+        Self { state: State::Current, chosen, known, cut, early: BTreeMap::new(), heard_of: known }
     }
 
     /// All up to here is chosen, and applied.
     pub fn chosen(&self) -> Slot {
         self.chosen
+    }
+
+    pub(crate) fn known(&self) -> Slot {
+        self.known.max(self.chosen)
     }
 
     /// All up to here may be gone from the own log.
@@ -254,6 +263,11 @@ impl Learner {
     /// Whether a chosen slot is being fetched from another replica.
     pub fn is_fetching(&self) -> bool {
         self.state != State::Current
+    }
+
+    /// The highest slot that anyone said is chosen.
+    pub(crate) fn heard_of(&self) -> Slot {
+        self.heard_of.max(self.chosen)
     }
 
     /// When the learner wants to be ticked.

@@ -12,6 +12,7 @@
 //! | `lease`, `grant` | the master's lease: as its holder sees it, as its granters do |
 //! | `membership` | the configuration in force, and the one to come |
 //! | `standing` | whether this replica may promise anything to anyone |
+//! | `lives`, `rejoin` | what a loss of state means for votes, and how a replica votes again after one |
 //! | [`durable`] | the one mechanism for "send once durable" (rule P15) |
 //!
 //! Words and messages are those of *Paxos Made Live* (PML); [`words`] maps them to the literature's, [`Message`] lists who
@@ -29,6 +30,8 @@ mod configuration;
 pub mod divergence {}
 #[doc = include_str!("../docs/machines.md")]
 pub mod machines {}
+#[doc = include_str!("../docs/rejoin.md")]
+pub mod rejoining {}
 #[doc = include_str!("../docs/words.md")]
 pub mod words {}
 pub mod coordinator;
@@ -37,11 +40,13 @@ mod effect;
 mod grant;
 pub mod learner;
 mod lease;
+mod lives;
 pub mod machine;
 mod membership;
 mod message;
 pub mod planted;
 mod recovery;
+mod rejoin;
 mod replica;
 mod settings;
 mod standing;
@@ -52,13 +57,15 @@ pub use batch::{Batch, BatchBuilder, MalformedBatch};
 pub use configuration::{Configuration, ConfigurationError, Member};
 pub use coordinator::Role;
 pub use effect::{Configurations, Effect, Effects, Event, HardState, Record, Recovered, SnapshotHandle};
+pub use lives::{CrashVector, Voter};
 pub use machine::{Counts, Row};
 pub use membership::{Change, ChangeError};
-pub use message::{AcceptedSlot, Message};
-pub use recovery::{Recovery, RecoveryError};
+pub use message::{AcceptedSlot, LostSlots, Message};
+pub use recovery::{Loss, Recovery, RecoveryError};
+pub use rejoin::Rejoining;
 pub use replica::{Replica, TransferError, VotingStatus};
 pub use settings::Settings;
-pub use types::{Ballot, Incarnation, Instant, PersistId, ReplicaId, ReplicaSet, Slot, Ticket};
+pub use types::{Ballot, Incarnation, Instant, LogPosition, PersistId, ReplicaId, ReplicaSet, Slot, Ticket};
 
 /// The log's only view of an application (PML §2: the callback, fired at every replica with each value in order).
 ///

@@ -12,6 +12,9 @@
 //! | commit | coordinator -> the members | every heartbeat; when it begins; before a higher ballot, a hand-over or its own removal | nothing |
 //! | release | a master -> the members | it gives mastership up by itself | nothing: it holds no lease any more |
 //! | take over | a master -> whom it hands over to | after its release, nothing open | nothing |
+//! | position | who just started -> the members; everybody, once in a heartbeat | it asks how far its log is known to go; or its log goes further than they know | what it says of the own log |
+//! | rejoin | who lost state -> the members | until enough have answered | nothing |
+//! | rejoin answer | member -> who rejoins | asked, and sure of its own state | the asker's new life, and all that it tells of (P11) |
 //! | fetch | laggard -> whoever knows more, then the next member | a chosen slot is missing here | nothing |
 //! | entries | whoever is asked -> laggard; acceptor -> coordinator | asked by fetch, or by an accept for a slot known to be chosen | nothing: what is chosen stays chosen |
 //!
@@ -21,7 +24,8 @@
 //! An acknowledgement also grants the lease (rule P8): there is no message for that.
 
 use crate::batch::Batch;
-use crate::types::{Ballot, ReplicaId, Slot};
+use crate::lives::Voter;
+use crate::types::{Ballot, Incarnation, LogPosition, ReplicaId, Slot};
 
 /// What an acceptor reports of one slot in its promise.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -32,6 +36,17 @@ pub struct AcceptedSlot {
     pub ballot: Ballot,
     /// The value.
     pub batch: Batch,
+}
+
+/// Slots at which an acceptor may have accepted something that its log has lost since (rule L5).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct LostSlots {
+    /// The lowest.
+    pub first: Slot,
+    /// The highest.
+    pub last: Slot,
+    /// What was lost was accepted at this ballot, or a lower one.
+    pub ballot: Ballot,
 }
 
 /// A message between replicas.
@@ -68,6 +83,11 @@ pub enum Message {
         chosen: Slot,
         /// What it has accepted above `chosen`: at most twice the horizon of slots.
         accepted: Vec<AcceptedSlot>,
+        /// Where it may have accepted more than it reports: there it counts only beside somebody who reports a value at the
+        /// ballot named here or above (L5). At most [`crate::Recovered::LOST_MAX`] ranges.
+        lost: Vec<LostSlots>,
+        /// Which life of the acceptor promises (P11).
+        voter: Voter,
     },
     /// Phase 2a: accept this batch at this slot.
     Accept {
@@ -86,6 +106,8 @@ pub enum Message {
         ballot: Ballot,
         /// The slot accepted.
         slot: Slot,
+        /// Which life of the acceptor accepted (P11).
+        voter: Voter,
     },
     /// The answer to a propose, an accept or a commit below what was promised: the sender has been superseded.
     Reject {
@@ -110,6 +132,35 @@ pub enum Message {
     TakeOver {
         /// The ballot that ends here.
         ballot: Ballot,
+    },
+    /// How far the logs of the sender and of the receiver go (P13).
+    Position {
+        /// The sender's: durable.
+        durable: LogPosition,
+        /// The receiver's, as far as the sender ever heard.
+        known: LogPosition,
+        /// The sender wants to be told the same.
+        asks: bool,
+    },
+    /// The sender lost state (P11).
+    Rejoin {
+        /// The life that it means to take; [`Incarnation::NONE`]: it asks which there have been.
+        incarnation: Incarnation,
+    },
+    /// What one has to know who lost state. Its new life is durable at the sender (P11).
+    RejoinAnswer {
+        /// The life that was asked under.
+        asked: Incarnation,
+        /// The highest life of the receiver's that the sender knows of.
+        known: Incarnation,
+        /// The sender lost state itself: nothing else here counts.
+        is_lost: bool,
+        /// The highest ballot it has promised.
+        promised: Ballot,
+        /// All up to here it has heard to be chosen.
+        chosen: Slot,
+        /// What it has accepted above what it knows to be chosen: as in a promise.
+        accepted: Vec<AcceptedSlot>,
     },
     /// Send me what is chosen from this slot on.
     Fetch {
@@ -141,6 +192,9 @@ impl Message {
             | Message::Promise { .. }
             | Message::Acknowledge { .. }
             | Message::Reject { .. }
+            | Message::Position { .. }
+            | Message::Rejoin { .. }
+            | Message::RejoinAnswer { .. }
             | Message::Fetch { .. }
             | Message::Entries { .. } => None,
         }

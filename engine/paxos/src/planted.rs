@@ -38,6 +38,7 @@ macro_rules! bugs {
 
 #[cfg(feature = "planted")]
 bugs! {
+    L7NeverTriesAgain: "a segment that found no room on the disk is never made",
     P1PromisesToOlder: "a ballot below the promised one gets a promise",
     P1AcceptsFromOlder: "a ballot below the promised one gets an acknowledgement",
     P1ReusesBallot: "a restarted replica campaigns under its ballot from before the restart",
@@ -54,6 +55,8 @@ bugs! {
     P6CountsLearners: "a learner's acknowledgement is counted",
     P6InstallKeepsMembers: "an installed snapshot leaves the members as they were here",
     P6OldMajorityLeads: "the old members' promises are enough for the new members' slots",
+    L5CountsLostAsNothing: "a candidate counts a promise whose sender has lost what it accepted",
+    L5NoOpOverLost: "an acceptor does not tell what its log has lost",
     P7NeverGivesUp: "a master that reaches no majority, or whose disk is silent, stays",
     P8NoWaitAfterStart: "a replica promises right after its start, whatever it granted before",
     P8PromisesAgainstGrant: "a replica promises although it granted a lease to another",
@@ -62,6 +65,10 @@ bugs! {
     P8ReadsBeforeOwnSlot: "a new master reads before it has applied what was acknowledged before it",
     P9KeepsEpoch: "a new mastership goes on under the epoch of the one before",
     P10ForgetsResults: "a retried command is applied again",
+    P11VotesAfterOneInstance: "who lost state votes again once it has seen one whole instance, as the paper has it",
+    P11KeepsOldIncarnation: "who lost state votes again as if it were the life that lost it",
+    P11CountsSuperseded: "votes of a life that is known to be over count, if they were counted before",
+    P13VotesAtOnce: "a replica votes after a start without asking whether its log is an older one",
     P15TellsBeforeDurable: "what waits for a record leaves before the record is durable",
     P16ReadsWithoutLease: "any replica answers reads from what it has applied",
     S1CutsAtTheNewer: "the log is cut at the newer of the two snapshots that are kept",

@@ -7,12 +7,31 @@
 //!
 //! The last record of a slot is the one that counts: ballots at a slot only rise, and a chosen value is final.
 //!
+//! **Parts of the log may be lost** (rule L5). What a hole says of itself is kept: its slots, the highest ballot, what was
+//! promised. Of a hole of several frames that is not all known, but there are bounds:
+//!   - a slot that is applied by then was chosen before, and nothing is accepted at it any more: the hole holds nothing new of it;
+//!   - what is accepted lies within twice the horizon of what is chosen (P5), and what is chosen has a record each in the own
+//!     log or is in a snapshot (see the learner): so no slot is further on than the highest one before the hole, the number of
+//!     records that have room in it, and twice the horizon;
+//!   - whoever accepts promises first, so no ballot is above what was promised at the hole's end, which the next frame repeats.
+//!
+//! A slot there that has a value at the hole's ballot or above has lost nothing: one ballot proposes one value, and what was
+//! appended after the hole came after it. Any other is told as lost. Where such a slot is known to be chosen, applying stops: the
+//! replica starts there, tells that more is chosen, and fetches it as any laggard does. The members are those of the last slot
+//! applied; a change in the hole comes with what is fetched (P6).
+//!
+//! Values behind the hole are kept as far as a promise reports them, twice the horizon; those before are known to be chosen.
+//!
 //! A snapshot comes first, if there is one: what it holds is applied, and records of its slots are passed over. The log may end
 //! below it (rule L6), because what is chosen may run ahead of the own disk, or because the snapshot is another replica's and was
 //! installed. It may not begin above it: then something is missing that was acknowledged.
 
+use std::collections::BTreeSet;
+
 use crate::batch::Batch;
+use crate::configuration::Configuration;
 use crate::effect::{HardState, Record, Recovered, SnapshotHandle};
+use crate::message::LostSlots;
 use crate::types::{Ballot, Incarnation, Slot};
 
 /// Rebuilds a replica's state from its records, in the order in which they were appended.
@@ -24,6 +43,33 @@ pub struct Recovery {
     found: Option<(Incarnation, Recovered)>,
     /// All up to here the records themselves know to be chosen.
     known: Slot,
+    /// The highest slot that the log has, or may have had.
+    highest: Slot,
+    /// All up to here, above what is applied, is chosen and was passed over: its values are not kept.
+    dropped: Slot,
+    /// Slots whose value was read before a hole that may have held another one, chosen and told by others: a chosen record has no
+    /// ballot that would show in what is known of the hole.
+    doubtful: BTreeSet<Slot>,
+    /// Holes before the first hard state.
+    early: Vec<Loss>,
+}
+
+/// What is known of a part of the log that is lost, from what follows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Loss {
+    /// The lowest and the highest slot of the records that are missing, if that is known; the second below the first if none
+    /// had a slot.
+    pub slots: Option<(Slot, Slot)>,
+    /// Of records with a slot: the highest ballot.
+    pub ballot: Ballot,
+    /// What was promised at the end of the missing part.
+    pub promised: Ballot,
+    /// How many records are missing, at the most.
+    pub records_max: u64,
+    /// The incarnation that what follows was written under.
+    pub incarnation: Incarnation,
+    /// All up to here may be gone from the log, says what follows.
+    pub cut: Slot,
 }
 
 /// Why records are no log of a replica's.
@@ -73,14 +119,68 @@ impl Recovery {
     /// Goes on from this snapshot, or from the empty state.
     pub fn new(snapshot: Option<SnapshotHandle>) -> Self {
         let snapshot_slot = snapshot.as_ref().map_or(Slot::NONE, |snapshot| snapshot.slot);
-        Self { snapshot, snapshot_slot, found: None, known: Slot::NONE }
+        let slot = snapshot_slot;
+        Self {
+            snapshot,
+            snapshot_slot,
+            found: None,
+            known: Slot::NONE,
+            highest: slot,
+            dropped: Slot::NONE,
+            doubtful: BTreeSet::new(),
+            early: Vec::new(),
+        }
+    }
+
+    /// Records are missing here. Gives the slots that they may have been about; none if the second is below the first. What the log
+    /// has of these need not be what was chosen, whatever a snapshot holds.
+    pub fn lose(&mut self, loss: Loss) -> Result<(Slot, Slot), RecoveryError> {
+        if self.found.is_none() {
+            match self.snapshot.take() {
+                // Who the members were at first, a later hard state may say; until then there is nothing to apply.
+                None => {
+                    self.early.push(loss);
+                    return Ok(loss
+                        .slots
+                        .unwrap_or((Slot::NONE.next(), self.bounds(&loss, Slot::NONE, Configuration::HORIZON_MAX).1)));
+                }
+                Some(SnapshotHandle { slot, ballot: _, configurations }) => {
+                    let recovered = Recovered { chosen: slot, ..Recovered::of(configurations) };
+                    self.found = Some((loss.incarnation, recovered));
+                }
+            }
+        }
+        let (_, recovered) = self.found.as_ref().expect("it was made just now, or there before");
+        let horizon = recovered.configurations.current.horizon();
+        let (first, last) = self.bounds(&loss, recovered.chosen, horizon);
+        let (incarnation, recovered) = self.found.as_mut().expect("as before");
+        recovered.holes += 1;
+        *incarnation = loss.incarnation.max(*incarnation);
+        recovered.promised = recovered.promised.max(loss.promised).max(loss.ballot);
+        recovered.cut_at(loss.cut)?;
+        let is_in_it = |slot: &&Slot| first <= **slot && **slot <= last;
+        self.doubtful.extend(recovered.accepted.keys().filter(is_in_it));
+        if first <= last {
+            self.highest = self.highest.max(last);
+            let ballot = if loss.slots.is_some() { loss.ballot } else { loss.promised };
+            recovered.lose(LostSlots { first, last, ballot });
+        }
+        Ok(loss.slots.unwrap_or((self.known.next(), last)))
+    }
+
+    /// Which slots a hole may have been about: see the module's page for the argument.
+    fn bounds(&self, loss: &Loss, applied: Slot, horizon: u64) -> (Slot, Slot) {
+        match loss.slots {
+            Some((first, last)) => (first.max(applied.next()), last),
+            None => (applied.next(), self.highest.max(applied).plus(loss.records_max).plus(2 * horizon)),
+        }
     }
 
     /// Takes the next record. `apply` is given the batches that are chosen for certain, in order, each once.
     pub fn take(&mut self, record: Record, mut apply: impl FnMut(Slot, &Batch)) -> Result<(), RecoveryError> {
         let Some((incarnation, recovered)) = &mut self.found else {
             let Record::HardState(first) = record else { return Err(RecoveryError::NoHardState) };
-            let HardState { promised, incarnation, configurations, cut } = first;
+            let HardState { promised, incarnation, vector, configurations, cut } = first;
             let mut recovered = match self.snapshot.take() {
                 None => Recovered::of(configurations),
                 Some(SnapshotHandle { slot, ballot: _, configurations }) => {
@@ -88,39 +188,78 @@ impl Recovery {
                 }
             };
             recovered.promised = promised;
+            recovered.vector = vector;
             recovered.cut_at(cut)?;
+            if !self.early.is_empty() && recovered.configurations.known_chosen() > recovered.chosen {
+                // These are not the first members, and who those were is lost.
+                return Err(RecoveryError::NoHardState);
+            }
             self.found = Some((incarnation, recovered));
-            return Ok(());
+            return std::mem::take(&mut self.early).into_iter().try_for_each(|loss| self.lose(loss).map(|_| ()));
         };
         self.known = self.known.max(match &record {
             Record::HardState(state) => state.configurations.known_chosen(),
             Record::Accepted { chosen, .. } => *chosen,
             Record::Chosen { slot, .. } => *slot,
         });
+        if let Record::Accepted { slot, .. } | Record::Chosen { slot, .. } = &record {
+            self.highest = self.highest.max(*slot);
+        }
+        if let Record::Accepted { slot, .. } | Record::Chosen { slot, .. } = &record {
+            self.doubtful.remove(slot);
+        }
+        let gone = Gone { dropped: self.dropped, doubtful: &self.doubtful };
         match record {
             Record::HardState(state) => {
                 recovered.promised = recovered.promised.max(state.promised);
                 recovered.cut_at(state.cut)?;
-                advance(recovered, state.configurations.known_chosen(), &mut apply)?;
+                advance(recovered, state.configurations.known_chosen(), &gone, &mut apply)?;
                 *incarnation = state.incarnation;
+                recovered.vector = state.vector;
             }
             Record::Accepted { slot, ballot, chosen, batch } => {
                 recovered.promised = recovered.promised.max(ballot);
                 // First: `chosen` was known when this was written, so it speaks of the records before.
-                advance(recovered, chosen, &mut apply)?;
+                advance(recovered, chosen, &gone, &mut apply)?;
                 note(recovered, slot, ballot, batch);
             }
             Record::Chosen { slot, batch } => {
-                note(recovered, slot, Ballot::NONE, batch);
-                advance(recovered, slot, &mut apply)?;
+                advance(recovered, slot.before(), &gone, &mut apply)?;
+                if slot == recovered.chosen.next() {
+                    recovered.accepted.remove(&slot);
+                    take_chosen(recovered, slot, &batch, &mut apply);
+                } else if slot > recovered.chosen {
+                    // A hole keeps it from being applied, and it is no acceptance to tell of: that it is chosen is.
+                    recovered.accepted = recovered.accepted.split_off(&slot.next());
+                    self.dropped = self.dropped.max(slot);
+                }
             }
         }
+        self.drop_passed_over();
         Ok(())
+    }
+
+    /// Behind a hole at which applying has stopped, only what a promise reports is kept: what is further back is chosen, for
+    /// nothing is accepted that far ahead of what is (P5).
+    fn drop_passed_over(&mut self) {
+        let Some((_, recovered)) = &mut self.found else { return };
+        let window = 2 * recovered.configurations.current.horizon();
+        let highest = recovered.accepted.last_key_value().map_or(0, |(slot, _)| slot.0);
+        let upto = Slot(self.known.0.min(highest.saturating_sub(window)));
+        if recovered.chosen < upto && self.dropped < upto {
+            recovered.accepted = recovered.accepted.split_off(&upto.next());
+            self.dropped = upto;
+        }
     }
 
     /// Which life of the durable state it is, and what a replica starts from. `None`: the log never began.
     pub fn finish(self) -> Option<(Incarnation, Recovered)> {
         let (incarnation, mut recovered) = self.found?;
+        recovered.lost_state |= incarnation == Incarnation::NONE;
+        let chosen = recovered.chosen;
+        recovered.known = chosen.max(self.dropped);
+        recovered.lost.retain(|lost| lost.last > chosen);
+        recovered.lost.iter_mut().for_each(|lost| lost.first = lost.first.max(chosen.next()));
         // A log that ends below the snapshot (L6) may have values that were accepted and not chosen, where it would otherwise
         // have what was chosen last. Whether it has cannot be told from a snapshot that was installed a moment before the crash.
         recovered.passed_by = if self.known < self.snapshot_slot { self.snapshot_slot } else { recovered.cut };
@@ -134,6 +273,26 @@ impl Recovered {
         self.cut = self.cut.max(cut);
         if cut > self.chosen { Err(RecoveryError::Cut { cut, snapshot: self.chosen }) } else { Ok(()) }
     }
+
+    /// More may have been accepted than is here. Too many ranges become one.
+    fn lose(&mut self, lost: LostSlots) {
+        let chosen = self.chosen;
+        self.lost.retain(|lost| lost.last > chosen);
+        self.lost.push(lost);
+        if self.lost.len() > Self::LOST_MAX {
+            let all = self.lost.drain(..).reduce(|all, lost| LostSlots {
+                first: all.first.min(lost.first),
+                last: all.last.max(lost.last),
+                ballot: all.ballot.max(lost.ballot),
+            });
+            self.lost.extend(all);
+        }
+    }
+
+    /// Whether something may be missing at this slot beside a value at `ballot`.
+    fn has_lost(&self, slot: Slot, ballot: Option<Ballot>) -> bool {
+        self.lost.iter().any(|lost| lost.first <= slot && slot <= lost.last && Some(lost.ballot) > ballot)
+    }
 }
 
 fn note(recovered: &mut Recovered, slot: Slot, ballot: Ballot, batch: Batch) {
@@ -142,21 +301,47 @@ fn note(recovered: &mut Recovered, slot: Slot, ballot: Ballot, batch: Batch) {
     }
 }
 
-fn advance(recovered: &mut Recovered, chosen: Slot, apply: &mut impl FnMut(Slot, &Batch)) -> Result<(), RecoveryError> {
+/// What is not to be had from this log, though it is chosen.
+struct Gone<'a> {
+    dropped: Slot,
+    doubtful: &'a BTreeSet<Slot>,
+}
+
+impl Gone<'_> {
+    fn has(&self, slot: Slot, held: Option<Ballot>) -> bool {
+        (held.is_none() && slot <= self.dropped) || self.doubtful.contains(&slot)
+    }
+}
+
+/// Applies up to what is chosen, or up to where a value is lost.
+fn advance(
+    recovered: &mut Recovered,
+    chosen: Slot,
+    gone: &Gone<'_>,
+    apply: &mut impl FnMut(Slot, &Batch),
+) -> Result<(), RecoveryError> {
     while recovered.chosen < chosen {
         let slot = recovered.chosen.next();
+        let held = recovered.accepted.get(&slot).map(|(ballot, _)| *ballot);
+        if recovered.has_lost(slot, held) || gone.has(slot, held) {
+            return Ok(());
+        }
         let (_, batch) = recovered.accepted.remove(&slot).ok_or(RecoveryError::Gap { chosen, missing: slot })?;
-        apply(slot, &batch);
-        recovered.configurations.applied(slot, &batch);
-        recovered.chosen = slot;
+        take_chosen(recovered, slot, &batch, apply);
     }
     Ok(())
+}
+
+fn take_chosen(recovered: &mut Recovered, slot: Slot, batch: &Batch, apply: &mut impl FnMut(Slot, &Batch)) {
+    apply(slot, batch);
+    recovered.configurations.applied(slot, batch);
+    recovered.chosen = slot;
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::configuration::Configuration;
+
     use crate::effect::Configurations;
     use crate::types::ReplicaId;
 
@@ -164,7 +349,8 @@ mod tests {
 
     fn hard_state(configurations: &Configurations) -> Record {
         let (incarnation, configurations) = (Incarnation(1), configurations.clone());
-        Record::HardState(HardState { promised: BALLOT, incarnation, configurations, cut: Slot::NONE })
+        let vector = crate::lives::CrashVector::default();
+        Record::HardState(HardState { promised: BALLOT, incarnation, vector, configurations, cut: Slot::NONE })
     }
 
     fn accepted(slot: Slot, batch: &Batch) -> Record {
@@ -227,6 +413,108 @@ mod tests {
         assert_eq!(recovery.take(accepted(Slot(1), &batch), |_, _| {}), Err(RecoveryError::NoHardState));
         recovery.take(hard_state(&first), |_, _| {}).unwrap();
         let error = recovery.take(Record::Chosen { slot: Slot(3), batch }, |_, _| {});
-        assert_eq!(error, Err(RecoveryError::Gap { chosen: Slot(3), missing: Slot(1) }));
+        assert_eq!(error, Err(RecoveryError::Gap { chosen: Slot(2), missing: Slot(1) }));
+    }
+
+    const HIGHER: Ballot = Ballot { round: 2, ..BALLOT };
+
+    fn value(slot: u64) -> Batch {
+        let mut builder = crate::batch::BatchBuilder::default();
+        builder.push(&slot.to_le_bytes());
+        builder.take()
+    }
+
+    fn at(slot: u64, ballot: Ballot, chosen: u64) -> Record {
+        Record::Accepted { slot: Slot(slot), ballot, chosen: Slot(chosen), batch: value(slot) }
+    }
+
+    fn loss(slots: Option<(u64, u64)>, ballot: Ballot) -> Loss {
+        let slots = slots.map(|(first, last)| (Slot(first), Slot(last)));
+        let (incarnation, cut) = (Incarnation(1), Slot::NONE);
+        Loss { slots, ballot, promised: ballot, records_max: 3, incarnation, cut }
+    }
+
+    /// A cell of one member, a horizon of 16; the hole comes before the record with this place.
+    fn with_hole(before: usize, loss: Loss, records: &[Record]) -> (Vec<u64>, Recovered) {
+        let first = Configurations::first(Configuration::of(&[1]));
+        let mut recovery = Recovery::new(None);
+        recovery.take(hard_state(&first), |_, _| {}).unwrap();
+        let mut applied = Vec::new();
+        for (place, record) in records.iter().enumerate() {
+            if place == before {
+                recovery.lose(loss).unwrap();
+            }
+            recovery
+                .take(record.clone(), |slot, batch| {
+                    assert_eq!(*batch, value(slot.0), "never another value");
+                    applied.push(slot.0);
+                })
+                .unwrap();
+        }
+        (applied, recovery.finish().unwrap().1)
+    }
+
+    #[test]
+    fn a_chosen_slot_in_a_hole_stops_applying_and_the_rest_is_told() {
+        let records: Vec<Record> = [1, 2, 4, 5].map(|slot| at(slot, BALLOT, slot - 1)).into();
+        let (applied, after) = with_hole(2, loss(Some((3, 3)), BALLOT), &records);
+        assert_eq!((applied, after.chosen, after.known), (vec![1, 2], Slot(2), Slot(2)));
+        assert_eq!(after.accepted.keys().copied().collect::<Vec<_>>(), [Slot(4), Slot(5)]);
+        assert_eq!(after.lost, [LostSlots { first: Slot(3), last: Slot(3), ballot: BALLOT }]);
+        // It came back by catch-up, and was appended again.
+        let again = [records, vec![Record::Chosen { slot: Slot(3), batch: value(3) }, at(6, BALLOT, 5)]].concat();
+        let (applied, after) = with_hole(2, loss(Some((3, 3)), BALLOT), &again);
+        assert_eq!((applied, after.chosen, after.lost), (vec![1, 2, 3, 4, 5], Slot(5), vec![]));
+    }
+
+    #[test]
+    fn an_older_value_is_not_taken_for_the_one_that_was_lost() {
+        let records = [at(1, BALLOT, 0), at(2, HIGHER, 1)];
+        let (applied, after) = with_hole(1, loss(Some((1, 1)), HIGHER), &records);
+        assert_eq!((applied, after.chosen), (vec![], Slot(0)));
+        assert_eq!(after.accepted[&Slot(1)].0, BALLOT, "it may be told as it is, beside the loss");
+        // What was accepted again under the same ballot, or a later one, is what was lost, or has replaced it.
+        let (applied, _) =
+            with_hole(1, loss(Some((1, 1)), HIGHER), &[at(1, BALLOT, 0), at(1, HIGHER, 0), at(2, HIGHER, 1)]);
+        assert_eq!(applied, [1]);
+    }
+
+    #[test]
+    fn what_nobody_describes_is_bounded_by_room_and_horizon() {
+        let horizon = Configuration::of(&[1]).horizon();
+        let (applied, after) =
+            with_hole(2, loss(None, HIGHER), &[at(1, BALLOT, 0), at(4, BALLOT, 1), at(5, HIGHER, 4)]);
+        assert_eq!((applied, after.promised), (vec![1], HIGHER));
+        assert_eq!(after.lost, [LostSlots { first: Slot(2), last: Slot(4 + 3 + 2 * horizon), ballot: HIGHER }]);
+    }
+
+    #[test]
+    fn behind_a_deep_hole_only_a_window_is_kept() {
+        let window = 2 * Configuration::of(&[1]).horizon();
+        let records: Vec<Record> = (1..300).filter(|slot| *slot != 5).map(|slot| at(slot, BALLOT, slot - 1)).collect();
+        let (applied, after) = with_hole(4, loss(Some((5, 5)), BALLOT), &records);
+        assert_eq!((applied.len(), after.chosen, after.known), (4, Slot(4), Slot(299 - window)));
+        assert_eq!(after.accepted.len() as u64, window);
+    }
+
+    #[test]
+    fn the_first_hard_state_may_be_lost_while_another_names_the_first_members() {
+        let (first, pending, _) = change();
+        let start = |hard_state: Record| {
+            let mut recovery = Recovery::new(None);
+            recovery.lose(loss(Some((1, 0)), BALLOT)).unwrap();
+            recovery.take(hard_state, |_, _| {})
+        };
+        assert_eq!(start(hard_state(&first)), Ok(()));
+        assert_eq!(start(hard_state(&pending)), Err(RecoveryError::NoHardState));
+    }
+
+    /// Simulator seed 1896: the value that others had chosen was told here and lost, and what had been accepted before, at a lower
+    /// ballot, was applied in its place.
+    #[test]
+    fn what_was_accepted_before_a_chosen_value_was_lost_is_not_applied() {
+        let records = [at(1, BALLOT, 0), at(2, BALLOT, 1)];
+        let (applied, after) = with_hole(1, loss(Some((1, 1)), Ballot::NONE), &records);
+        assert_eq!((applied, after.chosen), (vec![], Slot(0)));
     }
 }

@@ -4,11 +4,13 @@ use crate::acceptor::{self, Acceptor};
 use crate::coordinator::{self, Idle, Leadership, Role};
 use crate::effect::{Configurations, Effect, Effects, Event, Recovered, SnapshotHandle};
 use crate::learner::{self, Learner};
+use crate::lives::{self, CrashVector, Lives};
 use crate::machine::Counts;
 use crate::membership::{Change, ChangeError, Membership};
-use crate::message::Message;
+use crate::message::{LostSlots, Message};
+use crate::rejoin::{self, Rejoin, Rejoining};
 use crate::settings::Settings;
-use crate::types::{Ballot, Instant, ReplicaId, ReplicaSet, Slot};
+use crate::types::{Ballot, Incarnation, Instant, LogPosition, ReplicaId, ReplicaSet, Slot};
 use crate::world::{Core, Journal, Random, World};
 use crate::{grant, lease, standing};
 
@@ -32,6 +34,8 @@ pub enum VotingStatus {
     Learning,
     /// No member: not yet, or not any more.
     Outside,
+    /// It lost state, and does not vote before a majority has told it again (P11).
+    Rejoining,
 }
 
 /// Why mastership is not transferred. Nothing has happened.
@@ -70,18 +74,26 @@ impl Replica {
         let membership = Membership::new(settings.me, recovered.configurations.clone());
         // What was granted before this start is not known: nothing is promised until it is over (P8).
         let is_over = crate::planted!(P8NoWaitAfterStart);
-        let waiting = standing::Waiting { until: if is_over { now } else { now.after(membership.lease()) } };
+        let until = if is_over { now } else { now.after(membership.lease()) };
+        let waiting = standing::Waiting { until, heard: ReplicaSet::default(), ask_at: now };
+        let lives = Lives::new(settings.incarnation, recovered.vector.clone(), recovered.frame);
         let random = Random(fastrand::Rng::with_seed(settings.seed));
         let acceptor = Acceptor::new(recovered);
         let mut core = Core {
             settings,
             membership,
-            standing: standing::State::Waiting(waiting),
+            standing: match recovered.lost_state {
+                true => standing::State::Rejoining,
+                false => standing::State::Waiting(waiting),
+            },
+            lives,
+            rejoin: Rejoin::from(now),
             grant: grant::State::Free,
             released: Ballot::NONE,
             round: acceptor.promised().round,
             acceptor,
-            learner: Learner::new(recovered.chosen, recovered.cut),
+            learner: Learner::new(recovered.chosen, recovered.known, recovered.cut),
+            held_up: None,
             lease: lease::State::Without,
             quarantined: false,
             journal: Journal::new(),
@@ -97,7 +109,7 @@ impl Replica {
     /// `now` must have been read after the event came: a grant counts from an accept's receipt (P8), and one that counts from
     /// before it was even sent may end before the holder's lease does.
     pub fn step(&mut self, now: Instant, event: Event, effects: &mut Effects) {
-        let (chosen_before, has_room) = (self.chosen(), self.can_submit());
+        let (chosen_before, has_room, standing_before) = (self.chosen(), self.can_submit(), self.core.standing);
         let mut world = World { now, core: &mut self.core, effects };
         let coordinator = &mut self.coordinator;
         match event {
@@ -109,7 +121,10 @@ impl Replica {
                 }
                 receive(from, message, coordinator, &mut world);
             }
-            Event::Persisted { upto } => world.core.journal.persisted(upto),
+            Event::Persisted { upto, frame } => {
+                world.core.journal.persisted(upto);
+                world.core.lives.durable(frame);
+            }
             Event::Submitted { ticket, .. } if !has_room => world.effects.push(Effect::Refuse { ticket }),
             Event::Submitted { ticket, batch } => {
                 let submitted = coordinator::Submitted { ticket, batch };
@@ -125,6 +140,7 @@ impl Replica {
                 standing::tell(standing::Event::Ticked, &mut world);
                 grant::tell(grant::Event::Ticked, &mut world);
                 learner::tell(learner::Event::Ticked, &mut world);
+                lives::tell_position(&mut world);
                 coordinator::step(coordinator, coordinator::Event::Ticked, &mut world);
             }
             Event::LogFull => acceptor::tell(acceptor::Event::LogFull, &mut world),
@@ -135,6 +151,12 @@ impl Replica {
                 assert!(coordinator.leadership().is_none(), "who leads has what it proposed, and nothing to install");
                 learner::tell(learner::Event::Installed(handle), &mut world);
             }
+        }
+        if world.core.standing == standing::State::Rejoining {
+            if standing_before != standing::State::Rejoining {
+                coordinator::step(coordinator, coordinator::Event::Lost, &mut world);
+            }
+            standing::tell(standing::Event::Progressed, &mut world);
         }
         if world.chosen() > chosen_before {
             coordinator::step(coordinator, coordinator::Event::Progressed, &mut world);
@@ -227,11 +249,10 @@ impl Replica {
     pub fn deadline(&self) -> Instant {
         let coordinator = self.coordinator.deadline(&self.core);
         let learner = self.core.learner.deadline().unwrap_or(coordinator);
-        let standing = match self.core.standing {
-            standing::State::Waiting(waiting) => waiting.until,
-            standing::State::Voting | standing::State::Learning | standing::State::Outside => coordinator,
-        };
-        coordinator.min(learner).min(standing)
+        let standing = self.core.standing.deadline(&self.core).unwrap_or(coordinator);
+        let is_alone = self.core.membership.others().is_empty();
+        let lives = self.core.lives.deadline().filter(|_| !is_alone).unwrap_or(coordinator);
+        coordinator.min(learner).min(standing).min(lives)
     }
 
     /// What this replica is to the others.
@@ -246,7 +267,29 @@ impl Replica {
             standing::State::Voting => VotingStatus::Voting,
             standing::State::Learning => VotingStatus::Learning,
             standing::State::Outside => VotingStatus::Outside,
+            standing::State::Rejoining => VotingStatus::Rejoining,
         }
+    }
+
+    /// In which of its lives this replica is; [`Incarnation::NONE`] while it rejoins.
+    pub fn incarnation(&self) -> Incarnation {
+        self.core.lives.own
+    }
+
+    /// In which lives the others are, as far as is known here.
+    pub fn crash_vector(&self) -> &CrashVector {
+        &self.core.lives.vector
+    }
+
+    /// How far this replica knows another's log to go (P13).
+    pub fn position_of(&self, replica: ReplicaId) -> LogPosition {
+        self.core.lives.position_of(replica)
+    }
+
+    /// How far it has come, if it lost state.
+    pub fn rejoining(&self) -> Option<Rejoining> {
+        let is_rejoining = self.core.standing == standing::State::Rejoining;
+        is_rejoining.then(|| self.core.rejoin.progress(&self.core.membership, self.core.settings.me))
     }
 
     /// How many more failures the cell survives right now: negative when it cannot go on, `None` when this replica does not
@@ -282,6 +325,17 @@ impl Replica {
     /// The acceptor, to look at.
     pub fn acceptor(&self) -> &Acceptor {
         &self.core.acceptor
+    }
+
+    /// What keeps this replica, promised by a majority, from leading: nobody who answered has the value of these slots, and who
+    /// may have accepted one has lost it (rule L5). Others are asked again and again; with all of them there, it is gone.
+    pub fn held_up(&self) -> Option<LostSlots> {
+        self.core.held_up
+    }
+
+    /// How many slots may have a value that was accepted here, lost, and is not known again by now.
+    pub fn lost_slots(&self) -> u64 {
+        self.core.acceptor.lost_slots()
     }
 
     /// How many slots are proposed here and not yet chosen.
@@ -326,6 +380,15 @@ impl Replica {
 
 /// Hands a message to the machine that answers for it.
 fn receive(from: ReplicaId, message: Message, coordinator: &mut coordinator::State, world: &mut World<'_>) {
+    if let Message::Promise { voter, .. } | Message::Acknowledge { voter, .. } = &message {
+        for over in lives::learn(from, voter, world) {
+            supersede(over, coordinator, world);
+        }
+        standing::superseded(voter, world);
+        if !lives::counts(from, voter, world) {
+            return;
+        }
+    }
     // A coordinator is obeyed unless a higher ballot was promised.
     let obeys = |ballot: Ballot, world: &World<'_>| ballot >= world.core.acceptor.promised();
     match message {
@@ -349,8 +412,8 @@ fn receive(from: ReplicaId, message: Message, coordinator: &mut coordinator::Sta
                 coordinator::step(coordinator, coordinator::Event::Promised(ballot), world);
             }
         }
-        Message::Promise { ballot, cut: _, chosen, accepted } => {
-            let promise = coordinator::Promise { from, ballot, chosen, accepted };
+        Message::Promise { ballot, cut: _, chosen, accepted, lost, voter: _ } => {
+            let promise = coordinator::Promise { from, ballot, chosen, accepted, lost };
             coordinator::step(coordinator, coordinator::Event::Promise(promise), world);
         }
         Message::Accept { ballot, slot, batch, chosen: upto } => {
@@ -367,7 +430,7 @@ fn receive(from: ReplicaId, message: Message, coordinator: &mut coordinator::Sta
                 world.core.acceptor.reject(from, world.effects);
             }
         }
-        Message::Acknowledge { ballot, slot } => {
+        Message::Acknowledge { ballot, slot, voter: _ } => {
             let acknowledge = coordinator::Acknowledge { from, ballot, slot };
             coordinator::step(coordinator, coordinator::Event::Acknowledge(acknowledge), world);
         }
@@ -381,6 +444,18 @@ fn receive(from: ReplicaId, message: Message, coordinator: &mut coordinator::Sta
         Message::TakeOver { ballot } => {
             coordinator::step(coordinator, coordinator::Event::TakeOver(ballot), world);
         }
+        Message::Position { durable, known, asks } => standing::position(from, (durable, known, asks), world),
+        Message::Rejoin { incarnation } => {
+            let before = world.core.lives.vector.of(from);
+            rejoin::answer(from, incarnation, world);
+            if world.core.lives.vector.of(from) > before {
+                supersede(from, coordinator, world);
+            }
+        }
+        Message::RejoinAnswer { asked, known, is_lost, promised, chosen, accepted } => {
+            let answer = rejoin::Answer { from, asked, known, is_lost, promised, chosen, accepted };
+            standing::tell(standing::Event::Answered(answer), world);
+        }
         Message::Fetch { from: first } => {
             let chosen = world.chosen();
             if first > Slot::NONE && first <= chosen {
@@ -393,6 +468,13 @@ fn receive(from: ReplicaId, message: Message, coordinator: &mut coordinator::Sta
             learner::tell(learner::Event::Entries(learner::Entries { first, batches }), world);
             learner::outrun(from, upto, world);
         }
+    }
+}
+
+/// A life of this replica is over: its votes count no more, those that were counted among them (P11).
+fn supersede(replica: ReplicaId, coordinator: &mut coordinator::State, world: &mut World<'_>) {
+    if !crate::planted!(P11CountsSuperseded) {
+        coordinator::step(coordinator, coordinator::Event::Superseded(replica), world);
     }
 }
 

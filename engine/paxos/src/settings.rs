@@ -9,7 +9,7 @@ use crate::types::{Incarnation, ReplicaId};
 pub struct Settings {
     /// Which member this is.
     pub me: ReplicaId,
-    /// Which life of its durable state.
+    /// Which life of its durable state; it changes only when that is lost while it runs.
     pub incarnation: Incarnation,
     /// How many slots may be open at once, at most the horizon.
     pub window: u64,

@@ -42,6 +42,13 @@ impl ReplicaSet {
         self.0 != before
     }
 
+    /// It is no member any more.
+    pub fn remove(&mut self, replica: ReplicaId) {
+        if replica <= ReplicaId::MAX {
+            self.0 &= !(1 << replica.0);
+        }
+    }
+
     /// Whether `replica` is in it.
     pub fn contains(self, replica: ReplicaId) -> bool {
         replica <= ReplicaId::MAX && self.0 & (1 << replica.0) != 0
@@ -87,6 +94,41 @@ impl fmt::Debug for ReplicaSet {
 /// One life of a replica's durable state; a new one after any loss (rule P11). From 1.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Incarnation(pub u64);
+
+impl Incarnation {
+    /// Of a replica that lost state and has not rejoined yet: its votes count nowhere.
+    pub const NONE: Incarnation = Incarnation(0);
+    /// Of a replica that never lost anything.
+    pub const FIRST: Incarnation = Incarnation(1);
+    /// A ballot keeps so many bits of it.
+    pub const BITS: u32 = 48;
+    /// The lower of them are drawn, so that two tries to take the next life differ.
+    const NONCE_BITS: u32 = 24;
+
+    /// A life after this one.
+    #[must_use]
+    pub fn after(self, nonce: u64) -> Incarnation {
+        let next =
+            Incarnation(((self.0 >> Self::NONCE_BITS) + 1) << Self::NONCE_BITS | nonce & ((1 << Self::NONCE_BITS) - 1));
+        assert!(next.0 < 1 << Self::BITS, "fewer than 2^24 losses");
+        next
+    }
+
+    /// Which life it is: 1 for the first, one more after each loss; 0 for none.
+    pub fn life(self) -> u64 {
+        if self == Self::NONE { 0 } else { (self.0 >> Self::NONCE_BITS) + 1 }
+    }
+}
+
+/// How far a replica's log goes: the last frame that is durable, in which of its lives (rule P13). The order of the fields is the
+/// comparison.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct LogPosition {
+    /// In which of its lives.
+    pub incarnation: Incarnation,
+    /// The number of the frame; 0: nothing is known.
+    pub frame: u64,
+}
 
 /// Orders coordinators: PML's sequence number. Compared by round, then replica, then incarnation (the order of the
 /// fields is the comparison), so that no two lives of any two replicas ever share one.

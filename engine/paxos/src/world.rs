@@ -7,9 +7,11 @@ use std::time::Duration;
 use crate::acceptor::Acceptor;
 use crate::effect::{Effect, Effects, HardState, Record};
 use crate::learner::Learner;
+use crate::lives::Lives;
 use crate::machine::Counts;
 use crate::membership::Membership;
-use crate::message::Message;
+use crate::message::{LostSlots, Message};
+use crate::rejoin::Rejoin;
 use crate::settings::Settings;
 use crate::types::{Ballot, Instant, PersistId, ReplicaId, Slot};
 use crate::{grant, lease, standing};
@@ -20,6 +22,8 @@ pub(crate) struct Core {
     pub(crate) settings: Settings,
     pub(crate) membership: Membership,
     pub(crate) standing: standing::State,
+    pub(crate) lives: Lives,
+    pub(crate) rejoin: Rejoin,
     pub(crate) grant: grant::State,
     /// The highest ballot known to have given its lease back: it never holds one again (P8).
     pub(crate) released: Ballot,
@@ -29,6 +33,8 @@ pub(crate) struct Core {
     /// The application's state is not to be trusted (P14): see [`crate::Event::Quarantined`].
     pub(crate) quarantined: bool,
     pub(crate) journal: Journal,
+    /// For which slots a candidacy of this replica's waits, though a majority has promised (L5).
+    pub(crate) held_up: Option<LostSlots>,
     /// The highest round heard of: a candidacy goes above it.
     pub(crate) round: u64,
     pub(crate) random: Random,
@@ -49,6 +55,11 @@ impl World<'_> {
 
     pub(crate) fn chosen(&self) -> Slot {
         self.core.learner.chosen()
+    }
+
+    /// All up to here is told to be chosen: where the own log has lost values, further than what is applied (L5).
+    pub(crate) fn known(&self) -> Slot {
+        self.core.learner.known()
     }
 
     pub(crate) fn send(&mut self, to: ReplicaId, message: Message) {
@@ -72,7 +83,8 @@ impl World<'_> {
     pub(crate) fn persist_hard_state(&mut self) -> PersistId {
         let record = Record::HardState(HardState {
             promised: self.core.acceptor.promised(),
-            incarnation: self.core.settings.incarnation,
+            incarnation: self.core.lives.own,
+            vector: self.core.lives.vector.clone(),
             configurations: self.core.membership.configurations().clone(),
             cut: self.core.learner.cut(),
         });

@@ -2,8 +2,8 @@
 //! for, nothing is lost, and nothing stops. (Issue B, bad input; rule P5)
 
 use synod_paxos::{
-    AcceptedSlot, Ballot, Batch, Configuration, Effect, Effects, Event, Incarnation, Instant, Message, Recovered,
-    Replica, ReplicaId, Role, Settings, Slot,
+    AcceptedSlot, Ballot, Batch, Configuration, Effect, Effects, Event, Incarnation, Instant, LogPosition, Message,
+    Recovered, Replica, ReplicaId, Role, Settings, Slot, Voter,
 };
 
 const FAR: Slot = Slot(u64::MAX);
@@ -13,6 +13,12 @@ fn replica(me: u16) -> Replica {
         Configuration::of_voters([1, 2, 3].map(ReplicaId), 4, std::time::Duration::ZERO).expect("three voters");
     let settings = Settings::new(ReplicaId(me), Incarnation(1), 1);
     let mut replica = Replica::new(settings, &Recovered::nothing(configuration), Instant(0));
+    // Nobody knows more of its log than it does (P13).
+    for from in [1, 2, 3].map(ReplicaId).into_iter().filter(|id| id.0 != me) {
+        let (durable, known) = (LogPosition::default(), LogPosition::default());
+        let message = Message::Position { durable, known, asks: false };
+        replica.step(Instant(0), Event::Received { from, message }, &mut Effects::new());
+    }
     replica.step(Instant(0), Event::Ticked, &mut Effects::new());
     replica
 }
@@ -37,7 +43,14 @@ fn leader() -> Replica {
     told(&mut replica, 2, Message::ProbeAnswer { would: true, round: 0, chosen: Slot::NONE });
     let ballot = replica.promised();
     for from in [1, 2] {
-        let promise = Message::Promise { ballot, cut: Slot::NONE, chosen: Slot::NONE, accepted: Vec::new() };
+        let promise = Message::Promise {
+            ballot,
+            cut: Slot::NONE,
+            chosen: Slot::NONE,
+            accepted: Vec::new(),
+            lost: Vec::new(),
+            voter: Voter::default(),
+        };
         told(&mut replica, from, promise);
     }
     assert_eq!(replica.role(), Role::Coordinating);
@@ -74,11 +87,44 @@ fn a_promise_that_reports_what_no_acceptor_can_hold_does_not_count() {
     assert_eq!(replica.role(), Role::Campaigning);
     let ballot = replica.promised();
     let accepted = vec![AcceptedSlot { slot: FAR, ballot: Ballot::NONE, batch: Batch::NO_OP }];
-    told(&mut replica, 1, Message::Promise { ballot, cut: Slot::NONE, chosen: Slot::NONE, accepted: Vec::new() });
-    told(&mut replica, 2, Message::Promise { ballot, cut: Slot::NONE, chosen: Slot::NONE, accepted });
+    told(
+        &mut replica,
+        1,
+        Message::Promise {
+            ballot,
+            cut: Slot::NONE,
+            chosen: Slot::NONE,
+            accepted: Vec::new(),
+            lost: Vec::new(),
+            voter: Voter::default(),
+        },
+    );
+    told(
+        &mut replica,
+        2,
+        Message::Promise {
+            ballot,
+            cut: Slot::NONE,
+            chosen: Slot::NONE,
+            accepted,
+            lost: Vec::new(),
+            voter: Voter::default(),
+        },
+    );
     assert_eq!(replica.role(), Role::Campaigning);
     // One that knows everything to be chosen is chased, in vain.
-    told(&mut replica, 2, Message::Promise { ballot, cut: Slot::NONE, chosen: FAR, accepted: Vec::new() });
+    told(
+        &mut replica,
+        2,
+        Message::Promise {
+            ballot,
+            cut: Slot::NONE,
+            chosen: FAR,
+            accepted: Vec::new(),
+            lost: Vec::new(),
+            voter: Voter::default(),
+        },
+    );
     assert_eq!(replica.role(), Role::Campaigning);
     assert!(replica.is_fetching());
 }

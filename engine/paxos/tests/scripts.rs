@@ -45,6 +45,17 @@ fn scripts_tell_the_protocol() {
     expect_test::expect_file![format!("testdata/{NEVER_TAKEN}")].assert_eq(&never_taken(&taken));
 }
 
+/// The schedule of `paper.md` 4.2, under the rule that the paper has for a replica that lost its disk.
+#[cfg(feature = "planted")]
+#[test]
+fn the_papers_own_rule_chooses_two_values() {
+    synod_paxos::planted::plant(Some(synod_paxos::planted::Bug::P11VotesAfterOneInstance));
+    let told = play(Path::new("tests/testdata/rejoin_counts_no_old_promise.txt"));
+    synod_paxos::planted::plant(None);
+    let (told, _) = told.expect("the script can be played");
+    assert!(told.contains("BROKEN: slot 2 is b at 1 and w at 4"), "{told}");
+}
+
 /// The rows that no script takes.
 fn never_taken(taken: &[u64]) -> String {
     let settings = Settings::new(ReplicaId(1), Incarnation(1), 1);

@@ -58,12 +58,12 @@ fn so_many_rows() {
     }
     expect![[r#"
         acceptor: 20 rows, 9 of them refusals
-        coordinator: 158 rows, 73 of them refusals
+        coordinator: 172 rows, 75 of them refusals
         grant: 10 rows, 2 of them refusals
         learner: 16 rows, 1 of them refusals
         lease: 6 rows, 3 of them refusals
         membership: 10 rows, 2 of them refusals
-        standing: 15 rows, 1 of them refusals
+        standing: 42 rows, 15 of them refusals
     "#]]
     .assert_eq(&told);
 }

@@ -62,8 +62,9 @@ impl DirectFile {
         PageNumber(self.pages.load(Ordering::Acquire))
     }
 
-    /// Makes it at least so long. It never becomes shorter. The new part is a hole: no block of the disk is taken yet,
-    /// so a full disk is met by the snapshot, which may fail, and not by the change, which must not.
+    /// Makes it at least so long. It never becomes shorter: `end` is behind every place that was ever taken, so behind all that
+    /// snapshots wrote. The new part is a hole: no block of the disk is taken yet, so a full disk is met by the snapshot, which may
+    /// fail, and not by the change, which must not.
     pub(crate) fn grow(&self, end: PageNumber) -> io::Result<()> {
         let _growing = self.growing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if self.end() < end {

@@ -75,7 +75,7 @@ pub(crate) struct Space {
     /// The pages of the newest durable snapshot, and of the one before.
     kept: [Bitmap; 2],
     pins: Vec<Weak<Pin>>,
-    /// None in memory. Places beyond its end must not be touched.
+    /// None in memory.
     file: Option<Arc<DirectFile>>,
     /// Pages that have memory of their own: made here, not read from the file.
     private: Bitmap,
@@ -228,8 +228,9 @@ impl Space {
         assert!(end.0 <= self.pages.page_count_max(), "the database is full: whoever writes asks for room before");
         self.end = self.end.max(end);
         if self.file.as_ref().is_some_and(|file| end > file.end()) {
-            // The helper is late; it costs a system call, not the change.
-            self.grow(end).expect("a file that could be written can be made longer");
+            // The helper is late; it costs a system call, not the change. If it fails, too: behind `backed` memory is of no file, and the
+            // snapshot's own writes make the file longer, or fail, and are tried again.
+            let _ = self.grow(end);
         }
         for number in first.0..end.0 {
             self.taken.insert(PageNumber(number));

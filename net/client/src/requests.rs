@@ -506,6 +506,7 @@ impl Requests {
             Refusal::LogFull
             | Refusal::DatabaseFull
             | Refusal::Diverged
+            | Refusal::DiskFull(_)
             | Refusal::AlreadyAnswered
             | Refusal::Limit(_)
             | Refusal::Malformed(_) => {

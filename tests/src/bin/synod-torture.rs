@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use synod_node::cli::ServeArgs;
-use synod_tests::torture::{durability, failover, kill, lease_reads, linearize, power, snapshots, stale, transfer};
+use synod_tests::torture::{
+    durability, eio, failover, full, kill, lease_reads, linearize, power, rejoin, snapshots, stale, stall, transfer,
+};
 
 /// Breaks cells of real processes on this machine, and checks that what they promise holds.
 #[derive(Parser)]
@@ -21,6 +23,11 @@ enum Command {
     // What these two say of themselves is longer than a line.
     Snapshots(snapshots::SnapshotsOptions),
     Power(power::PowerOptions),
+    Full(full::FullOptions),
+    Eio(eio::EioOptions),
+    Stall(stall::StallOptions),
+    /// Empty a replica's directory, or put an older copy back, under load; it must rejoin by itself
+    Rejoin(rejoin::RejoinOptions),
     /// Kill and pause the master under load, and measure how long writes stop
     Failover(failover::FailoverOptions),
     /// Kill and pause replicas under load; there must be one order that explains every answer
@@ -43,6 +50,10 @@ fn main() -> ExitCode {
         Command::Kill(options) => kill::main(&options).map(|()| ExitCode::SUCCESS),
         Command::Snapshots(options) => snapshots::main(&options).map(|()| ExitCode::SUCCESS),
         Command::Power(options) => power::main(&options),
+        Command::Full(options) => full::main(&options),
+        Command::Eio(options) => eio::main(&options),
+        Command::Stall(options) => stall::main(&options),
+        Command::Rejoin(options) => rejoin::main(&options).map(|()| ExitCode::SUCCESS),
         Command::Failover(options) => failover::main(&options).map(|()| ExitCode::SUCCESS),
         Command::Linearize(options) => linearize::main(&options).map(|()| ExitCode::SUCCESS),
         Command::Stale(options) => stale::main(&options).map(|()| ExitCode::SUCCESS),

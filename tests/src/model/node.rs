@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use synod_paxos::durable::DurableQueue;
 use synod_paxos::{
-    Ballot, Batch, BatchBuilder, Configuration, Configurations, Effect, Effects, Event, HardState, Incarnation,
-    Instant, Message, PersistId, Record, Recovered, Recovery, Replica, ReplicaId, Role, Settings, Slot, Ticket,
-    VotingStatus,
+    Ballot, Batch, BatchBuilder, Configuration, Configurations, CrashVector, Effect, Effects, Event, HardState,
+    Incarnation, Instant, LogPosition, Message, PersistId, Record, Recovered, Recovery, Replica, ReplicaId, Role,
+    Settings, Slot, Ticket, VotingStatus,
 };
 
 use super::system::REPLICAS;
@@ -158,6 +158,7 @@ impl Node {
         let log = vec![Record::HardState(HardState {
             promised: Ballot::NONE,
             incarnation: INCARNATION,
+            vector: CrashVector::default(),
             configurations: Configurations::first(configuration(scope)),
             cut: Slot::NONE,
         })];
@@ -202,7 +203,13 @@ impl Node {
         settings.election_timeout = Duration::ZERO;
         // Not even slots in their number are a reason for a higher ballot.
         settings.boost_slots_min = u64::MAX;
-        let replica = Replica::new(settings, &recovered, facts.now);
+        let mut replica = Replica::new(settings, &recovered, facts.now);
+        // Nobody knows more of its log than it has (P13): roll-backs are the simulator's.
+        for from in (1..=REPLICAS as u16).map(ReplicaId).filter(|id| *id != facts.me) {
+            let (durable, known) = (LogPosition::default(), LogPosition::default());
+            let message = Message::Position { durable, known, asks: false };
+            replica.step(facts.now, Event::Received { from, message }, &mut Effects::new());
+        }
         let upto = VecDeque::new();
         let (appended, durable) = (PersistId(0), PersistId(0));
         let mut node = Node { replica, facts, queue: DurableQueue::default(), appended, durable, upto };
@@ -234,7 +241,7 @@ impl Node {
                 let has_lead = scope.moments == 1 || self.replica.role() != Role::Coordinating;
                 promised != *ballot || self.replica.role() != Role::Campaigning && has_lead
             }
-            Message::Acknowledge { ballot, slot } => {
+            Message::Acknowledge { ballot, slot, .. } => {
                 promised != *ballot || self.replica.role() != Role::Coordinating || *slot <= self.replica.chosen()
             }
             Message::Reject { promised } => *promised <= promised_in(&self.facts.log),
@@ -393,7 +400,7 @@ impl Turn<'_> {
 
     fn persisted(&mut self, upto: PersistId) {
         self.node.durable = upto;
-        self.step(Event::Persisted { upto });
+        self.step(Event::Persisted { upto, frame: 0 });
         while let Some((to, message)) = self.node.queue.release(upto) {
             self.leave(to, message);
         }
@@ -544,7 +551,7 @@ impl Turn<'_> {
                     *chosen = Slot::NONE;
                 }
             }
-            Message::Acknowledge { ballot, slot } => {
+            Message::Acknowledge { ballot, slot, .. } => {
                 if *ballot < self.node.facts.promised {
                     self.breach(Breach::PromiseBroken);
                 }

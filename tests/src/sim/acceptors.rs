@@ -7,17 +7,21 @@
 //! |---|---|
 //! | promises | what a replica has promised, on its disk or to others, it never falls back behind, restarts included; a promise tells all that was accepted |
 //! | durable before told | a promise, an acknowledgement, a propose leaves only when a crash would no longer forget it |
-//! | recovery | what was durable is found again after a crash |
+//! | recovery | what was durable is found again after a crash, or told as lost where the disk has lost it |
 
 use std::collections::BTreeMap;
 
-use synod_paxos::{AcceptedSlot, Ballot, Record, Recovered, ReplicaId, Slot};
+use synod_paxos::{AcceptedSlot, Ballot, LostSlots, Record, Recovered, ReplicaId, Slot, Voter};
 
 use super::verdict::{Checker, Verdict, violation};
 
 /// One acceptor.
-#[derive(Default)]
-struct Disk {
+#[derive(Clone, Default)]
+pub(crate) struct Disk {
+    /// Its state is lost, or older than what it told others, and no later life of it is on the disk yet (P11).
+    lost: bool,
+    /// On whose behalf it votes, as of the last hard state.
+    voter: Voter,
     promised: Option<Ballot>,
     /// The highest ballot accepted, a slot. Slots that are chosen stay: it must not vanish there either.
     accepted: BTreeMap<Slot, Ballot>,
@@ -28,7 +32,20 @@ impl Disk {
     /// The next record of the log: it never goes back behind the promise of an earlier one.
     fn take(&mut self, replica: ReplicaId, record: &Record) -> Verdict {
         let (ballot, what) = match record {
-            Record::HardState(state) => (state.promised, "repeats a promise of"),
+            Record::HardState(state) => {
+                if state.incarnation > self.voter.incarnation {
+                    self.lost = false;
+                }
+                // (While it rejoins it keeps the number of the life that is over.)
+                let incarnation = state.incarnation.max(self.voter.incarnation);
+                self.voter = Voter { incarnation, vector: state.vector.clone() };
+                (state.promised, "repeats a promise of")
+            }
+            // What it adopts may be older than what it promised.
+            Record::Accepted { slot, ballot, .. } if self.lost => {
+                self.accepted.insert(*slot, *ballot);
+                return Ok(());
+            }
             Record::Accepted { ballot, .. } => (*ballot, "accepts"),
             Record::Chosen { .. } => return Ok(()),
         };
@@ -42,6 +59,11 @@ impl Disk {
         }
         Ok(())
     }
+}
+
+/// Whether a loss that is told covers what was accepted there.
+fn is_lost(lost: &[LostSlots], slot: Slot, ballot: Ballot) -> bool {
+    lost.iter().any(|lost| lost.first <= slot && slot <= lost.last && ballot <= lost.ballot)
 }
 
 /// See the module.
@@ -65,25 +87,64 @@ impl Acceptors {
     /// was written last and not known to be.
     ///
     /// Slots up to `older` may be gone: the older snapshot has them.
-    pub(crate) fn recovered(&mut self, replica: ReplicaId, records: &[Record], older: Slot) -> Verdict {
-        let mut found = Disk::default();
-        records.iter().try_for_each(|record| found.take(replica, record))?;
+    pub(crate) fn recovered(
+        &mut self,
+        replica: ReplicaId,
+        records: &[Record],
+        older: Slot,
+        protocol: &Recovered,
+    ) -> Verdict {
         let disk = self.disk(replica);
-        if found.promised < disk.promised {
+        // Only a later life than the one that was lost ends the loss.
+        let mut found = Disk { lost: disk.lost, voter: disk.voter.clone(), ..Disk::default() };
+        records.iter().try_for_each(|record| found.take(replica, record))?;
+        if found.promised.max((protocol.holes > 0).then_some(protocol.promised)) < disk.promised {
             let what = format!(
                 "replica {replica} finds the promise {:?} on its disk, where {:?} was durable",
                 found.promised, disk.promised
             );
             return violation(Checker::Recovery, what);
         }
-        let missing =
-            disk.accepted.range(older.next()..).find(|(slot, ballot)| found.accepted.get(slot) < Some(*ballot));
+        let is_told = |slot: Slot, ballot: Ballot| {
+            protocol.holes > 0 && (slot <= protocol.known || is_lost(&protocol.lost, slot, ballot))
+        };
+        let missing = disk
+            .accepted
+            .range(older.next()..)
+            .find(|(slot, ballot)| found.accepted.get(slot) < Some(*ballot) && !is_told(**slot, **ballot));
         if let Some((slot, ballot)) = missing {
             let what = format!("replica {replica} misses slot {slot}, accepted under {ballot}, which was durable");
             return violation(Checker::Recovery, what);
         }
-        (disk.promised, disk.accepted) = (found.promised, found.accepted);
+        // What it has lost it has accepted all the same.
+        disk.accepted.retain(|slot, ballot| protocol.holes > 0 && found.accepted.get(slot) < Some(ballot));
+        disk.accepted.extend(
+            found.accepted.into_iter().filter(|(slot, _)| !disk.accepted.contains_key(slot)).collect::<Vec<_>>(),
+        );
+        disk.promised = disk.promised.max(found.promised);
+        (disk.voter, disk.lost) = (found.voter, found.lost);
         Ok(())
+    }
+
+    /// What is on its disk, to be put back later.
+    pub(crate) fn copy(&self, replica: ReplicaId) -> Disk {
+        self.0[usize::from(replica.0) - 1].clone()
+    }
+
+    /// Its directory is emptied, or an older copy is put back: it must not vote before it has rejoined.
+    pub(crate) fn loses(&mut self, replica: ReplicaId, copy: Option<Disk>) {
+        let told = Disk { lost: true, ..copy.unwrap_or_default() };
+        *self.disk(replica) = Disk { told: None, ..told };
+    }
+
+    /// Whether it has lost state and not rejoined.
+    pub(crate) fn is_lost(&self, replica: ReplicaId) -> bool {
+        self.0[usize::from(replica.0) - 1].lost
+    }
+
+    /// On whose behalf it votes, as its disk has it.
+    pub(crate) fn voter(&self, replica: ReplicaId) -> &Voter {
+        &self.0[usize::from(replica.0) - 1].voter
     }
 
     /// What a replica starts from: all that it has told others, and all that it has accepted and must tell.
@@ -96,7 +157,7 @@ impl Acceptors {
         }
         for (slot, ballot) in disk.accepted.range(recovered.chosen.next()..) {
             let held = recovered.accepted.get(slot).map(|(ballot, _)| *ballot);
-            if held < Some(*ballot) {
+            if held < Some(*ballot) && *slot > recovered.known && !is_lost(&recovered.lost, *slot, *ballot) {
                 let what = format!("replica {replica} starts with {held:?} at slot {slot}, and had accepted {ballot}");
                 return violation(Checker::Promises, what);
             }
@@ -132,6 +193,7 @@ impl Acceptors {
         ballot: Ballot,
         chosen: Slot,
         reported: &[AcceptedSlot],
+        lost: &[LostSlots],
     ) -> Verdict {
         let disk = self.disk(from);
         if disk.promised < Some(ballot) {
@@ -140,7 +202,7 @@ impl Acceptors {
         }
         for (slot, accepted) in disk.accepted.range(chosen.next()..).filter(|(_, accepted)| **accepted < ballot) {
             let told = reported.iter().find(|reported| reported.slot == *slot).map(|reported| reported.ballot);
-            if told < Some(*accepted) {
+            if told < Some(*accepted) && !is_lost(lost, *slot, *accepted) {
                 let what = format!(
                     "replica {from} has accepted slot {slot} under ballot {accepted}, and promises ballot {ballot} \
                      telling of {told:?} there"
@@ -153,6 +215,10 @@ impl Acceptors {
 
     fn tells(&mut self, from: ReplicaId, ballot: Ballot, what: &str) -> Verdict {
         let disk = self.disk(from);
+        if disk.lost {
+            let what = format!("replica {from} {what} ballot {ballot}, has lost state and has not rejoined (P11, P13)");
+            return violation(Checker::Promises, what);
+        }
         if disk.told > Some(ballot) {
             let what = format!("replica {from} {what} ballot {ballot}, having told others of {:?}", disk.told);
             return violation(Checker::Promises, what);

@@ -9,7 +9,11 @@ use std::io;
 
 use fastrand::Rng;
 use synod_paxos::ReplicaId;
-use synod_wal::{Flush, SegmentId, Storage, Upkeep};
+use synod_ring::BLOCK_BYTES;
+use synod_wal::frame::FrameHeader;
+use synod_wal::{
+    Flush, FrameNumber, Identity, Lost, LostSlots, RecordRef, SegmentId, Settings, Storage, Upkeep, Visitor, inspect,
+};
 
 use super::snapshots::Databases;
 use super::swarm::Tearing;
@@ -65,6 +69,14 @@ impl Disk {
         self.segments.clear();
         self.cached.clear();
         self.databases = Databases::default();
+    }
+
+    /// What a person copies while the process is stopped.
+    pub(crate) fn copy(&self) -> Disk {
+        assert!(self.under_way.is_empty(), "nothing writes to it");
+        let Disk { owner, segment_bytes, .. } = *self;
+        let (segments, databases) = (self.segments.clone(), self.databases.clone());
+        Disk { segments, databases, owner, ..Disk::new(ReplicaId(0), segment_bytes) }
     }
 
     /// A segment of zeros, durable at once.
@@ -134,12 +146,89 @@ impl Disk {
         flush
     }
 
+    /// The sync of the first flush failed: any part of what is in the cache of its segment is dropped, and the rest stays.
+    pub(crate) fn fail_written(&mut self, random: &mut Rng) -> Flush {
+        assert!(self.written, "a flush is synced after it was written");
+        self.written = false;
+        let flush = self.under_way.pop_front().expect("it was written");
+        let of_segment = |cached: &Cached| cached.segment == flush.segment;
+        let (dropped, kept) = std::mem::take(&mut self.cached).into_iter().partition(of_segment);
+        self.cached = kept;
+        self.drop_cached(dropped, Tearing::Sectors, random);
+        flush
+    }
+
+    /// A flush whose sync failed is synced again, and not written again.
+    pub(crate) fn sync_again(&mut self, flush: Flush) {
+        self.under_way.push_front(flush);
+        self.written = true;
+    }
+
+    /// Of what was in the cache some sectors are lost, and some have reached the platter. Says how many bytes were torn.
+    fn drop_cached(&mut self, cached: Vec<Cached>, tearing: Tearing, random: &mut Rng) -> usize {
+        let mut torn = 0;
+        // The last written first, so that what was written twice goes back to what it was before both.
+        for Cached { segment, offset, before } in cached.into_iter().rev() {
+            let segment = self.segments.get_mut(&segment).expect("segments stay");
+            let mut survives = survivors(tearing, before.len() / SECTOR_BYTES, random);
+            torn += tear(&survives);
+            let place = &mut segment[offset..offset + before.len()];
+            for (to, from) in place.chunks_mut(SECTOR_BYTES).zip(before.chunks(SECTOR_BYTES)) {
+                if !survives.pop().expect("one for each sector") {
+                    to.copy_from_slice(from);
+                }
+            }
+        }
+        torn
+    }
+
     /// Takes what was durable last for a torn write, and cuts it off.
     pub(crate) fn lose_last_frame(&mut self) {
         if let Some((segment, offset, length)) = self.last.take()
             && let Some(segment) = self.segments.get_mut(&segment)
         {
             segment[offset..offset + length].fill(0);
+        }
+    }
+
+    /// Some frames turn into something else: never the last one, which proves the others, nor the first two, which say whose cell
+    /// it is. Gives their numbers.
+    pub(crate) fn rot(&mut self, seen: Seen, frames: usize, late: bool, random: &mut Rng) -> Vec<u64> {
+        const LATE: usize = 8;
+        let mut places = seen.frames;
+        places.pop();
+        places.retain(|header| header.number.0 > 2);
+        let from = if late { places.len().saturating_sub(LATE) } else { 0 };
+        let mut rotten = Vec::new();
+        for _ in 0..frames.min(places.len()) {
+            let header = places[random.usize(from..places.len())];
+            let block = header.offset as usize + random.usize(..header.frame_bytes() / BLOCK_BYTES) * BLOCK_BYTES;
+            let segment = self.segments.get_mut(&header.segment).expect("it was seen there");
+            let bytes = &mut segment[block..block + BLOCK_BYTES];
+            match random.u8(..3) {
+                0 => bytes.fill(0),
+                1 => bytes.iter_mut().for_each(|byte| *byte = random.u8(..)),
+                _ => bytes[random.usize(..200)] ^= 1 << random.u8(..8),
+            }
+            rotten.push(header.number.0);
+        }
+        rotten
+    }
+
+    /// What a log holds, without anybody's starting from it.
+    pub(crate) fn look(&mut self, settings: Settings, identity: &Identity) -> Seen {
+        let mut seen = Seen::default();
+        // A log that does not open is what the start will speak of.
+        let _ = inspect(self, settings, identity, &mut seen);
+        seen
+    }
+
+    /// Takes a hole for the end of the log, and throws away what is behind it.
+    pub(crate) fn cut_at_first_hole(&mut self, seen: Seen) {
+        let Some(first) = seen.first_lost else { return };
+        for header in seen.frames.iter().filter(|header| header.number >= first) {
+            let segment = self.segments.get_mut(&header.segment).expect("it was seen there");
+            segment[header.offset as usize..][..header.frame_bytes()].fill(0);
         }
     }
 
@@ -167,18 +256,8 @@ impl Disk {
         }
         self.written = false;
         if power {
-            // The last written first, so that what was written twice goes back to what it was before both.
-            for Cached { segment, offset, before } in std::mem::take(&mut self.cached).into_iter().rev() {
-                let segment = self.segments.get_mut(&segment).expect("segments stay");
-                let mut survives = survivors(tearing, before.len() / SECTOR_BYTES, random);
-                torn += tear(&survives);
-                let place = &mut segment[offset..offset + before.len()];
-                for (to, from) in place.chunks_mut(SECTOR_BYTES).zip(before.chunks(SECTOR_BYTES)) {
-                    if !survives.pop().expect("one for each sector") {
-                        to.copy_from_slice(from);
-                    }
-                }
-            }
+            let cached = std::mem::take(&mut self.cached);
+            torn += self.drop_cached(cached, tearing, random);
         }
         torn
     }
@@ -214,6 +293,26 @@ fn survivors(tearing: Tearing, sectors: usize, random: &mut Rng) -> Vec<bool> {
 fn tear(survives: &[bool]) -> usize {
     let kept = survives.iter().filter(|kept| **kept).count();
     if kept == 0 || kept == survives.len() { 0 } else { (survives.len() - kept) * SECTOR_BYTES }
+}
+
+/// The whole frames of a log, in order, and the first one that is missing.
+#[derive(Default)]
+pub(crate) struct Seen {
+    frames: Vec<FrameHeader>,
+    first_lost: Option<FrameNumber>,
+}
+
+impl Visitor for Seen {
+    fn frame(&mut self, header: &FrameHeader) {
+        self.frames.push(*header);
+    }
+
+    fn record(&mut self, _: RecordRef<'_>, _: u64) {}
+
+    fn lost(&mut self, lost: &Lost) -> LostSlots {
+        self.first_lost.get_or_insert(lost.first);
+        LostSlots::ANY
+    }
 }
 
 impl Storage for Disk {

@@ -40,7 +40,7 @@ impl World {
         for index in 0..self.nodes.len() {
             let node = &mut self.nodes[index];
             (node.paused_until, node.suspended_until, node.stalled_until) = (0, 0, 0);
-            node.doomed = None;
+            (node.doomed, node.flush_fails) = (None, None);
             (node.pause_in_turn, node.in_round) = (None, InRound::default());
             let now = self.now;
             node.clock.set_rate(now, 0);
@@ -106,12 +106,15 @@ impl World {
                 continue;
             }
             let Some(engine) = &node.engine else {
-                if node.disk.owner().is_none() {
-                    // Its directory was wiped: it must not come back before it can rejoin.
-                    continue;
-                }
                 return Some(format!("replica {} is down", node.id));
             };
+            if self.oracle.acceptors.is_lost(node.id) {
+                return Some(format!(
+                    "replica {} lost state, and has not rejoined: {:?}",
+                    node.id,
+                    engine.replica().rejoining()
+                ));
+            }
             let applied = engine.replica().chosen();
             if applied != upto {
                 return Some(format!("replica {} has applied up to slot {applied}, chosen is {upto}", node.id));

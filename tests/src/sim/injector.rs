@@ -74,9 +74,26 @@ impl World {
             }
             What::Stall { replica, when: When::InRound } => self.nodes[replica].in_round.stall = Some(fault.length),
             What::Stall { replica, .. } => self.nodes[replica].stall(until),
+            What::NoRoom { replicas } => {
+                for index in (0..self.nodes.len()).filter(|index| (replicas >> index) & 1 == 1) {
+                    self.nodes[index].no_room.insert(number);
+                }
+                self.lasts(number, until);
+            }
+            What::FailedFlush { replica } => {
+                let node = &mut self.nodes[replica];
+                if node.engine.is_none() {
+                    return false;
+                }
+                let mut random = Rng::with_seed(fault.seed);
+                let down = MILLISECOND + random.u64(..=fault.length);
+                let (power, tearing) = (false, Tearing::Sectors);
+                node.flush_fails = Some(Crash { power, tearing, down: Some(down), random });
+            }
             // The bound was there from the beginning, and counts once it is reached.
             What::FullDisk { .. } => return false,
             What::Crash { replicas, power, tearing } => return self.crash_some(replicas, power, tearing, fault),
+            What::Rot { replica, frames, late } => return self.rot(replica, frames, late, fault),
             What::Pause { replica, when } => {
                 let node = &mut self.nodes[replica];
                 if node.engine.is_none() {
@@ -131,6 +148,7 @@ impl World {
         }
         match what {
             What::SlowDisk { replica, .. } => drop(self.nodes[replica].slow.remove(&number)),
+            What::NoRoom { .. } => self.nodes.iter_mut().for_each(|node| node.no_room.retain(|fault| *fault != number)),
             What::Operation(operation) => self.end_operation(operation),
             _ => self.network.end(number),
         }
@@ -140,6 +158,9 @@ impl World {
 
     fn crash_some(&mut self, replicas: u64, power: bool, tearing: Tearing, fault: &Fault) -> bool {
         let mut any = false;
+        if self.is_rolled_back() {
+            return false;
+        }
         for index in (0..self.nodes.len()).filter(|index| (replicas >> index) & 1 == 1) {
             if self.nodes[index].engine.is_none() {
                 continue;
@@ -157,6 +178,19 @@ impl World {
             }
         }
         any
+    }
+
+    /// A process ends, and before it starts again parts of its log turn into something else.
+    fn rot(&mut self, index: usize, frames: usize, late: bool, fault: &Fault) -> bool {
+        if self.nodes[index].engine.is_none() || self.nodes[index].disk.owner() != Some(self.nodes[index].id) {
+            return false;
+        }
+        let mut random = Rng::with_seed(fault.seed);
+        let (down, tearing) = (Some(MILLISECOND + random.u64(..=fault.length)), Tearing::Whole);
+        self.crash(index, Crash { power: false, tearing, down, random: random.fork() });
+        let rotten = self.nodes[index].rot(&self.swarm, frames, late, &mut random);
+        self.trace.turn(self.now, || format!("replica {}: frames {rotten:?} rot", index + 1));
+        !rotten.is_empty()
     }
 
     /// An operator ends a process, if it runs.
@@ -182,7 +216,7 @@ impl World {
         node.asked.clear();
         node.turn_due = false;
         node.leads = false;
-        node.doomed = None;
+        (node.doomed, node.flush_fails) = (None, None);
         node.mark_at = None;
         (node.pause_in_turn, node.in_round) = (None, InRound::default());
         node.caught = None;

@@ -1,22 +1,26 @@
 //! One simulated replica: the real engine, on a simulated disk.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use fastrand::Rng;
 use synod_api::{Command, Operation, Sequence, SessionId};
 use synod_cell::Cell;
-use synod_node::codec::{self, SnapshotMessage};
+use synod_node::codec::{self, RoomMessage, SnapshotMessage};
 use synod_node::engine::{Caller, Engine, Evidence, LogRead, Outlet, Retention, Start};
 use synod_node::start::Replay;
 use synod_paxos::{
-    Ballot, Configuration, Configurations, HardState, Incarnation, Instant, Message, Record, Recovered, ReplicaId,
-    Settings, Slot, SnapshotHandle, StateMachine,
+    Ballot, Configuration, Configurations, CrashVector, HardState, Incarnation, Instant, LogPosition, Message, Record,
+    Recovered, ReplicaId, Settings, Slot, SnapshotHandle, StateMachine,
 };
 use synod_wal::frame::{FRAME_HEADER_BYTES, FrameHeader};
 use synod_wal::record::RECORD_HEADER_BYTES;
-use synod_wal::{CellId, Flush, Identity, Location, Log, SegmentId, StartId, Tail, Upkeep, read_record};
+use synod_wal::{
+    CellId, Flush, Identity, Location, Log, Lost, LostSlots, RecordRef, SegmentId, StartId, Tail, Upkeep, Visitor,
+    read_record,
+};
 
+use super::acceptors;
 use super::clocks::Clock;
 use super::disk::Disk;
 use super::operators::Wish;
@@ -44,6 +48,8 @@ pub(crate) enum Input {
     /// The flush is durable (or said to be).
     Flushed(Flush),
     UpkeepDone(Upkeep),
+    /// There is no room for it.
+    UpkeepRefused(Upkeep),
     LogRead(LogRead),
     SnapshotKept(bool),
     DatabaseMade,
@@ -61,6 +67,7 @@ pub(crate) struct Wishes {
     pub(crate) flush: Option<Flush>,
     pub(crate) reads: Vec<LogRead>,
     pub(crate) snapshot_sends: Vec<(ReplicaId, SnapshotMessage)>,
+    pub(crate) room_sends: Vec<(ReplicaId, RoomMessage)>,
     pub(crate) databases: Vec<DatabaseWish>,
 }
 
@@ -88,6 +95,10 @@ impl Outlet for Wishes {
 
     fn send_snapshot(&mut self, to: ReplicaId, message: SnapshotMessage) {
         self.snapshot_sends.push((to, message));
+    }
+
+    fn send_room(&mut self, to: ReplicaId, message: RoomMessage) {
+        self.room_sends.push((to, message));
     }
 
     fn keep_snapshot(&mut self, handle: &SnapshotHandle, cell: &mut Cell) {
@@ -142,11 +153,38 @@ pub(crate) struct InRound {
     pub(crate) suspend: Option<u64>,
 }
 
+/// Who is told what recovery finds: the replica's own way to take it, and the judges.
+struct Reading<'a> {
+    replay: &'a mut Replay,
+    found: &'a mut Vec<Result<Record, codec::CodecError>>,
+}
+
+impl Visitor for Reading<'_> {
+    fn frame(&mut self, _: &FrameHeader) {}
+
+    fn record(&mut self, record: RecordRef<'_>, _: u64) {
+        self.replay.take_raw(&record);
+        self.found.push(codec::decode_record(record.kind, record.slot, record.ballot, record.payload));
+    }
+
+    fn lost(&mut self, lost: &Lost) -> LostSlots {
+        self.replay.lose(lost)
+    }
+}
+
 /// What became of a start.
 pub(crate) enum Started {
     Up(Tail),
     /// It must not run on this directory, and said why.
     Refused(String),
+}
+
+/// A copy of a replica's disk, and what the judge knows of it.
+pub(crate) struct OldCopy {
+    pub(crate) disk: Disk,
+    pub(crate) acceptor: acceptors::Disk,
+    /// The copy's log does not go further.
+    pub(crate) position: LogPosition,
 }
 
 /// A replica and its machine.
@@ -179,6 +217,10 @@ pub(crate) struct Node {
     pub(crate) stalled_until: u64,
     /// By fault: how many times as long the disk takes.
     pub(crate) slow: BTreeMap<usize, u64>,
+    /// By fault: the disk has no room for another file.
+    pub(crate) no_room: BTreeSet<usize>,
+    /// The next flush fails, and the process ends with it.
+    pub(crate) flush_fails: Option<Crash>,
     pub(crate) upkeep: Option<Upkeep>,
     /// Snapshots that are being written out, one after the other.
     pub(crate) writing: VecDeque<Writing>,
@@ -186,6 +228,8 @@ pub(crate) struct Node {
     pub(crate) doomed: Option<Crash>,
     /// Questions that were put to this life of it, by connection and request.
     pub(crate) asked: BTreeMap<(u64, u64), Asked>,
+    /// An older copy of its disk, which somebody keeps to put it back.
+    pub(crate) copy: Option<OldCopy>,
     pub(crate) applied: Slot,
     pub(crate) promised: Ballot,
     /// It was a coordinator after its last turn.
@@ -199,13 +243,7 @@ const INCARNATION: Incarnation = Incarnation(1);
 impl Node {
     /// A replica that has never started: its log has its first hard state.
     pub(crate) fn new(id: ReplicaId, swarm: &Swarm, start: StartId, clock: Clock) -> Node {
-        let mut disk = Disk::new(id, swarm.segment_bytes);
-        let mut log = synod_wal::create(log_settings(swarm), identity(id, start));
-        let first = log.upkeep().expect("an empty log wants its first segment");
-        disk.carry_out(first);
-        log.upkeep_done(first);
-        codec::append_record(&mut log, &Record::HardState(hard_state(swarm)));
-        flush_all(&mut log, &mut disk);
+        let disk = new_disk(id, swarm, start, INCARNATION);
         Node {
             id,
             clock,
@@ -224,15 +262,24 @@ impl Node {
             suspended_until: 0,
             stalled_until: 0,
             slow: BTreeMap::new(),
+            no_room: BTreeSet::new(),
+            flush_fails: None,
             upkeep: None,
             writing: VecDeque::new(),
             doomed: None,
             asked: BTreeMap::new(),
+            copy: None,
             applied: Slot::NONE,
             promised: Ballot::NONE,
             leads: false,
             leads_since: Instant(0),
         }
+    }
+
+    /// While it is down, some frames of its log turn into something else; gives their numbers.
+    pub(crate) fn rot(&mut self, swarm: &Swarm, frames: usize, late: bool, random: &mut Rng) -> Vec<u64> {
+        let seen = self.disk.look(log_settings(swarm), &identity(self.id, StartId(0)));
+        self.disk.rot(seen, frames, late, random)
     }
 
     /// Starts the process: recovers the log, and makes an engine of what it says, as the real thing does.
@@ -244,6 +291,12 @@ impl Node {
         bug: Option<Bug>,
         oracle: &mut Oracle,
     ) -> Result<Started, Violation> {
+        if self.disk.owner().is_none() {
+            // The others say that they know it: it lost its disk, and begins a log that says so (P11, P12).
+            let votes = bug == Some(Bug::P12WipedReplicaVotes);
+            let incarnation = if votes { INCARNATION } else { Incarnation::NONE };
+            self.disk = new_disk(self.id, swarm, StartId(seeds.0), incarnation);
+        }
         let right = may_start(self.id, self.disk.owner());
         let started = self.try_start(now, swarm, seeds, bug, right.then_some(oracle))?;
         match (&started, right, self.disk.owner()) {
@@ -273,10 +326,6 @@ impl Node {
         let snapshot = handle.as_ref().map_or(Slot::NONE, |handle| handle.slot);
         let mut replay = Replay::new(handle, cell.unwrap_or_default());
         let mut found = Vec::new();
-        let mut on_record = |record: synod_wal::RecordRef<'_>| {
-            replay.take_raw(&record);
-            found.push(codec::decode_record(record.kind, record.slot, record.ballot, record.payload));
-        };
         let mut identity = identity(self.id, StartId(start));
         if let (Some(Bug::L1WrongDirectoryVotes), Some(owner)) = (bug, self.disk.owner()) {
             identity.replica = synod_wal::ReplicaId(owner.0);
@@ -284,7 +333,12 @@ impl Node {
         if bug == Some(Bug::L5CutsDamagedMiddle) {
             self.disk.lose_last_frame();
         }
-        let recovered = synod_wal::recover(&mut self.disk, log_settings(swarm), &identity, &mut on_record);
+        if bug == Some(Bug::L4CutsTheMiddle) {
+            let seen = self.disk.look(log_settings(swarm), &identity);
+            self.disk.cut_at_first_hole(seen);
+        }
+        let mut reading = Reading { replay: &mut replay, found: &mut found };
+        let recovered = synod_wal::inspect(&mut self.disk, log_settings(swarm), &identity, &mut reading);
         let refused = |why: String| Ok(Started::Refused(why));
         let recovered = match recovered {
             Ok(recovered) => recovered,
@@ -296,9 +350,6 @@ impl Node {
         };
         let (incarnation, mut protocol, mut cell) = match replay.finish() {
             Ok(Some(finished)) => finished,
-            Ok(None) if bug == Some(Bug::P12WipedReplicaVotes) => {
-                (INCARNATION, Recovered::nothing(configuration(swarm)), Cell::new())
-            }
             // The node reads as much from the identity that is missing beside it.
             Ok(None) => return refused("its log has no hard state".to_owned()),
             Err(error) => return refused(error.to_string()),
@@ -312,8 +363,9 @@ impl Node {
             Some(Bug::P14RottenRow) => cell.apply(protocol.chosen, &open_session(), &mut Vec::new()),
             _ => {}
         }
+        protocol.frame = recovered.log.durable_frame().0;
         if let Some(oracle) = oracle {
-            oracle.recovered(self.id, found, self.disk.databases.older())?;
+            oracle.recovered(self.id, found, self.disk.databases.older(), &protocol)?;
             self.check_recovered(&protocol, &cell, oracle)?;
             self.disk.databases.started(&protocol);
         }
@@ -402,10 +454,28 @@ pub(crate) fn address(replica: ReplicaId) -> String {
     format!("replica-{replica}")
 }
 
+/// A disk whose log has nothing but a first hard state.
+fn new_disk(id: ReplicaId, swarm: &Swarm, start: StartId, incarnation: Incarnation) -> Disk {
+    let mut disk = Disk::new(id, swarm.segment_bytes);
+    let mut log = synod_wal::create(log_settings(swarm), identity(id, start));
+    let first = log.upkeep().expect("an empty log wants its first segment");
+    disk.carry_out(first);
+    log.upkeep_done(first);
+    codec::append_record(&mut log, &Record::HardState(HardState { incarnation, ..hard_state(swarm) }));
+    flush_all(&mut log, &mut disk);
+    disk
+}
+
 /// What a replica has before its first start.
 fn hard_state(swarm: &Swarm) -> HardState {
     let configurations = Configurations::first(configuration(swarm));
-    HardState { promised: Ballot::NONE, incarnation: INCARNATION, configurations, cut: Slot::NONE }
+    HardState {
+        promised: Ballot::NONE,
+        incarnation: INCARNATION,
+        vector: CrashVector::default(),
+        configurations,
+        cut: Slot::NONE,
+    }
 }
 
 /// Who keeps the cell in the beginning.

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use synod_api::{Answer, Command, Mastership, Operation, Refusal};
 use synod_cell::Cell;
 use synod_paxos::{
-    AcceptedSlot, Ballot, Batch, Configuration, Message, Record, ReplicaId, ReplicaSet, Slot, StateMachine,
+    AcceptedSlot, Ballot, Batch, Configuration, Message, Record, Recovered, ReplicaId, Slot, StateMachine, Voter,
 };
 
 use super::acceptors::Acceptors;
@@ -59,8 +59,50 @@ impl Fingerprint {
 
 struct Proposal {
     batch: Batch,
-    /// Whose disks have it.
-    accepted_by: ReplicaSet,
+    /// Whose disks have it, and in which life they took it.
+    accepted_by: Votes,
+}
+
+/// Who has voted for something, in which life, knowing of which lives (P11).
+type Votes = Vec<(ReplicaId, Voter)>;
+
+fn vote(votes: &mut Votes, replica: ReplicaId, voter: &Voter) {
+    if !votes.iter().any(|(id, before)| *id == replica && before == voter) {
+        votes.push((replica, voter.clone()));
+    }
+}
+
+/// Whether a majority of the configuration voted, of whom nobody knew of a later life of another. Of each replica one vote is
+/// enough, whichever goes with the others'.
+fn is_majority(configuration: &Configuration, votes: &Votes) -> bool {
+    let voters: Vec<_> = configuration.voters().iter().collect();
+    extends_to_majority(configuration, votes, &voters, &mut Vec::new())
+}
+
+fn extends_to_majority<'a>(
+    configuration: &Configuration,
+    votes: &'a Votes,
+    voters: &[ReplicaId],
+    part: &mut Vec<&'a (ReplicaId, Voter)>,
+) -> bool {
+    if configuration.is_majority(part.iter().map(|(id, _)| *id).collect()) {
+        return true;
+    }
+    let Some((voter, others)) = voters.split_first() else { return false };
+    let agree = |(one, as_one): &(ReplicaId, Voter), (other, as_other): &(ReplicaId, Voter)| {
+        as_one.vector.of(*other) <= as_other.incarnation && as_other.vector.of(*one) <= as_one.incarnation
+    };
+    for vote in votes.iter().filter(|(id, _)| id == voter) {
+        if agree(vote, vote) && part.iter().all(|before| agree(vote, before)) {
+            part.push(vote);
+            let is_enough = extends_to_majority(configuration, votes, others, part);
+            part.pop();
+            if is_enough {
+                return true;
+            }
+        }
+    }
+    extends_to_majority(configuration, votes, others, part)
 }
 
 struct Chosen {
@@ -106,7 +148,7 @@ pub(crate) struct Oracle {
     /// Which life of which replica uses a ballot.
     coordinators: BTreeMap<Ballot, u64>,
     /// Who has promised to a ballot, the candidate itself among them.
-    promised_by: BTreeMap<Ballot, ReplicaSet>,
+    promised_by: BTreeMap<Ballot, Votes>,
     /// From slot 1 on, without a gap.
     chosen: Vec<Chosen>,
     /// Chosen, with a gap below.
@@ -161,8 +203,14 @@ impl Oracle {
     /// What a replica found on its disk after a crash: all that was durable, at the least.
     ///
     /// `older`: all up to here is in the older of the snapshots that it has, and may be gone from the log.
-    pub(crate) fn recovered(&mut self, replica: ReplicaId, records: Vec<Record>, older: Slot) -> Verdict {
-        self.acceptors.recovered(replica, &records, older)?;
+    pub(crate) fn recovered(
+        &mut self,
+        replica: ReplicaId,
+        records: Vec<Record>,
+        older: Slot,
+        protocol: &Recovered,
+    ) -> Verdict {
+        self.acceptors.recovered(replica, &records, older, protocol)?;
         records.into_iter().try_for_each(|record| self.on_disk(replica, record))
     }
 
@@ -178,9 +226,9 @@ impl Oracle {
             Record::Accepted { slot, ballot, chosen: _, batch } => {
                 self.proposed(slot, ballot, &batch, &format!("the disk of replica {replica}"))?;
                 let proposal = self.proposals.get_mut(&(slot, ballot)).expect("just noted");
-                proposal.accepted_by.insert(replica);
-                let accepted_by = proposal.accepted_by;
-                if self.governing(slot).is_majority(accepted_by) {
+                vote(&mut proposal.accepted_by, replica, self.acceptors.voter(replica));
+                let accepted_by = &self.proposals[&(slot, ballot)].accepted_by;
+                if is_majority(self.governing(slot), accepted_by) {
                     self.choose(slot, ballot, batch)?;
                 }
                 Ok(())
@@ -221,7 +269,7 @@ impl Oracle {
         let noted = self
             .proposals
             .entry((slot, ballot))
-            .or_insert_with(|| Proposal { batch: batch.clone(), accepted_by: ReplicaSet::default() });
+            .or_insert_with(|| Proposal { batch: batch.clone(), accepted_by: Votes::new() });
         if noted.batch != *batch {
             return violation(
                 Checker::Agreement,
@@ -342,15 +390,23 @@ impl Oracle {
         match message {
             Message::Propose { ballot, .. } => {
                 self.own_ballot(from, life, *ballot)?;
-                self.acceptors.proposes(from, *ballot)
+                self.acceptors.proposes(from, *ballot)?;
+                // Its own promise, which nobody is sent, is durable by now.
+                vote(self.promised_by.entry(*ballot).or_default(), from, self.acceptors.voter(from));
+                Ok(())
             }
-            Message::Promise { ballot, chosen, accepted, .. } => self.promised(from, *ballot, *chosen, accepted),
+            Message::Promise { ballot, chosen, accepted, lost, voter, .. } => {
+                self.acceptors.promises(from, *ballot, *chosen, accepted, lost)?;
+                self.promised(from, *chosen, accepted)?;
+                vote(self.promised_by.entry(*ballot).or_default(), from, voter);
+                Ok(())
+            }
             Message::Accept { ballot, slot, batch, .. } => {
                 self.own_ballot(from, life, *ballot)?;
                 self.may_propose(from, *slot, *ballot)?;
                 self.proposed(*slot, *ballot, batch, &format!("an accept of replica {from}"))
             }
-            Message::Acknowledge { ballot, slot } => self.acceptors.acknowledges(from, *ballot, *slot),
+            Message::Acknowledge { ballot, slot, .. } => self.acceptors.acknowledges(from, *ballot, *slot),
             Message::Entries { first, batches, .. } => {
                 for (slot, batch) in (first.0..).zip(batches) {
                     self.told_chosen(Slot(slot), batch, &format!("an entry of replica {from}"))?;
@@ -363,7 +419,15 @@ impl Oracle {
             }
             Message::Release { ballot } | Message::TakeOver { ballot } => self.own_ballot(from, life, *ballot),
             Message::Probe { chosen } | Message::ProbeAnswer { chosen, .. } => self.known_chosen(from, *chosen),
-            Message::Reject { .. } | Message::Fetch { .. } => Ok(()),
+            Message::Reject { .. } | Message::Fetch { .. } | Message::Position { .. } | Message::Rejoin { .. } => {
+                Ok(())
+            }
+            Message::RejoinAnswer { chosen, accepted, .. } => {
+                for AcceptedSlot { slot, ballot, batch } in accepted {
+                    self.proposed(*slot, *ballot, batch, &format!("what replica {from} tells of itself"))?;
+                }
+                self.known_chosen(from, *chosen)
+            }
         }
     }
 
@@ -387,9 +451,12 @@ impl Oracle {
             let what = format!("replica {from} proposes at slot {slot}, chosen is {upto}: beyond the horizon (P5)");
             return violation(Checker::Agreement, what);
         }
-        let mut promised_by = self.promised_by.get(&ballot).copied().unwrap_or_default();
-        promised_by.insert(ballot.replica);
-        if !governing.is_majority(promised_by) {
+        let mut promised_by = self.promised_by.get(&ballot).cloned().unwrap_or_default();
+        if promised_by.is_empty() {
+            // It is alone, and asked nobody.
+            vote(&mut promised_by, from, self.acceptors.voter(from));
+        }
+        if !is_majority(governing, &promised_by) {
             let what = format!(
                 "replica {from} proposes at slot {slot} under ballot {ballot}, promised by {promised_by:?} only: no majority of \
                  those who decide there (P6)"
@@ -399,9 +466,7 @@ impl Oracle {
         Ok(())
     }
 
-    fn promised(&mut self, from: ReplicaId, ballot: Ballot, chosen: Slot, reported: &[AcceptedSlot]) -> Verdict {
-        self.acceptors.promises(from, ballot, chosen, reported)?;
-        self.promised_by.entry(ballot).or_default().insert(from);
+    fn promised(&mut self, from: ReplicaId, chosen: Slot, reported: &[AcceptedSlot]) -> Verdict {
         for AcceptedSlot { slot, ballot, batch } in reported {
             self.proposed(*slot, *ballot, batch, &format!("a promise of replica {from}"))?;
         }

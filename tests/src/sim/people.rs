@@ -1,7 +1,7 @@
 //! What happens to clients: connections, questions, answers.
 
-use synod_api::Answer;
-use synod_client::{Action, Moment, Outcome};
+use synod_api::{Answer, Refusal};
+use synod_client::{Action, Cause, Error, Moment, Outcome};
 
 use super::clients::Connection;
 use super::history::Ask;
@@ -13,6 +13,10 @@ use super::world::{Event, World};
 
 const TO_REPLICA: usize = 0;
 const TO_CLIENT: usize = 1;
+
+fn is_disk_full(error: &Error) -> bool {
+    matches!(&error.failure().cause, Cause::Refused(Refusal::DiskFull(_)))
+}
 
 impl World {
     /// A client asks its next question.
@@ -64,12 +68,14 @@ impl World {
                         self.history.answered(&pending.ask, pending.floor, &answer, &self.oracle.changes)?;
                     }
                     // A log that is full takes nothing more, and says so.
-                    Err(error) if pending.last && self.swarm.segments_max.is_none() => {
+                    Err(error) if pending.last && self.swarm.segments_max.is_none() && !is_disk_full(&error) => {
                         let what = format!("long after faults have stopped client {index} is told: {error}");
                         return violation(Checker::Liveness, what);
                     }
                     Err(error) => {
                         self.counts.failures += 1;
+                        // With room again it takes a moment until that is seen: somebody else asks until it is.
+                        self.clients[index].last_left += u32::from(pending.last && is_disk_full(&error));
                         match error.outcome() {
                             Outcome::DidNotHappen => self.history.did_not_happen(&pending.ask, &self.oracle)?,
                             Outcome::Unknown => self.counts.unknown += 1,

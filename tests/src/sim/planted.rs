@@ -62,6 +62,9 @@ bugs! {
     L1WrongDirectoryVotes "L1WrongDirectoryVotes" "a replica starts on another's directory" Recovery,
     L2ShortWrite "L2ShortWrite" "a short write passes for a whole one" DurableBeforeTold,
     L2SyncLies "L2SyncLies" "a sync that did nothing passes for one that did" Recovery,
+    L2RetriesFailedFlush "L2RetriesFailedFlush" "a sync that failed is tried again, and the second one believed" DurableBeforeTold,
+    L2VotesAfterFailedFlush "L2VotesAfterFailedFlush" "a flush that failed passes for durable" DurableBeforeTold,
+    L4CutsTheMiddle "L4CutsTheMiddle" "a hole in the log passes for its end" Recovery,
     L5CutsDamagedMiddle "L5CutsDamagedMiddle" "damage to what was durable is cut off like a torn tail" Recovery,
     P2RestartForgetsPromise "P2RestartForgetsPromise" "a restart forgets what was promised, and keeps what was accepted" Promises,
     P2ForgetsAcceptances "P2ForgetsAcceptances" "a restart forgets what was accepted" Promises,
@@ -72,7 +75,7 @@ bugs! {
     P10AnswersSwapped "P10AnswersSwapped" "two callers get each other's answers" Answers,
     P10RetryIsNew "P10RetryIsNew" "a retry gets a stamp of its own, and is applied again" AtMostOnce,
     P10UnknownToldAsCertain "P10UnknownToldAsCertain" "an unknown outcome is told as a refusal" AcknowledgedWrites,
-    P12WipedReplicaVotes "P12WipedReplicaVotes" "an empty directory passes for a new replica's" Recovery,
+    P12WipedReplicaVotes "P12WipedReplicaVotes" "an empty directory passes for a new replica's" Promises,
     P14RottenRow "P14RottenRow" "a restart changes a row that no command has changed" InOrderApply,
     P15AcknowledgesBeforeDurable "P15AcknowledgesBeforeDurable" "a flush passes for durable as it begins" DurableBeforeTold,
     P16ReadsLocally "P16ReadsLocally" "any replica answers a read from its own copy" Linearizability,
@@ -98,9 +101,14 @@ fn checker_of(bug: core::Bug) -> Checker {
         | B::P8HolderLongerThanGranters
         | B::P8CountsFromAcknowledgement => Checker::DisjointLeases,
         B::P8ReadsBeforeOwnSlot | B::P16ReadsWithoutLease => Checker::Linearizability,
-        B::P2InstallForgetsPromise => Checker::Promises,
+        B::P2InstallForgetsPromise | B::L5NoOpOverLost => Checker::Promises,
+        B::L5CountsLostAsNothing => Checker::Agreement,
         B::P6InstallKeepsMembers => Checker::Agreement,
         B::S1CutsAtTheNewer => Checker::Recovery,
+        B::L7NeverTriesAgain => Checker::Liveness,
+        B::P11KeepsOldIncarnation | B::P13VotesAtOnce => Checker::Promises,
+        B::P11VotesAfterOneInstance => Checker::Promises,
+        B::P11CountsSuperseded => Checker::Agreement,
         B::P9KeepsEpoch | B::P10ForgetsResults => Checker::InOrderApply,
     }
 }
@@ -134,8 +142,16 @@ impl Bug {
     pub(crate) fn arrange(self, swarm: &mut Swarm) {
         match self {
             Bug::L1WrongDirectoryVotes => swarm.kinds = Some(&[Kind::Swapped, Kind::Crash]),
-            Bug::P12WipedReplicaVotes => swarm.kinds = Some(&[Kind::Wiped, Kind::Crash]),
+            Bug::P12WipedReplicaVotes => swarm.lose_often(&[Kind::Wiped, Kind::Crash]),
+            Bug::L4CutsTheMiddle => {
+                swarm.replicas = swarm.replicas.max(3);
+                swarm.machines = swarm.replicas;
+                swarm.kinds = Some(&[Kind::Rot, Kind::Crash]);
+            }
             Bug::S2KeptBeforeDurable => swarm.keep_often(),
+            Bug::L2RetriesFailedFlush | Bug::L2VotesAfterFailedFlush => {
+                swarm.kinds = Some(&[Kind::FailedFlush, Kind::Loss])
+            }
             Bug::L2SyncLies => swarm.kinds = Some(&[Kind::PowerCut, Kind::Loss]),
             #[cfg(feature = "planted")]
             Bug::Core(bug) => arrange_for(bug, swarm),
@@ -208,13 +224,24 @@ fn arrange_for(bug: core::Bug, swarm: &mut Swarm) {
             (swarm.replicas, swarm.machines) = (3, 5);
             swarm.kinds = Some(members);
         }
+        B::L5CountsLostAsNothing | B::L5NoOpOverLost => {
+            swarm.replicas = swarm.replicas.max(3);
+            swarm.machines = swarm.replicas;
+            swarm.kinds = Some(&[Kind::Rot, Kind::Loss, Kind::Partition, Kind::Bridge, Kind::Crash, Kind::PowerCut]);
+        }
         B::P1ReusesBallot | B::P2ForgetsPromise => swarm.kinds = Some(&[Kind::Crash, Kind::PowerCut, Kind::Partition]),
         B::S1CutsAtTheNewer | B::P2InstallForgetsPromise => swarm.keep_often(),
         B::P6InstallKeepsMembers => {
             swarm.keep_often();
             (swarm.replicas, swarm.machines, swarm.kinds) = (3, 5, Some(members));
         }
+        B::L7NeverTriesAgain => swarm.kinds = Some(&[Kind::NoRoom]),
         B::P7NeverGivesUp => swarm.kinds = Some(lost_masters),
+        B::P11VotesAfterOneInstance | B::P11KeepsOldIncarnation => swarm.lose_often(&[Kind::Wiped, Kind::Crash]),
+        B::P11CountsSuperseded => {
+            swarm.lose_often(&[Kind::Wiped, Kind::Loss, Kind::Delay, Kind::Partition, Kind::Stall, Kind::Transfer]);
+        }
+        B::P13VotesAtOnce => swarm.lose_often(&[Kind::RolledBack, Kind::Loss]),
         _ => {}
     }
 }

@@ -15,7 +15,7 @@ use synod_wal::{Flush, Upkeep};
 
 use super::faults::Kind;
 use super::leases;
-use super::node::{InRound, Input, Wishes, records_in};
+use super::node::{Crash, InRound, Input, Wishes, records_in};
 use super::oracle::Asked;
 use super::planted::Bug;
 use super::sabotage;
@@ -119,7 +119,7 @@ impl World {
         verdict?;
         let up = self.nodes.iter().filter_map(|node| Some((node.id, &node.clock, node.engine.as_deref()?)));
         leases::disjoint(self.now, up)?;
-        if full && self.injected.of(Kind::FullDisk.name()) == 0 {
+        if full && self.swarm.segments_max.is_some() && self.injected.of(Kind::FullDisk.name()) == 0 {
             self.injected.count(Kind::FullDisk.name());
             self.trace.turn(self.now, || format!("the log of replica {} is full", index + 1));
         }
@@ -145,6 +145,7 @@ impl World {
                     self.trace.say(self.now, || format!("{} <- {from}: {message:?}", index + 1));
                     match message {
                         PeerMessage::Protocol(message) => engine.message(now, from, message, &mut wishes),
+                        PeerMessage::Room(message) => engine.room_message(now, from, message, &mut wishes),
                         PeerMessage::Snapshot(message) => engine.snapshot_message(now, from, message, &mut wishes),
                     }
                 }
@@ -160,7 +161,12 @@ impl World {
                     self.nodes[index].upkeep = None;
                     engine.log_upkeep_done(upkeep);
                 }
-                Input::SnapshotKept(kept) => engine.snapshot_kept(kept),
+                Input::UpkeepRefused(upkeep) => {
+                    self.nodes[index].upkeep = None;
+                    engine.log_upkeep_refused(now, upkeep, "no room".to_owned());
+                    self.counts.segments_refused += 1;
+                }
+                Input::SnapshotKept(kept) => engine.snapshot_kept(now, kept),
                 Input::DatabaseMade => engine.database_made(now, Some(Store::new()), &mut wishes),
                 Input::IncomingKept(kept) => engine.incoming_kept(now, kept, &mut wishes),
                 Input::LogRead(read) => {
@@ -186,7 +192,7 @@ impl World {
         engine.end_turn(now, &mut wishes);
         self.carry_out(index, engine, &mut wishes)?;
         let node = &mut self.nodes[index];
-        if let (Some(upkeep), None) = (engine.log_upkeep(), node.upkeep) {
+        if let (Some(upkeep), None) = (engine.log_upkeep(now), node.upkeep) {
             node.upkeep = Some(upkeep);
             let life = node.life;
             let delay = around(&mut self.random.disks, self.swarm.segment_mean);
@@ -261,6 +267,9 @@ impl World {
         }
         for (to, message) in wishes.snapshot_sends.drain(..) {
             self.send_snapshot(index, to, &message);
+        }
+        for (to, message) in wishes.room_sends.drain(..) {
+            self.send_message(index, to, codec::encode_room_message(&message), false);
         }
         for wish in wishes.databases.drain(..) {
             self.grant_database_wish(index, wish);
@@ -378,6 +387,10 @@ impl World {
             self.crash(index, crash);
             return Ok(());
         }
+        if let Some(crash) = self.nodes[index].flush_fails.take() {
+            self.flush_failed(index, crash);
+            return Ok(());
+        }
         let lies = self.has(Bug::L2SyncLies);
         let node = &mut self.nodes[index];
         let flush = node.disk.sync_written(lies);
@@ -397,9 +410,29 @@ impl World {
         Ok(())
     }
 
+    /// What was written may be gone, and no later sync brings it back. The process ends: the flush is not tried again, and nobody
+    /// gets another vote (rule L2).
+    fn flush_failed(&mut self, index: usize, mut crash: Crash) {
+        let flush = self.nodes[index].disk.fail_written(&mut crash.random);
+        if self.has(Bug::L2VotesAfterFailedFlush) {
+            self.input(index, Input::Flushed(flush));
+        } else if self.has(Bug::L2RetriesFailedFlush) {
+            // A sync again, which finds nothing to do, and succeeds.
+            self.nodes[index].disk.sync_again(flush);
+            let (life, delay) = (self.nodes[index].life, self.disk_delay(index, self.swarm.sync_mean));
+            self.schedule_in(delay, Event::Synced { node: index, life });
+        } else {
+            self.crash(index, crash);
+        }
+    }
+
     pub(crate) fn upkeep_done(&mut self, index: usize, life: u64, upkeep: Upkeep) {
         if self.is_alive(index, life) && !self.is_stalled(index, || Event::UpkeepDone { node: index, life, upkeep }) {
-            self.nodes[index].disk.carry_out(upkeep);
+            let node = &mut self.nodes[index];
+            if matches!(upkeep, Upkeep::Make(_)) && !node.no_room.is_empty() {
+                return self.input(index, Input::UpkeepRefused(upkeep));
+            }
+            node.disk.carry_out(upkeep);
             self.input(index, Input::UpkeepDone(upkeep));
         }
     }

@@ -51,7 +51,7 @@ impl Kept {
 }
 
 /// The snapshots on one disk.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Databases {
     /// Of the own database, the newest last: two at the most.
     kept: VecDeque<Kept>,
@@ -146,8 +146,9 @@ impl World {
             return;
         }
         let faults_go_on = self.must_end.is_none();
-        let done = !(faults_go_on && self.random.disks.u8(..10) == 0);
+        let fails = faults_go_on && self.random.disks.u8(..10) == 0;
         let node = &mut self.nodes[index];
+        let done = !fails && node.no_room.is_empty();
         let Writing { incoming, kept } = node.writing.pop_front().expect("it was being written");
         let databases = &mut node.disk.databases;
         if done && incoming {

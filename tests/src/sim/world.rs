@@ -152,6 +152,8 @@ pub(crate) struct World {
     /// Sessions and sequences of commands that came: for a planted bug.
     pub(crate) stamps: BTreeSet<(u64, u64)>,
     /// When all must have come right; `None` while faults go on.
+    /// The last whose directory was put back to an older copy.
+    pub(crate) rolled_back: Option<usize>,
     pub(crate) must_end: Option<u64>,
     pub(crate) finished: bool,
 }
@@ -216,6 +218,7 @@ impl World {
             injected: Tally::default(),
             options,
             stamps: BTreeSet::new(),
+            rolled_back: None,
             must_end: None,
             finished: false,
         }

@@ -626,7 +626,7 @@ impl<B: Blow> Field<B> {
 }
 
 /// Asks for mastership to go to this replica until it has it.
-fn hand_over(cell: &mut TortureCell, to: u16) -> anyhow::Result<()> {
+pub(super) fn hand_over(cell: &mut TortureCell, to: u16) -> anyhow::Result<()> {
     let give_up = Instant::now() + ASK_DEADLINE;
     let request = serde_json::to_string(&OperatorRequest::Transfer { to })?;
     loop {

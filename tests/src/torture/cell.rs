@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Args;
 use rustix::process::{Pid, Signal, kill_process};
-use synod_node::local_cell::{LocalCell, LocalCellOptions};
+use synod_node::local_cell::{LocalCell, LocalCellError, LocalCellOptions};
 use synod_node::status::Status;
 use tempfile::TempDir;
 
@@ -180,6 +180,11 @@ impl TortureCell {
         Ok(start.elapsed())
     }
 
+    /// Starts a replica, and does not wait: it may have to ask others first.
+    pub fn start_again(&mut self, id: u16) -> anyhow::Result<()> {
+        Ok(self.cell.start_replica(id)?)
+    }
+
     fn wait_until_it_answers(&mut self, id: u16) -> anyhow::Result<()> {
         let what = format!("replica {id} does not answer");
         self.wait_for(&what, &[id], |cell| cell.cell.status(id).map(|_| ()))
@@ -222,6 +227,20 @@ impl TortureCell {
     /// An error if a replica has ended by itself.
     pub fn check(&mut self) -> anyhow::Result<()> {
         self.cell.check().map_err(|error| self.with_tails(&error.into(), &self.ids()))
+    }
+
+    /// The replica that has ended by itself, with its status and last words, if one has: it is not running any more.
+    pub fn ended(&mut self) -> anyhow::Result<Option<(u16, Option<i32>, String)>> {
+        match self.cell.check() {
+            Ok(()) => Ok(None),
+            Err(LocalCellError::Ended { id, status, last }) => Ok(Some((id, status.code(), last))),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Starts a replica that does not run, and does not wait for it.
+    pub fn start_replica(&mut self, id: u16) -> anyhow::Result<()> {
+        Ok(self.cell.start_replica(id)?)
     }
 
     /// Waits until all replicas have applied the same slots and have databases of the same size. Nothing may be written

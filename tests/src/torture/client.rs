@@ -421,7 +421,7 @@ fn read(client: &mut Client, operation: Operation<'_>) -> anyhow::Result<Option<
 }
 
 fn is_log_full(error: &Error) -> bool {
-    error.failure().cause == Cause::Refused(Refusal::LogFull)
+    matches!(&error.failure().cause, Cause::Refused(Refusal::LogFull | Refusal::DiskFull(_)))
 }
 
 fn found(name: &str, answer: Answer) -> Result<Option<Found>, Violation> {

@@ -1,13 +1,11 @@
 //! A block device that logs every write and flush, with a file system on it.
 //!
-//! From the bottom: a file; nbdkit, which serves it and keeps the log; nbdfuse, which shows it as a file again; a loop
-//! device on that, with direct I/O, so that a write and a flush of the kernel's is a write and a flush in the log; ext4.
+//! From the bottom: a file; nbdkit, which serves it and keeps the log; and a [`MountedDisk`] on that.
 //! It has a volatile cache in front of it, as a disk has: a write is durable once a flush that began after it has ended.
 //!
 //! All of it is taken down in the reverse order when the device is dropped, however far it had come.
 
 use std::fs::{self, File};
-use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,6 +15,7 @@ use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::device_log::DeviceLog;
+use super::mounted_disk::MountedDisk;
 
 /// What is needed, and the Debian package that has it.
 const TOOLS: [(&str, &str); 6] = [
@@ -82,34 +81,21 @@ fn find(program: &str) -> Option<PathBuf> {
 /// A block device that logs, formatted and mounted.
 pub struct LoggedDevice {
     dir: PathBuf,
-    mount: PathBuf,
+    disk: MountedDisk,
     nbdkit: Option<Child>,
-    nbdfuse: Option<Child>,
-    loop_device: Option<String>,
-    mounted: bool,
 }
 
 impl LoggedDevice {
     /// Makes a device of this size below `dir`, which must not exist, and mounts it at `mount`.
     pub fn start(dir: &Path, bytes: u64, mount: &Path) -> anyhow::Result<Self> {
-        let mut device = Self {
-            dir: dir.to_owned(),
-            mount: mount.to_owned(),
-            nbdkit: None,
-            nbdfuse: None,
-            loop_device: None,
-            mounted: false,
-        };
+        let mut device = Self { dir: dir.to_owned(), disk: MountedDisk::new(dir, mount), nbdkit: None };
         // What was begun is taken down again when this fails: `device` is dropped.
         device.bring_up(bytes).with_context(|| format!("making a block device in {}", dir.display()))?;
         Ok(device)
     }
 
     fn bring_up(&mut self, bytes: u64) -> anyhow::Result<()> {
-        let fuse = self.dir.join("fuse");
-        for dir in [&fuse, &self.mount] {
-            fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        }
+        fs::create_dir_all(&self.dir).with_context(|| format!("cannot make {}", self.dir.display()))?;
         let backing = File::create(self.backing_file()).context("cannot make the backing file")?;
         backing.set_len(bytes).context("cannot size the backing file")?;
         let socket = self.dir.join("nbd.sock");
@@ -120,26 +106,7 @@ impl LoggedDevice {
         // The log's times are local ones.
         self.nbdkit = Some(spawn(nbdkit.env("TZ", "UTC"), &self.dir.join("nbdkit.err"))?);
         wait_for("nbdkit to listen", || Ok(socket.exists()), &mut self.nbdkit)?;
-
-        let disk = fuse.join("disk");
-        let mut nbdfuse = command("nbdfuse")?;
-        nbdfuse.arg(&disk).arg("--unix").arg(&socket);
-        self.nbdfuse = Some(spawn(&mut nbdfuse, &self.dir.join("nbdfuse.err"))?);
-        wait_for("nbdfuse to mount", || Ok(disk.exists()), &mut self.nbdfuse)?;
-
-        let output = run(command("losetup")?.args(["--direct-io=on", "--show", "--find"]).arg(&disk))?;
-        let loop_device = output.trim().to_owned();
-        self.loop_device = Some(loop_device.clone());
-        let direct = run(command("losetup")?.args(["--noheadings", "--output", "DIO"]).arg(&loop_device))?;
-        ensure!(direct.trim() == "1", "{loop_device} does no direct I/O, so its log would tell of the page cache");
-
-        // Blocks as large as the log's, and nothing that the file system would write later by itself.
-        let mut mkfs = command("mkfs.ext4")?;
-        mkfs.args(["-q", "-F", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0"]).arg(&loop_device);
-        run(&mut mkfs)?;
-        run(command("mount")?.arg(&loop_device).arg(&self.mount))?;
-        self.mounted = true;
-        Ok(())
+        self.disk.attach(&socket)
     }
 
     /// Takes it down; then its log and its backing file are complete.
@@ -151,25 +118,7 @@ impl LoggedDevice {
 
     /// What has been taken down is not taken down again: after a failure the next call goes on.
     fn take_down(&mut self) -> anyhow::Result<()> {
-        if self.mounted {
-            run_again(|| run(command("umount")?.arg(&self.mount)))?;
-            self.mounted = false;
-        }
-        if let Some(loop_device) = &self.loop_device {
-            run(command("losetup")?.arg("--detach").arg(loop_device))?;
-            // It is detached once its last user is gone, a moment later.
-            let device = loop_device.clone();
-            wait_for("the loop device to go", || Ok(!is_attached(&device)?), &mut None)?;
-            self.loop_device = None;
-        }
-        if let Some(nbdfuse) = &mut self.nbdfuse {
-            let fuse = self.dir.join("fuse");
-            if nbdfuse.try_wait()?.is_none() && is_mount_point(&fuse)? {
-                run_again(|| run(command("umount")?.arg(&fuse)))?;
-            }
-            end(nbdfuse)?;
-            self.nbdfuse = None;
-        }
+        self.disk.take_down()?;
         if let Some(nbdkit) = &mut self.nbdkit {
             end(nbdkit)?;
             self.nbdkit = None;
@@ -191,15 +140,8 @@ impl Drop for LoggedDevice {
         if let Err(error) = self.take_down() {
             eprintln!("synod-torture: taking down the device in {}: {error:#}", self.dir.display());
             // Whatever holds on to it: nothing may stay. What cannot be done any more was done.
-            if self.mounted {
-                let _ = command("umount").and_then(|mut umount| run(umount.arg("--lazy").arg(&self.mount)));
-            }
-            if let Some(loop_device) = &self.loop_device {
-                let _ = command("losetup").and_then(|mut losetup| run(losetup.arg("--detach").arg(loop_device)));
-            }
-            let fuse = self.dir.join("fuse");
-            let _ = command("umount").and_then(|mut umount| run(umount.arg("--lazy").arg(fuse)));
-            for child in [&mut self.nbdfuse, &mut self.nbdkit].into_iter().flatten() {
+            self.disk.tear_down();
+            if let Some(child) = &mut self.nbdkit {
                 let _ = child.kill();
                 let _ = child.wait();
             }
@@ -227,7 +169,7 @@ fn assign(name: &str, path: &Path) -> std::ffi::OsString {
 
 /// A helper that runs until it is told to end. In a process group of its own: a signal from the terminal is for us, who
 /// take the helpers down in order.
-fn spawn(command: &mut Command, messages: &Path) -> anyhow::Result<Child> {
+pub(super) fn spawn(command: &mut Command, messages: &Path) -> anyhow::Result<Child> {
     let messages = File::create(messages).context("cannot make a file for a helper's messages")?;
     let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(messages).process_group(0);
     command.spawn().with_context(|| format!("cannot start {command:?}"))
@@ -254,7 +196,7 @@ pub(super) fn run_again(mut act: impl FnMut() -> anyhow::Result<String>) -> anyh
     }
 }
 
-fn wait_for(
+pub(super) fn wait_for(
     what: &str,
     mut is_there: impl FnMut() -> anyhow::Result<bool>,
     helper: &mut Option<Child>,
@@ -273,7 +215,7 @@ fn wait_for(
 }
 
 /// Waits for a helper that should end by itself now; then tells it to, then makes it.
-fn end(child: &mut Child) -> anyhow::Result<()> {
+pub(super) fn end(child: &mut Child) -> anyhow::Result<()> {
     let begin = Instant::now();
     let mut told = false;
     while child.try_wait()?.is_none() {
@@ -289,15 +231,4 @@ fn end(child: &mut Child) -> anyhow::Result<()> {
         std::thread::sleep(LOOK);
     }
     Ok(())
-}
-
-fn is_attached(loop_device: &str) -> anyhow::Result<bool> {
-    let name = loop_device.strip_prefix("/dev/").context("not a device")?;
-    Ok(Path::new("/sys/block").join(name).join("loop/backing_file").exists())
-}
-
-fn is_mount_point(path: &Path) -> anyhow::Result<bool> {
-    let mut mounts = String::new();
-    File::open("/proc/self/mounts")?.read_to_string(&mut mounts)?;
-    Ok(mounts.lines().any(|line| line.split(' ').nth(1) == path.to_str()))
 }

@@ -59,7 +59,8 @@ pub struct PowerOptions {
 }
 
 impl Which {
-    fn all(self) -> &'static [FileSystem] {
+    /// Which, one after the other.
+    pub(super) fn all(self) -> &'static [FileSystem] {
         match self {
             Which::Ext4 => &[FileSystem::Ext4],
             Which::Xfs => &[FileSystem::Xfs],

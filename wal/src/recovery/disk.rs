@@ -9,13 +9,15 @@ use std::io;
 use synod_ring::{AlignedBuffer, BLOCK_BYTES};
 
 use super::OpenError;
-use crate::frame::{FRAME_BYTES_LIMIT, FRAME_HEADER_BYTES, FrameHeader, GENERATION_FIRST, HeaderError, MAGIC};
+use crate::frame::{Begin, FRAME_BYTES_LIMIT, FRAME_HEADER_BYTES, FrameHeader, GENERATION_FIRST, HeaderError, MAGIC};
 use crate::settings::Settings;
 use crate::types::{CellId, FrameNumber, Identity, ReplicaId, SegmentId, StartId};
 use crate::writer::{Live, Place, Segments};
 
 /// How much is read at once. Frames are small; reading each by itself would take the disk's latency for each.
 const WINDOW_BYTES: usize = 1 << 20;
+
+const BLANK: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 
 /// What recovery needs of a disk. Segments are all of one size; what is read was written, or is zeros.
 pub trait Storage {
@@ -36,8 +38,10 @@ pub trait Storage {
 /// What is to be seen at a place where frame `k` could begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sight {
-    /// No room, or no such segment.
+    /// No room, or no such segment yet.
     Absent,
+    /// There should be something: the segment is missing though a later one is there, or it is a stranger's, or cut short.
+    Gone,
     /// A block of zeros.
     Blank,
     /// Neither zeros nor a header of this log for this place.
@@ -46,13 +50,42 @@ pub(super) enum Sight {
     /// segment that was recycled, and a segment that was recycled and has not begun holds the frames of one cut off.
     Remains,
     /// A sound header of a frame before `k`, that no recycling explains.
-    Earlier(FrameNumber),
+    Earlier,
     /// The sound header of frame `k`, but its payload is not what it says.
     Torn,
     /// Frame `k`, whole, and the one that followed frame `k - 1`.
     Whole,
-    /// A sound header of a frame after `k`, or of a `k` that did not follow our `k - 1` or belongs elsewhere.
-    Later(FrameNumber),
+    /// The header of frame `k`, in its place, that followed another frame `k - 1` than the one read.
+    Unfit,
+    /// A sound header of a frame after `k`, or of a `k` that belongs elsewhere.
+    Later,
+}
+
+/// A frame to go on with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) segment: SegmentId,
+    pub(super) offset: u64,
+    pub(super) number: FrameNumber,
+}
+
+/// What there is further on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Later {
+    Nothing,
+    /// A whole frame in its place, behind the one that is looked for.
+    Frame(Found),
+    /// Only a header, in the wrong place or without its payload: that the frame was durable, and nothing more.
+    Header(FrameNumber),
+}
+
+/// A segment of this log, or one that nothing is known of.
+#[derive(Clone, Copy)]
+pub(super) struct Present {
+    /// What its first block holds, if that is sound.
+    header: Option<FrameHeader>,
+    /// How much of it can be read, in whole blocks.
+    bytes: u64,
 }
 
 /// The segments, read through a window.
@@ -63,12 +96,10 @@ pub(super) struct Disk<'a> {
     replica: ReplicaId,
     /// Known from the first sound header; without one there is nothing to be taken for it either.
     pub(super) origin: Option<StartId>,
-    /// The segments there are, and what their first blocks hold.
-    pub(super) present: BTreeMap<SegmentId, Option<FrameHeader>>,
-    /// The first of those without a gap behind it.
-    pub(super) dense_from: SegmentId,
-    /// The last.
-    pub(super) segments: u64,
+    /// The segments there are, strangers' left out.
+    present: BTreeMap<SegmentId, Present>,
+    /// The last of all.
+    end: SegmentId,
     window: AlignedBuffer,
     window_segment: SegmentId,
     window_start: u64,
@@ -76,7 +107,8 @@ pub(super) struct Disk<'a> {
 }
 
 impl<'a> Disk<'a> {
-    /// Checks what can be told of each segment by itself: that it is there, its size, and whose it is.
+    /// Checks what can be told of each segment by itself: that it is there, how long it is, and whose. One that is not this
+    /// log's counts as missing, unless none is.
     pub(super) fn open(
         storage: &'a mut dyn Storage,
         settings: Settings,
@@ -85,7 +117,6 @@ impl<'a> Disk<'a> {
         let mut ids = storage.segments().map_err(|source| OpenError::List { source })?;
         ids.sort_unstable();
         ids.dedup();
-        let last = ids.last().copied().unwrap_or(SegmentId(0));
         let mut disk = Self {
             storage,
             settings,
@@ -93,141 +124,153 @@ impl<'a> Disk<'a> {
             replica: identity.replica,
             origin: None,
             present: BTreeMap::new(),
-            dense_from: last,
-            segments: last.0,
+            end: ids.last().copied().unwrap_or(SegmentId(0)),
             window: AlignedBuffer::zeroed(WINDOW_BYTES),
             window_segment: SegmentId(0),
             window_start: 0,
             window_bytes: 0,
         };
+        disk.measure(&ids)?;
+        let mut headers = Vec::with_capacity(ids.len());
         for &segment in &ids {
-            let found =
-                disk.storage.segment_bytes(segment).map_err(|source| OpenError::Read { segment, offset: 0, source })?;
-            if found != settings.segment_bytes {
-                return Err(OpenError::WrongSize { segment, found, expected: settings.segment_bytes });
-            }
-            let header = disk.check_owner(segment)?;
-            disk.present.insert(segment, header);
+            let header = disk.first_header(segment)?;
+            disk.present.get_mut(&segment).expect("it was measured").header = header;
+            headers.extend(header.map(|header| (segment, header)));
         }
-        while disk.dense_from > SegmentId(1) && disk.present.contains_key(&SegmentId(disk.dense_from.0 - 1)) {
-            disk.dense_from.0 -= 1;
-        }
+        disk.origin = disk.find_origin(&headers)?;
+        disk.present.retain(|_, present| {
+            present.header.is_none_or(|header| {
+                (header.cell, header.replica, Some(header.origin)) == (disk.cell, disk.replica, disk.origin)
+            })
+        });
         Ok(disk)
     }
 
-    /// Where to begin to read: right before the first frame that is needed, as far as the newest segment tells. That
-    /// nothing needed is missing before it is known when all has been read.
+    /// A file that is shorter than a segment was cut short; if all are of another size, the settings are wrong.
+    fn measure(&mut self, ids: &[SegmentId]) -> Result<(), OpenError> {
+        let expected = self.settings.segment_bytes;
+        let mut wrong = None;
+        for &segment in ids {
+            let found =
+                self.storage.segment_bytes(segment).map_err(|source| OpenError::Read { segment, offset: 0, source })?;
+            if found > expected {
+                return Err(OpenError::WrongSize { segment, found, expected });
+            }
+            if found < expected {
+                wrong.get_or_insert(OpenError::WrongSize { segment, found, expected });
+            }
+            let bytes = found / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+            self.present.insert(segment, Present { header: None, bytes });
+        }
+        match wrong {
+            Some(error) if self.present.values().all(|present| present.bytes != expected) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// The origin of most segments: a stranger's is seldom in the majority, and a tie is for a person to decide.
+    fn find_origin(&self, headers: &[(SegmentId, FrameHeader)]) -> Result<Option<StartId>, OpenError> {
+        let mut counts = BTreeMap::<u64, (usize, SegmentId)>::new();
+        for (segment, header) in headers {
+            if (header.cell, header.replica) == (self.cell, self.replica) {
+                counts.entry(header.origin.0).or_insert((0, *segment)).0 += 1;
+            }
+        }
+        let most = counts.values().map(|(count, _)| *count).max().unwrap_or(0);
+        let mut leading = counts.iter().filter(|(_, (count, _))| *count == most);
+        match (leading.next(), leading.next(), headers.first()) {
+            (Some((origin, _)), None, _) => Ok(Some(StartId(*origin))),
+            (Some(_), Some((_, (_, segment))), _) => Err(OpenError::OtherLog { segment: *segment }),
+            (None, _, Some((segment, header))) if header.cell != self.cell => {
+                Err(OpenError::OtherCell { segment: *segment, cell: header.cell })
+            }
+            (None, _, Some((segment, header))) => {
+                Err(OpenError::OtherReplica { segment: *segment, replica: header.replica })
+            }
+            (None, _, None) => Ok(None),
+        }
+    }
+
+    pub(super) fn segment_bytes(&self) -> u64 {
+        self.settings.segment_bytes
+    }
+
+    /// Where to begin to read: right before the first frame that is needed, as the last frame that can be found says.
     pub(super) fn beginning(&mut self) -> Result<Place, OpenError> {
         let empty = Place::empty(&self.settings);
-        // An opening frame that is torn was never durable, and what it says of the log's beginning may not be so either.
-        let own: Vec<FrameHeader> = self.openings().collect();
-        let mut whole = Vec::with_capacity(own.len());
-        for header in &own {
-            if self.is_whole(header)? {
-                whole.push(*header);
-            }
-        }
-        let first_needed = match whole.last() {
-            Some(newest) => self.last_begin_in(newest)?,
-            None => SegmentId(1),
-        };
-        let from = first_needed.max(self.dense_from);
-        let Some(start) = whole.iter().find(|header| header.segment >= from) else {
-            // Not one segment of those that should be read has begun.
-            if self.dense_from <= SegmentId(1) {
-                return Ok(empty);
-            }
-            if let Some(torn) = own.iter().find(|header| header.segment >= from) {
-                let FrameHeader { segment, number, .. } = *torn;
-                return Err(OpenError::Damaged { frame: number, segment, offset: 0, later: number });
-            }
-            let last_begun = own.last().map_or(SegmentId(0), |header| header.segment);
-            return Err(self.missing_from(last_begun.next(), self.dense_from));
-        };
-        if start.segment == SegmentId(1) {
+        let Some(newest) = self.newest()? else { return Ok(empty) };
+        let Begin { segment, frame } = newest.begin;
+        if newest.begin == Begin::UNCUT {
             return Ok(empty);
         }
+        let opening = if self.is_gone(segment, 0) { None } else { self.header(segment, 0)? };
+        let link = opening.filter(|(opening, _)| opening.number == frame).map(|(opening, _)| opening.previous);
         Ok(Place {
-            segment: SegmentId(start.segment.0 - 1),
-            last: FrameNumber(start.number.0 - 1),
-            link: start.previous,
-            generation: start.generation,
-            begin: start.begin,
-            cut: start.cut,
+            segment: SegmentId(segment.0 - 1),
+            last: FrameNumber(frame.0 - 1),
+            link: link.unwrap_or_default(),
+            begin: newest.begin,
+            cut: newest.cut,
             ..empty
         })
     }
 
-    /// The beginning that the last frame of a segment names, as far as they are whole and follow each other: what is
-    /// before is not read, so that damage there harms nobody.
-    fn last_begin_in(&mut self, opening: &FrameHeader) -> Result<SegmentId, OpenError> {
-        let segment = opening.segment;
-        let (mut last, mut offset) = (*opening, 0);
-        let mut checksum = None;
-        while offset + BLOCK_BYTES as u64 <= self.settings.segment_bytes {
-            let Some((header, found)) = self.header(segment, offset)? else { break };
-            let length = header.frame_bytes();
-            let belongs = (header.segment, header.generation) == (segment, opening.generation);
-            let follows = checksum.is_none_or(|checksum| header.previous.checksum == checksum);
-            if !belongs
-                || !follows
-                || length > FRAME_BYTES_LIMIT
-                || offset + length as u64 > self.settings.segment_bytes
-            {
-                break;
+    /// The last whole frame in its place: what it says of the log's beginning, no later frame takes back.
+    fn newest(&mut self) -> Result<Option<FrameHeader>, OpenError> {
+        let segments: Vec<_> = self.present.iter().map(|(segment, present)| (*segment, present.bytes)).collect();
+        for (segment, bytes) in segments.into_iter().rev() {
+            let (mut newest, mut offset) = (None, 0);
+            while offset < bytes {
+                let frame = self.frame(segment, offset)?;
+                offset += frame.map_or(BLOCK_BYTES, |header| header.frame_bytes()) as u64;
+                newest = frame.or(newest);
             }
-            let payload = &self.bytes(segment, offset, length)?[FRAME_HEADER_BYTES..][..header.payload_bytes as usize];
-            if crc32c::crc32c(payload) != header.payload_crc {
-                break;
+            if newest.is_some() {
+                return Ok(newest);
             }
-            (last, checksum) = (header, Some(found));
-            offset += length as u64;
         }
-        Ok(last.begin.segment)
+        Ok(None)
     }
 
-    /// The log was read from `start` on: whether it was cut there, or something is lost before.
-    pub(super) fn check_beginning(&mut self, start: SegmentId, end: &Place) -> Result<(), OpenError> {
-        let needed = end.begin.segment;
-        if start <= needed {
-            return Ok(());
-        }
-        if (needed.0..start.0).any(|segment| !self.present.contains_key(&SegmentId(segment))) {
-            return Err(self.missing_from(needed, start));
-        }
-        if let Some(Some(header)) = self.present.get(&needed)
-            && header.segment != needed
-        {
-            let (holds, generation) = (header.segment, header.generation);
-            return Err(OpenError::Misplaced { segment: needed, holds, generation });
-        }
-        let frame = end.begin.frame;
-        let later = self.scan(needed, BLOCK_BYTES as u64, frame)?.unwrap_or(end.last);
-        Err(OpenError::Damaged { frame, segment: needed, offset: 0, later })
+    /// The frame at a place, if it is whole and was written for this place and this use of the segment: no id is used twice.
+    fn frame(&mut self, segment: SegmentId, offset: u64) -> Result<Option<FrameHeader>, OpenError> {
+        let Some((header, _)) = self.header(segment, offset)? else { return Ok(None) };
+        let is_in_place = (header.segment, header.offset) == (segment, offset);
+        Ok(if is_in_place && self.is_whole(&header)? { Some(header) } else { None })
     }
 
-    fn missing_from(&self, from: SegmentId, later: SegmentId) -> OpenError {
-        let mut segment = from;
-        while self.present.contains_key(&segment) {
-            segment = segment.next();
+    /// Whether all of a frame is there, by its header.
+    fn is_whole(&mut self, header: &FrameHeader) -> Result<bool, OpenError> {
+        let length = header.frame_bytes();
+        if length > FRAME_BYTES_LIMIT || header.offset + length as u64 > self.settings.segment_bytes {
+            return Ok(false);
         }
-        OpenError::Missing { segment, later }
+        let frame = self.bytes(header.segment, header.offset, length)?;
+        let payload = &frame[FRAME_HEADER_BYTES..][..header.payload_bytes as usize];
+        Ok(crc32c::crc32c(payload) == header.payload_crc)
+    }
+
+    /// Whether there should be something at a place of a segment that is not there any more.
+    fn is_gone(&self, segment: SegmentId, offset: u64) -> bool {
+        segment <= self.end && self.present.get(&segment).is_none_or(|present| offset >= present.bytes)
+    }
+
+    pub(super) fn is_cut_short(&self, segment: SegmentId) -> bool {
+        self.present.get(&segment).is_some_and(|present| present.bytes < self.settings.segment_bytes)
+    }
+
+    /// The first segment behind this one that should be there and is not, or not as a whole.
+    pub(super) fn first_gone_behind(&self, segment: SegmentId) -> Option<SegmentId> {
+        (segment.0 + 1..=self.end.0)
+            .map(SegmentId)
+            .find(|segment| !self.present.contains_key(segment) || self.is_cut_short(*segment))
     }
 
     /// The headers of the segments that have begun under their present ids, in order.
     fn openings(&self) -> impl Iterator<Item = FrameHeader> {
-        self.present.iter().filter_map(|(segment, header)| header.filter(|header| header.segment == *segment))
-    }
-
-    fn is_whole(&mut self, opening: &FrameHeader) -> Result<bool, OpenError> {
-        let length = opening.frame_bytes();
-        if length > FRAME_BYTES_LIMIT || length as u64 > self.settings.segment_bytes {
-            return Ok(false);
-        }
-        // No more than the frame: there may be hundreds of segments.
-        self.fill(opening.segment, 0, length)?;
-        let payload = &self.window[FRAME_HEADER_BYTES..][..opening.payload_bytes as usize];
-        Ok(crc32c::crc32c(payload) == opening.payload_crc)
+        let own =
+            |(segment, present): (&SegmentId, &Present)| present.header.filter(|header| header.segment == *segment);
+        self.present.iter().filter_map(own)
     }
 
     /// What each segment is for: those behind the log's end are spare, those before its beginning free.
@@ -236,7 +279,7 @@ impl<'a> Disk<'a> {
         segments.live.retain(|live| live.segment >= end.begin.segment);
         // Of what holds no sound header nothing is known, except whether it is blank.
         let unknown = self.openings().map(|header| header.generation).max().unwrap_or(GENERATION_FIRST).next();
-        for (segment, header) in self.present.clone() {
+        for (segment, Present { header, .. }) in self.present.clone() {
             let generation = header.map_or(unknown, |header| header.generation);
             if segment < end.begin.segment {
                 segments.free.push_back((segment, generation));
@@ -258,37 +301,27 @@ impl<'a> Disk<'a> {
     }
 
     /// Only a segment's first block is asked for its owner and version: no client's bytes ever get there.
-    fn check_owner(&mut self, segment: SegmentId) -> Result<Option<FrameHeader>, OpenError> {
+    fn first_header(&mut self, segment: SegmentId) -> Result<Option<FrameHeader>, OpenError> {
+        if self.is_gone(segment, 0) {
+            return Ok(None);
+        }
         self.fill(segment, 0, BLOCK_BYTES)?;
-        let header = match FrameHeader::decode(&self.window[..BLOCK_BYTES]) {
-            Ok((header, _)) => header,
-            Err(HeaderError::Unsound) => return Ok(None),
-            Err(HeaderError::Newer { version }) => return Err(OpenError::NewerVersion { segment, version }),
-        };
-        let FrameHeader { cell, replica, generation, .. } = header;
-        if cell != self.cell {
-            return Err(OpenError::OtherCell { segment, cell });
+        match FrameHeader::decode(&self.window[..BLOCK_BYTES]) {
+            Ok((header, _)) => Ok(Some(header)),
+            Err(HeaderError::Unsound) => Ok(None),
+            Err(HeaderError::Newer { version }) => Err(OpenError::NewerVersion { segment, version }),
         }
-        if replica != self.replica {
-            return Err(OpenError::OtherReplica { segment, replica });
-        }
-        if *self.origin.get_or_insert(header.origin) != header.origin {
-            return Err(OpenError::OtherLog { segment });
-        }
-        // A lower one is what a recycled file holds until it is written again; whether it is one is seen later.
-        if header.segment > segment {
-            return Err(OpenError::Misplaced { segment, holds: header.segment, generation });
-        }
-        Ok(Some(header))
     }
 
     /// What is to be seen at a place where the frame behind `end` could begin.
     pub(super) fn look(&mut self, segment: SegmentId, offset: u64, end: &Place) -> Result<Sight, OpenError> {
-        let exists = self.dense_from <= segment && segment.0 <= self.segments;
-        if segment == SegmentId(0) || !exists || offset + BLOCK_BYTES as u64 > self.settings.segment_bytes {
+        if segment == SegmentId(0) || segment > self.end || offset + BLOCK_BYTES as u64 > self.settings.segment_bytes {
             return Ok(Sight::Absent);
         }
-        if self.bytes(segment, offset, BLOCK_BYTES)?.iter().all(|byte| *byte == 0) {
+        if self.is_gone(segment, offset) {
+            return Ok(Sight::Gone);
+        }
+        if self.bytes(segment, offset, BLOCK_BYTES)? == BLANK {
             return Ok(Sight::Blank);
         }
         let is_recycled = offset > 0 && end.generation > GENERATION_FIRST;
@@ -298,43 +331,52 @@ impl<'a> Disk<'a> {
         if header.number <= end.last {
             // Of a segment that was cut off: no frame could name that beginning before it was free for reuse.
             let is_cut_off = header.segment < end.begin.segment && header.segment < segment;
-            return Ok(if is_cut_off { Sight::Remains } else { Sight::Earlier(header.number) });
+            return Ok(if is_cut_off { Sight::Remains } else { Sight::Earlier });
         }
-        let follows = header.number == end.last.next() && header.previous == end.link;
         let has_generation = offset == 0 || header.generation == end.generation;
         let belongs = (header.segment, header.offset) == (segment, offset) && has_generation;
-        if !follows || !belongs {
-            return Ok(Sight::Later(header.number));
+        if header.number != end.last.next() || !belongs {
+            return Ok(Sight::Later);
         }
         let length = header.frame_bytes();
         if length > FRAME_BYTES_LIMIT || offset + length as u64 > self.settings.segment_bytes {
             let what = "it says that it is longer than a frame can be";
             return Err(OpenError::Malformed { frame: header.number, segment, offset, what });
         }
-        let payload = &self.bytes(segment, offset, length)?[FRAME_HEADER_BYTES..][..header.payload_bytes as usize];
-        Ok(if crc32c::crc32c(payload) == header.payload_crc { Sight::Whole } else { Sight::Torn })
+        Ok(match (header.previous == end.link, self.is_whole(&header)?) {
+            (false, _) => Sight::Unfit,
+            (true, false) => Sight::Torn,
+            (true, true) => Sight::Whole,
+        })
     }
 
-    /// The number of the first sound header after `last`, from `offset` to the end of the segment.
-    pub(super) fn scan(
-        &mut self,
-        segment: SegmentId,
-        offset: u64,
-        last: FrameNumber,
-    ) -> Result<Option<FrameNumber>, OpenError> {
-        if !self.present.contains_key(&segment) {
-            return Ok(None);
-        }
-        let mut offset = offset;
-        while offset < self.settings.segment_bytes {
-            if let Some((header, _)) = self.header(segment, offset)?
-                && header.number > last
-            {
-                return Ok(Some(header.number));
+    /// The first frame to go on with behind the one after `end`, or else the first header that proves that there was one.
+    pub(super) fn search(&mut self, end: &Place) -> Result<Later, OpenError> {
+        let mut proof = Later::Nothing;
+        let segments = self.present.range(end.segment..).map(|(segment, present)| (*segment, present.bytes));
+        for (segment, bytes) in segments.collect::<Vec<_>>() {
+            let mut offset = if segment == end.segment { end.offset } else { 0 };
+            while offset < bytes {
+                if let Some((header, _)) = self.header(segment, offset)?
+                    && header.number > end.last
+                {
+                    let number = header.number;
+                    let is_next = number == end.last.next();
+                    if !is_next && self.frame(segment, offset)?.is_some() {
+                        return Ok(Later::Frame(Found { segment, offset, number }));
+                    }
+                    // The very next frame may be torn, in either of the two places where it can be.
+                    let is_first =
+                        (segment, offset) == (end.segment, end.offset) || (segment, offset) == (end.segment.next(), 0);
+                    let may_be_torn = is_next && is_first && (header.segment, header.offset) == (segment, offset);
+                    if !may_be_torn && proof == Later::Nothing {
+                        proof = Later::Header(number);
+                    }
+                }
+                offset += BLOCK_BYTES as u64;
             }
-            offset += BLOCK_BYTES as u64;
         }
-        Ok(None)
+        Ok(proof)
     }
 
     /// The header of a frame of this log at a place, and its checksum. That it was meant for this place is not asked: a
@@ -368,7 +410,11 @@ impl<'a> Disk<'a> {
             self.window = AlignedBuffer::zeroed(length);
         }
         self.window_segment = SegmentId(0);
-        self.storage.read(segment, offset, &mut self.window[..length]).map_err(|source| OpenError::Read {
+        // What a file that was cut short does not have reads as zeros, which are no frame.
+        let there = self.present.get(&segment).map_or(0, |present| present.bytes).saturating_sub(offset);
+        let there = usize::try_from(there).map_or(length, |there| there.min(length));
+        self.window[there..length].fill(0);
+        self.storage.read(segment, offset, &mut self.window[..there]).map_err(|source| OpenError::Read {
             segment,
             offset,
             source,

@@ -4,40 +4,22 @@ use std::io;
 
 use crate::types::{CellId, FrameNumber, Generation, ReplicaId, SegmentId};
 
-/// Why a log would not open. A torn tail is not listed: that is how a crash normally ends. After an error, what was
-/// already handed to `on_record` is to be thrown away.
+/// Why a log would not open. A torn tail is not listed: that is how a crash normally ends; nor is a hole in the middle, which
+/// is stepped over. After an error, what was already handed to `on_record` is to be thrown away.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// A frame that was durable is gone, or not what it was. The others may have what it held; do not vote meanwhile.
-    #[error("frame {frame} is damaged (segment {segment}, offset {offset}), yet frame {later} was written after it")]
-    Damaged {
+    /// The end of the log is gone, and with it what nothing else repeats: what was promised and accepted last is not known any
+    /// more. Whoever has lost that must not vote (rule P11).
+    #[error("the end of the log is lost, from frame {frame} on (segment {segment}, offset {offset}): {proof}")]
+    EndLost {
         /// The first frame that is lost.
         frame: FrameNumber,
         /// Where it should be.
         segment: SegmentId,
         /// Where in the segment.
         offset: u64,
-        /// The frame that proves it. The same number if that frame is sound itself, but lies elsewhere than it says, or
-        /// followed another frame than the one that is before it now.
-        later: FrameNumber,
-    },
-    /// A segment between others is gone.
-    #[error("segment {segment} is missing, yet there is segment {later}")]
-    Missing {
-        /// The first that is missing.
-        segment: SegmentId,
-        /// The one that proves it.
-        later: SegmentId,
-    },
-    /// A segment holds older frames than those that should follow here.
-    #[error("segment {segment} is stale: it begins with frame {frame} where frame {expected} should follow")]
-    Stale {
-        /// The segment.
-        segment: SegmentId,
-        /// The number of its first frame.
-        frame: FrameNumber,
-        /// The number that is next in the log.
-        expected: FrameNumber,
+        /// How that is known.
+        proof: Proof,
     },
     /// A segment under another one's name, or of another generation.
     #[error("segment {segment} holds what was written to segment {holds}, generation {generation}")]
@@ -117,4 +99,18 @@ pub enum OpenError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// How it is known that the end of a log is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Proof {
+    /// A header of this frame was found, and not in its place or without what belongs to it.
+    #[error("frame {0} was written after it, and is not in its place")]
+    Frame(FrameNumber),
+    /// A file that may have held it is missing, cut short, or not this log's.
+    #[error("the file is missing, cut short, stale, or of another log")]
+    File,
+    /// The frame there followed another frame than the one that is before it now.
+    #[error("the frame there did not follow the one before it")]
+    Order,
 }

@@ -7,9 +7,10 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use synod_wal::frame::FrameHeader;
 use synod_wal::{
-    Ballot, CellId, Flush, Identity, Incarnation, Log, OpenError, RecordKind, RecordRef, Recovered, ReplicaId,
-    SegmentId, Settings, Slot, StartId, Storage, Upkeep, read_record, recover,
+    Ballot, CellId, Flush, Identity, Incarnation, Log, Lost, OpenError, RecordKind, RecordRef, Recovered, ReplicaId,
+    SegmentId, Settings, Slot, StartId, Storage, Upkeep, Visitor, inspect, read_record, recover,
 };
 
 pub(crate) const SECTOR_BYTES: usize = 512;
@@ -69,7 +70,8 @@ impl Disk {
             Upkeep::Make(segment) => self.segments.insert(segment, vec![0; segment_bytes]),
             Upkeep::Recycle { from, to } => {
                 assert!(self.unsynced.keys().all(|(segment, _)| *segment != from), "what is cut off is durable");
-                let bytes = self.segments.remove(&from).expect("only what is there is recycled");
+                let mut bytes = self.segments.remove(&from).expect("only what is there is recycled");
+                bytes.resize(segment_bytes, 0);
                 self.segments.insert(to, bytes)
             }
             Upkeep::Remove(segment) => {
@@ -99,12 +101,40 @@ impl Disk {
         Ok((recovered, items))
     }
 
+    /// As `recover`, with what is lost.
+    pub(crate) fn recover_around(&mut self, start: u64) -> Result<(Recovered, Seen), OpenError> {
+        let mut seen = Seen::default();
+        let recovered = inspect(self, SETTINGS, &identity(start), &mut seen)?;
+        assert_eq!(recovered.holes, seen.lost.len() as u64);
+        Ok((recovered, seen))
+    }
+
     /// Reads the record of a slot as catch-up does.
     pub(crate) fn locate(&self, log: &Log, slot: Slot) -> Option<Item> {
         let location = log.locate(slot)?;
         let (offset, length) = location.blocks();
         let blocks = &self.segments[&location.segment][offset as usize..offset as usize + length];
         Some(read_record(blocks, location, slot).expect("what is located is sound").into())
+    }
+}
+
+/// What recovery has told.
+#[derive(Default)]
+pub(crate) struct Seen {
+    pub(crate) items: Vec<Item>,
+    pub(crate) lost: Vec<Lost>,
+}
+
+impl Visitor for Seen {
+    fn frame(&mut self, _: &FrameHeader) {}
+
+    fn record(&mut self, record: RecordRef<'_>, _: u64) {
+        self.items.push(Item::from(record));
+    }
+
+    fn lost(&mut self, lost: &Lost) -> synod_wal::LostSlots {
+        self.lost.push(*lost);
+        lost.known_slots().unwrap_or(synod_wal::LostSlots::ANY)
     }
 }
 

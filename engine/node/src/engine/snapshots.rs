@@ -4,6 +4,7 @@
 //! not all write at the same moment. Two snapshots are kept, and the log is cut at the older one (rule S1), once the hard state
 //! that says so is durable (P2). A snapshot that fails costs nothing but another try.
 
+use super::room::BackOff;
 use super::*;
 use synod_paxos::SnapshotHandle;
 use synod_store::ReadView;
@@ -28,6 +29,9 @@ pub(super) struct Snapshots {
     kept: VecDeque<Slot>,
     /// The log is to be cut there when this record is durable.
     cutting: Option<(PersistId, Slot)>,
+    /// The last one failed: until then none is begun, whatever it would free.
+    back_off: Option<BackOff>,
+    is_waiting: bool,
 }
 
 impl Snapshots {
@@ -37,7 +41,12 @@ impl Snapshots {
             retention;
         let kept = (snapshot > Slot::NONE).then_some(snapshot).into_iter().collect();
         let offset = log_bytes / replicas.max(1) * rank;
-        Self { log_bytes, log_bytes_since, offset, writing: None, kept, cutting: None }
+        let (back_off, is_waiting) = (None, false);
+        Self { log_bytes, log_bytes_since, offset, writing: None, kept, cutting: None, back_off, is_waiting }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.back_off.filter(|_| self.is_waiting).map(|back_off| back_off.again)
     }
 
     pub(super) fn is_writing(&self) -> bool {
@@ -53,7 +62,7 @@ impl Snapshots {
 impl Engine {
     /// Begins a snapshot if one is due, and cuts the log as far as may be. Once a turn.
     pub(super) fn tend_snapshots(&mut self, now: Instant, outlet: &mut impl Outlet) {
-        self.begin_snapshot(outlet);
+        self.begin_snapshot(now, outlet);
         self.cut_log(now, outlet);
         if self.replica.is_full() && !self.log.is_full_within(self.log.settings().segment_bytes) {
             self.step(now, Event::LogRoom, outlet);
@@ -62,13 +71,18 @@ impl Engine {
         }
     }
 
-    fn begin_snapshot(&mut self, outlet: &mut impl Outlet) {
+    fn begin_snapshot(&mut self, now: Instant, outlet: &mut impl Outlet) {
         let applied = self.replica.chosen();
         let snapshots = &mut self.snapshots;
+        snapshots.is_waiting &= snapshots.back_off.is_some_and(|back_off| now < back_off.again);
+        if snapshots.is_waiting {
+            return;
+        }
         let is_due = snapshots.log_bytes_since >= snapshots.log_bytes.saturating_add(snapshots.offset);
         let is_news = snapshots.kept.back().is_none_or(|last| applied > *last);
         // With a full log nothing new is applied: what frees it may be a second snapshot of the same state.
-        let would_free = self.refuses_writes && snapshots.kept.front().is_none_or(|older| applied > *older);
+        let may_free = self.refuses_writes && self.log.segment_counts().0 > 1;
+        let would_free = may_free && snapshots.kept.front().is_none_or(|older| applied > *older);
         let is_wanted = applied > Slot::NONE && (is_due && is_news || would_free);
         let is_trusted = !self.replica.is_quarantined();
         if !is_wanted || !is_trusted || snapshots.writing.is_some() || self.catch_up.is_keeping() {
@@ -87,17 +101,20 @@ impl Engine {
     }
 
     /// The snapshot that the outlet was asked to keep is durable and verified, or was given up.
-    pub fn snapshot_kept(&mut self, kept: bool) {
+    pub fn snapshot_kept(&mut self, now: Instant, kept: bool) {
         let snapshots = &mut self.snapshots;
         let slot = snapshots.writing.take().expect("a snapshot was being written");
         if kept {
             self.counters.snapshots += 1;
+            snapshots.back_off = None;
             snapshots.kept.push_back(slot);
             if snapshots.kept.len() > 2 {
                 snapshots.kept.pop_front();
             }
         } else {
             self.counters.snapshots_failed += 1;
+            snapshots.back_off = Some(BackOff::after(snapshots.back_off, now));
+            snapshots.is_waiting = true;
             snapshots.log_bytes_since = snapshots.log_bytes - snapshots.log_bytes / RETRY_PART;
         }
     }

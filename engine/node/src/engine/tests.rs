@@ -35,6 +35,7 @@ impl Outlet for Bench {
         unreachable!("nobody changes the members: {configurations:?}");
     }
     fn send_snapshot(&mut self, _: ReplicaId, _: SnapshotMessage) {}
+    fn send_room(&mut self, _: ReplicaId, _: RoomMessage) {}
     fn keep_snapshot(&mut self, handle: &SnapshotHandle, _: &mut Cell) {
         assert!(self.writing.replace(handle.slot).is_none(), "one snapshot at a time");
     }
@@ -57,7 +58,7 @@ impl Outlet for Bench {
 }
 
 fn turn(engine: &mut Engine, world: &mut Bench) {
-    while let Some(upkeep) = engine.log_upkeep() {
+    while let Some(upkeep) = engine.log_upkeep(Instant(world.now)) {
         engine.log_upkeep_done(upkeep);
     }
     engine.end_turn(Instant(world.now), world);
@@ -177,9 +178,9 @@ fn the_log_is_cut_at_the_older_of_two_snapshots() {
             // The first try fails, and costs nothing but another.
             if snapshots.len() == 1 && engine.counters.snapshots_failed == 0 {
                 snapshots.clear();
-                engine.snapshot_kept(false);
+                engine.snapshot_kept(Instant(world.now), false);
             } else {
-                engine.snapshot_kept(true);
+                engine.snapshot_kept(Instant(world.now), true);
             }
         }
     }
@@ -207,7 +208,7 @@ fn a_catch_up_does_not_make_the_log_full() {
         settle(&mut engine, &mut world);
         assert!(!engine.refuses_writes(), "after {sequence} writes");
         if world.writing.take().is_some() {
-            engine.snapshot_kept(true);
+            engine.snapshot_kept(Instant(world.now), true);
             was_kept |= engine.counters.snapshots > 2 && engine.replica.cut() <= offered;
         }
     }

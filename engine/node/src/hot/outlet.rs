@@ -67,7 +67,7 @@ pub(crate) struct World {
     pub(crate) bad_connections: u64,
     pub(crate) refused_hellos: u64,
     /// What ends the process: set where there is nobody to return it to.
-    pub(crate) failure: Option<std::io::Error>,
+    pub(crate) failure: Option<(String, std::io::Error)>,
     dir: PathBuf,
     /// Who we say we are, to whom we dial; `to` is filled in for each.
     hello: Hello,
@@ -81,7 +81,8 @@ pub(crate) struct World {
     /// The log's segment in use and those ready for use.
     segments: BTreeMap<SegmentId, Handle>,
     pub(crate) databases: Databases,
-    flushing: bool,
+    /// Which segment a flush is on its way to.
+    flushing: Option<SegmentId>,
     log_reads: BTreeMap<ReplicaId, LogRead>,
     /// Reads that could not even begin.
     failed_reads: Vec<(LogRead, std::io::Error)>,
@@ -114,7 +115,7 @@ impl World {
             peers: Vec::new(),
             segments: BTreeMap::new(),
             databases,
-            flushing: false,
+            flushing: None,
             log_reads: BTreeMap::new(),
             failed_reads: Vec::new(),
             last_accept: None,
@@ -293,12 +294,13 @@ impl World {
     }
 
     pub(crate) fn is_flushing(&self) -> bool {
-        self.flushing
+        self.flushing.is_some()
     }
 
-    pub(crate) fn flush_ended(&mut self) {
-        assert!(self.flushing, "a flush ends that has begun");
-        self.flushing = false;
+    /// The file that it went to.
+    pub(crate) fn flush_ended(&mut self) -> PathBuf {
+        let segment = self.flushing.take().expect("a flush ends that has begun");
+        directory::segment_path(&self.dir, segment)
     }
 
     pub(crate) fn take_log_read(&mut self, to: ReplicaId) -> LogRead {
@@ -393,6 +395,13 @@ impl Outlet for World {
         }
     }
 
+    fn send_room(&mut self, to: ReplicaId, message: codec::RoomMessage) {
+        if self.peers.iter().any(|peer| peer.id == to) {
+            let codec::EncodedMessage { kind, head, body } = codec::encode_room_message(&message);
+            self.peer(to).0.queue(&SharedFrame::new(kind, FrameId(0), &head, body));
+        }
+    }
+
     fn keep_snapshot(&mut self, handle: &SnapshotHandle, cell: &mut Cell) {
         self.databases.keep(cell.store_mut().freeze_snapshot(&codec::encode_handle(handle)));
     }
@@ -409,7 +418,7 @@ impl Outlet for World {
     /// before it is done. Gigabytes of memory are given back by another thread.
     fn replace_database(&mut self, old: Cell) {
         if let Err(error) = self.databases.place().replace() {
-            self.failure = Some(error);
+            self.failure = Some(("cannot put the database of another replica in place".to_owned(), error));
         }
         self.databases.retire(old);
     }
@@ -421,18 +430,18 @@ impl Outlet for World {
     /// A small file, once in a quarantine or twice: this thread waits for it, because what comes next must not be forgotten.
     fn note_quarantine(&mut self, evidence: &Evidence) {
         if let Err(error) = quarantine::note(&self.dir, evidence) {
-            self.failure = Some(error);
+            self.failure = Some(("cannot note that the database is in quarantine".to_owned(), error));
         }
     }
 
     fn end_quarantine(&mut self) {
         if let Err(error) = quarantine::end(&self.dir) {
-            self.failure = Some(error);
+            self.failure = Some(("cannot note that the quarantine is over".to_owned(), error));
         }
     }
 
     fn flush(&mut self, flush: synod_wal::Flush) {
-        assert!(!self.flushing, "one flush at a time");
+        assert!(self.flushing.is_none(), "one flush at a time");
         let synod_wal::Flush { segment, offset, buffer, length } = flush;
         // Segments behind the one in use are not written any more.
         self.segments.retain(|kept, _| *kept >= segment);
@@ -440,13 +449,13 @@ impl Outlet for World {
             match self.open_segment(segment) {
                 Ok(file) => self.keep_segment(segment, file),
                 Err(error) => {
-                    self.failure = Some(error);
+                    self.failure = Some(("cannot open the log's segment".to_owned(), error));
                     return;
                 }
             }
         }
         self.ring.write_durably(Token::Flush, &self.segments[&segment], offset, buffer, length);
-        self.flushing = true;
+        self.flushing = Some(segment);
     }
 
     fn read_log(&mut self, read: LogRead) {

@@ -11,12 +11,11 @@ use serde::Serialize;
 use synod_node::codec::unpack_ballot;
 use synod_node::directory::{Directory, DirectoryError};
 use synod_node::start::what_to_do;
-use synod_ring::{AlignedBuffer, BLOCK_BYTES};
 use synod_wal::directory::DirectoryStorage;
-use synod_wal::frame::{FLAG_MARK, FLAG_OPENING, FrameHeader, Summary};
+use synod_wal::frame::{FLAG_MARK, FLAG_OPENING, FrameHeader};
 use synod_wal::{
-    Ballot, CellId, FrameNumber, Identity, Incarnation, OpenError, RecordKind, RecordRef, Recovered, ReplicaId,
-    SegmentId, Settings, Slot, StartId, Storage, Tail, Visitor, inspect,
+    Ballot, CellId, FrameNumber, Identity, Incarnation, Lost, LostSlots, OpenError, RecordKind, RecordRef, Recovered,
+    ReplicaId, SegmentId, Settings, Slot, StartId, Storage, Tail, Visitor, inspect,
 };
 
 #[derive(Subcommand)]
@@ -24,7 +23,7 @@ pub(crate) enum WalCommand {
     /// Say whether the log would open, and how it ends; if not, what is lost where and what to do
     ///
     /// Exit status 0: sound. A torn tail is sound: it is how a crash normally ends, was never acknowledged, and is cut off
-    /// by the next start. 1: damaged, and the line says where. 2: the directory cannot be looked at.
+    /// by the next start. 1: damaged, and the line says where; the next start goes on around it, unless the end is lost. 2: the directory cannot be looked at.
     Verify {
         #[command(flatten)]
         at: At,
@@ -132,28 +131,6 @@ impl Stopped {
     pub(crate) fn read(&mut self, visitor: &mut dyn Visitor) -> Result<Recovered, OpenError> {
         inspect(&mut self.storage, self.settings, &self.identity, visitor)
     }
-
-    /// What a damaged frame held, by the frame that followed it, if that one is sound.
-    fn summary_of(&mut self, frame: FrameNumber, from: SegmentId) -> Option<Summary> {
-        let mut window = AlignedBuffer::zeroed(1 << 20);
-        for &segment in self.segments.iter().filter(|segment| **segment >= from) {
-            let mut offset = 0;
-            while offset < self.settings.segment_bytes {
-                let length = (self.settings.segment_bytes - offset).min(window.len() as u64) as usize;
-                self.storage.read(segment, offset, &mut window[..length]).ok()?;
-                for block in window[..length].chunks(BLOCK_BYTES) {
-                    if let Ok((header, _)) = FrameHeader::decode(block)
-                        && (header.cell, header.replica) == (self.identity.cell, self.identity.replica)
-                        && header.number == frame.next()
-                    {
-                        return Some(header.previous.summary);
-                    }
-                }
-                offset += length as u64;
-            }
-        }
-        None
-    }
 }
 
 /// What was counted.
@@ -174,9 +151,22 @@ struct Counts {
     slots: Option<(Slot, Slot)>,
     ballots: Option<(Ballot, Ballot)>,
     promised: Ballot,
+    lost: Vec<Lost>,
+    holes: u64,
 }
 
+/// So many lost parts of a log are told one by one.
+const LOST_TOLD_MAX: usize = 100;
+
 impl Visitor for Counts {
+    fn lost(&mut self, lost: &Lost) -> LostSlots {
+        self.holes += 1;
+        if self.lost.len() < LOST_TOLD_MAX {
+            self.lost.push(*lost);
+        }
+        lost.known_slots().unwrap_or(LostSlots::ANY)
+    }
+
     fn frame(&mut self, header: &FrameHeader) {
         if self.frame.is_none() {
             self.first_frame = header.number;
@@ -277,33 +267,42 @@ fn verify(dir: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCo
                 }
                 Tail::Clean => "ends cleanly, without a mark: stopped while it was busy".to_owned(),
             };
+            let (read, what) = match &counts.lost[..] {
+                [] => ("sound".to_owned(), String::new()),
+                [first, ..] => {
+                    verdict.sound = false;
+                    (verdict.end, verdict.segment, verdict.offset) =
+                        ("damaged", Some(first.segment.0), Some(first.offset));
+                    verdict.frame = Some(first.first.0);
+                    if let Some(slots) = first.known_slots().filter(|slots| *slots != LostSlots::NONE) {
+                        (verdict.lost_first_slot, verdict.lost_last_slot) = (Some(slots.first.0), Some(slots.last.0));
+                    }
+                    let told: Vec<String> = counts.lost.iter().map(ToString::to_string).collect();
+                    let more = if counts.holes > told.len() as u64 { "; and more" } else { "" };
+                    let places = format!("damaged in {} places: {}{more}", counts.holes, told.join("; "));
+                    (
+                        places,
+                        ". The next start goes on around that, and fetches what was chosen there from the others"
+                            .to_owned(),
+                    )
+                }
+            };
             verdict.message = format!(
-                "sound: {} segments, {} frames, {} records, {slots}{cut}; {end}",
+                "{read}: {} segments, {} frames, {} records, {slots}{cut}; {end}{what}",
                 verdict.segments, verdict.frames, verdict.records
             );
         }
         Err(error) => {
             verdict.sound = false;
             (verdict.end, verdict.segment) = place_of(&error);
-            let mut lost = String::new();
-            if let OpenError::Damaged { frame, segment, offset, .. } = error {
+            if let OpenError::EndLost { frame, offset, .. } = error {
                 (verdict.frame, verdict.offset) = (Some(frame.0), Some(offset));
-                match stopped.summary_of(frame, segment) {
-                    Some(Summary { first_slot: Slot(0), records, .. }) => {
-                        lost = format!("; it held {records} records and no slot");
-                    }
-                    Some(Summary { records, first_slot, last_slot, .. }) => {
-                        (verdict.lost_first_slot, verdict.lost_last_slot) = (Some(first_slot.0), Some(last_slot.0));
-                        lost = format!("; it held {records} records, of slots {first_slot} to {last_slot}");
-                    }
-                    None => lost = "; what it held is not known: the frame after it is damaged, too".to_owned(),
-                }
             }
             let read = match last_slot {
                 Some(last) => format!(" Before that, {} frames up to slot {last} are sound.", counts.frames),
                 None => String::new(),
             };
-            verdict.message = format!("{}{lost}{}.{read}", synod_node::cli::chain(&error), what_to_do(&error));
+            verdict.message = format!("{}{}.{read}", synod_node::cli::chain(&error), what_to_do(&error));
         }
     }
     if json {
@@ -317,9 +316,7 @@ fn verify(dir: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCo
 /// A word for the error, and the segment that it is about.
 fn place_of(error: &OpenError) -> (&'static str, Option<u64>) {
     match error {
-        OpenError::Damaged { segment, .. } => ("damaged", Some(segment.0)),
-        OpenError::Missing { segment, .. } => ("missing", Some(segment.0)),
-        OpenError::Stale { segment, .. } => ("stale", Some(segment.0)),
+        OpenError::EndLost { segment, .. } => ("end-lost", Some(segment.0)),
         OpenError::Misplaced { segment, .. } => ("misplaced", Some(segment.0)),
         OpenError::OtherCell { segment, .. } => ("other-cell", Some(segment.0)),
         OpenError::OtherReplica { segment, .. } => ("other-replica", Some(segment.0)),
@@ -339,10 +336,28 @@ struct Printer<'a, W> {
     json: bool,
     segment: SegmentId,
     frame: FrameNumber,
+    holes: u64,
     failed: Option<std::io::Error>,
 }
 
 impl<W: Write> Visitor for Printer<'_, W> {
+    fn lost(&mut self, lost: &Lost) -> LostSlots {
+        self.holes += 1;
+        let written = if self.json {
+            let slots = lost.known_slots().filter(|slots| *slots != LostSlots::NONE);
+            let line = serde_json::json!({
+                "lost_first_frame": lost.first.0, "lost_last_frame": lost.last.0,
+                "segment": lost.segment.0, "offset": lost.offset,
+                "lost_first_slot": slots.map(|slots| slots.first.0), "lost_last_slot": slots.map(|slots| slots.last.0),
+            });
+            writeln!(self.out, "{line}")
+        } else {
+            writeln!(self.out, "{lost}")
+        };
+        self.failed = self.failed.take().or(written.err());
+        LostSlots::ANY
+    }
+
     fn frame(&mut self, header: &FrameHeader) {
         (self.segment, self.frame) = (header.segment, header.number);
     }
@@ -375,14 +390,25 @@ impl<W: Write> Visitor for Printer<'_, W> {
     }
 }
 
+fn parts_lost(holes: u64) -> String {
+    format!("{holes} parts of the log are lost; `synod wal verify` says more")
+}
+
 fn dump(dir: &Path, slots: Option<(u64, u64)>, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let mut stopped = Stopped::open(dir)?;
-    let mut printer = Printer { out, slots, json, segment: SegmentId(0), frame: FrameNumber(0), failed: None };
+    let mut printer =
+        Printer { out, slots, json, segment: SegmentId(0), frame: FrameNumber(0), holes: 0, failed: None };
     let outcome = stopped.read(&mut printer);
+    let holes = printer.holes;
     if let Some(error) = printer.failed {
         return Err(error.into());
     }
     Ok(match outcome {
+        Ok(_) if holes > 0 => {
+            out.flush()?;
+            eprintln!("synod: {}", parts_lost(holes));
+            ExitCode::from(1)
+        }
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
             out.flush()?;
@@ -424,6 +450,7 @@ struct Stat {
     highest_ballot: Option<String>,
     promised: String,
     starts: Vec<String>,
+    holes: u64,
 }
 
 fn stat(dir: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
@@ -471,10 +498,17 @@ fn stat(dir: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode
         highest_ballot: counts.ballots.map(|(_, high)| ballot(high)),
         promised: ballot(counts.promised),
         starts: counts.starts.iter().map(|start| format!("{:016x}", start.0)).collect(),
+        holes: counts.holes,
+    };
+    let code = if stat.holes > 0 {
+        eprintln!("synod: {}", parts_lost(stat.holes));
+        ExitCode::from(1)
+    } else {
+        ExitCode::SUCCESS
     };
     if json {
         writeln!(out, "{}", serde_json::to_string(&stat)?)?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(code);
     }
     let or_none = |value: Option<String>| value.unwrap_or_else(|| "none".to_owned());
     writeln!(out, "cell      {}, replica {}, incarnation {}", stat.cell, stat.replica, stat.incarnation)?;
@@ -517,5 +551,5 @@ fn stat(dir: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode
         stat.promised
     )?;
     writeln!(out, "starts    {}: {}", stat.starts.len(), stat.starts.join(" "))?;
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
 }

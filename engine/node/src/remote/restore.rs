@@ -7,13 +7,14 @@
 //! In each directory the database is made first, then the log, and the identity last, so that it stands for a finished one.
 //! What fails leaves no directory that would start.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use synod_paxos::{
-    Ballot, Configuration, ConfigurationError, Configurations, HardState, Incarnation, ReplicaId, Slot, SnapshotHandle,
+    Ballot, Configuration, ConfigurationError, Configurations, CrashVector, HardState, Incarnation, ReplicaId, Slot,
+    SnapshotHandle,
 };
 use synod_store::{OpenError, SnapshotError, Store};
 
@@ -24,6 +25,9 @@ use crate::config::{Config, ConfigError, Member};
 use crate::databases::{Fresh, Place};
 use crate::directory::{Directory, DirectoryError, Identity};
 use crate::{codec, start};
+
+/// Beside each new replica's log: when, and of which copy of which cell, its cell was made. Nothing reads it.
+pub const ORIGIN_FILE: &str = "origin.txt";
 
 /// What the new cell is to be.
 #[derive(Clone, Debug)]
@@ -182,7 +186,8 @@ impl Making {
         }
     }
 
-    fn finish(&mut self, slot: Slot, configurations: &Configurations) -> Result<(), RestoreError> {
+    /// `origin`: where the cell comes from, for whoever asks later.
+    fn finish(&mut self, slot: Slot, configurations: &Configurations, origin: &str) -> Result<(), RestoreError> {
         let handle = SnapshotHandle { slot, ballot: Ballot::NONE, configurations: configurations.clone() };
         // Twice, so that both of the database's meta blocks name it: the log is cut there, and only the older of two kept
         // snapshots allows that (rule S1).
@@ -201,10 +206,17 @@ impl Making {
         }
         let hard_state = HardState {
             promised: Ballot::NONE,
-            incarnation: Incarnation(self.identity.incarnation),
+            incarnation: Incarnation::FIRST,
+            vector: CrashVector::default(),
             configurations: configurations.clone(),
             cut: slot,
         };
+        let path = self.directory.path().join(ORIGIN_FILE);
+        let written = File::create(&path).and_then(|mut file| {
+            file.write_all(origin.as_bytes())?;
+            file.sync_all()
+        });
+        written.map_err(|source| RestoreError::Io { doing: "writing", path, source })?;
         start::begin_log(&self.config, &self.directory, &self.identity, hard_state)?;
         self.directory.write_identity(&self.identity)?;
         self.finished = true;
@@ -248,9 +260,15 @@ pub fn restore(
         done += chunk.bytes;
         progress(done);
     }
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let origin = format!(
+        "{since_1970} seconds after 1970 (UTC) cell {cell:032x} was made of the copy {name}: all up to slot {} of cell {:032x}. What \
+         that cell acknowledged later is not in it.\n",
+        name.slot, name.cell
+    );
     for each in &mut making {
         check_counts(name, manifest, &each.store)?;
-        each.finish(name.slot, &configurations)?;
+        each.finish(name.slot, &configurations, &origin)?;
     }
     let directories = making.iter().map(|each| (each.identity.replica, each.place.dir().to_owned())).collect();
     Ok(Restored { cell, directories })

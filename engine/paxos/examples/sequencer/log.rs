@@ -9,7 +9,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use synod_paxos::{
-    Ballot, Batch, Configuration, Configurations, HardState, PersistId, Record, Recovered, Recovery, Slot,
+    Ballot, Batch, Configuration, Configurations, CrashVector, HardState, PersistId, Record, Recovered, Recovery, Slot,
 };
 
 use super::replica::INCARNATION;
@@ -37,7 +37,8 @@ impl Log {
         let mut chosen = Vec::new();
         // The launcher made the file for the very first start: what a log begins with is the same everywhere.
         let configurations = Configurations::first(first);
-        let begins = HardState { promised: Ballot::NONE, incarnation: INCARNATION, configurations, cut: Slot::NONE };
+        let (incarnation, vector) = (INCARNATION, CrashVector::default());
+        let begins = HardState { promised: Ballot::NONE, incarnation, vector, configurations, cut: Slot::NONE };
         recovery.take(Record::HardState(begins), |_, _| {}).map_err(invalid)?;
         let mut rest = &bytes[..];
         while let Some((record, behind)) = split_record(rest) {

@@ -160,7 +160,8 @@ impl Node<'_> {
             if let Some(message) = self.inbox.pop_front() {
                 self.step(Event::Received { from: self.place.me, message });
             } else if let Some(upto) = self.log.sync()? {
-                self.step(Event::Persisted { upto });
+                // No frame numbers: that its file is an older copy is not recognised here.
+                self.step(Event::Persisted { upto, frame: 0 });
                 while let Some((to, message)) = self.waiting.release(upto) {
                     self.send(to, message);
                 }

@@ -4,8 +4,8 @@
 
 use bytes::Bytes;
 use synod_paxos::{
-    AcceptedSlot, Ballot, Batch, Configuration, Configurations, HardState, Incarnation, Message, Record, ReplicaId,
-    Slot,
+    AcceptedSlot, Ballot, Batch, Configuration, Configurations, CrashVector, HardState, Incarnation, LogPosition,
+    LostSlots, Message, Record, ReplicaId, Slot, Voter,
 };
 
 pub(crate) trait Wire: Sized {
@@ -80,7 +80,10 @@ structs! {
     Incarnation { 0 }
     Ballot { round, replica, incarnation }
     AcceptedSlot { slot, ballot, batch }
-    HardState { promised, incarnation, configurations, cut }
+    LostSlots { first, last, ballot }
+    HardState { promised, incarnation, vector, configurations, cut }
+    Voter { incarnation, vector }
+    LogPosition { incarnation, frame }
     Configurations { current, since, pending }
 }
 
@@ -89,15 +92,18 @@ enums! {
         1 Probe { chosen }
         2 ProbeAnswer { would, round, chosen }
         3 Propose { ballot, released }
-        4 Promise { ballot, cut, chosen, accepted }
+        4 Promise { ballot, cut, chosen, accepted, lost, voter }
         5 Accept { ballot, slot, batch, chosen }
-        6 Acknowledge { ballot, slot }
+        6 Acknowledge { ballot, slot, voter }
         7 Reject { promised }
         8 Commit { ballot, chosen, tolerance }
         9 Release { ballot }
         10 TakeOver { ballot }
         11 Fetch { from }
         12 Entries { first, batches, chosen }
+        13 Position { durable, known, asks }
+        14 Rejoin { incarnation }
+        15 RejoinAnswer { asked, known, is_lost, promised, chosen, accepted }
     }
     Record {
         1 HardState(state)
@@ -152,6 +158,15 @@ impl Wire for Batch {
     }
     fn take(bytes: &mut &[u8]) -> Option<Self> {
         Batch::from_bytes(Bytes::copy_from_slice(take_bytes(bytes)?)).ok()
+    }
+}
+
+impl Wire for CrashVector {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.iter().collect::<Vec<_>>().put(out);
+    }
+    fn take(bytes: &mut &[u8]) -> Option<Self> {
+        Some(Vec::take(bytes)?.into_iter().collect())
     }
 }
 

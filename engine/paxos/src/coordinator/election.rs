@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Leadership, ProbeAnswer, Promise, State};
 use crate::batch::Batch;
 use crate::effect::Effect;
-use crate::message::{AcceptedSlot, Message};
+use crate::message::{AcceptedSlot, LostSlots, Message};
 use crate::types::{Ballot, Instant, ReplicaId, ReplicaSet, Slot};
 use crate::world::{Core, World};
 use crate::{acceptor, grant, learner, standing};
@@ -39,6 +39,8 @@ pub(crate) struct Candidacy {
     pub(crate) promised_by: ReplicaSet,
     /// The highest ballot's value per slot, of all that the promises reported.
     pub(crate) adopt: BTreeMap<Slot, (Ballot, Batch)>,
+    /// Where promisers may have accepted more than they report (L5).
+    lost: Vec<(ReplicaId, LostSlots)>,
     /// The highest slot that a promiser knows to be chosen, and who that is.
     pub(crate) chosen: Slot,
     pub(crate) chosen_at: ReplicaId,
@@ -95,8 +97,11 @@ fn is_unfit(world: &World<'_>) -> bool {
 /// Until whatever keeps us from campaigning is over, if that is known.
 pub(super) fn rest_on(idle: &mut Idle, world: &mut World<'_>) {
     let waiting = match world.core.standing {
-        standing::State::Waiting(waiting) => Some(waiting.until),
-        standing::State::Voting | standing::State::Learning | standing::State::Outside => None,
+        // Past the lease it may still have to hear from a majority.
+        standing::State::Waiting(waiting) => Some(waiting.until.max(waiting.ask_at)),
+        standing::State::Voting | standing::State::Learning | standing::State::Outside | standing::State::Rejoining => {
+            None
+        }
     };
     let until = waiting.or(world.core.grant.binds_against(world.me(), world.now));
     idle.coordinator = None;
@@ -152,6 +157,7 @@ pub(super) fn probe_too(idle: &mut Idle, _: Slot, world: &mut World<'_>) -> Prob
 
 pub(super) fn follow(ballot: Ballot, world: &mut World<'_>) -> Idle {
     note_round(ballot, world);
+    world.core.held_up = None;
     let deadline = world.after_about(world.core.settings.election_timeout);
     Idle { coordinator: Some(ballot.replica), heard_at: world.now, deadline, deferred: false }
 }
@@ -242,7 +248,7 @@ pub(super) fn campaign_released(released: Ballot, world: &mut World<'_>) -> Cand
     if crate::planted!(P1ReusesBallot) && promised.replica == world.me() {
         world.core.round = promised.round;
     }
-    let ballot = Ballot { round: world.core.round, replica: world.me(), incarnation: world.core.settings.incarnation };
+    let ballot = Ballot { round: world.core.round, replica: world.me(), incarnation: world.core.lives.own };
     assert!(ballot > promised || crate::planted!(P1ReusesBallot), "under an old ballot it could choose a second value");
     acceptor::tell(acceptor::Event::Proposed(acceptor::Proposed { from: world.me(), ballot }), world);
     assert!(world.core.acceptor.promised() == ballot, "nobody campaigns who may not promise to itself");
@@ -282,7 +288,12 @@ pub(super) fn is_trying(candidacy: &Candidacy, world: &World<'_>) -> bool {
 }
 
 /// Whoever promised to us, or knows more, did not help in time; anybody may try, ourselves included.
-pub(super) fn give_up(_: &mut Candidacy, world: &mut World<'_>) -> Idle {
+pub(super) fn give_up(candidacy: &mut Candidacy, world: &mut World<'_>) -> Idle {
+    if candidacy.chosen > world.chosen() {
+        // What the own log has lost, and is known to be chosen, nobody has sent.
+        let next = world.core.acceptor.lost_at(world.chosen().next());
+        world.core.held_up = next.or(world.core.held_up);
+    }
     let deadline = world.after_about(world.core.settings.heartbeat);
     Idle { deadline, ..Idle::default() }
 }
@@ -299,9 +310,14 @@ pub(super) fn is_unsound(candidacy: &Candidacy, promise: &Promise, world: &World
 }
 
 pub(super) fn completes(candidacy: &Candidacy, promise: &Promise, world: &World<'_>) -> bool {
-    let mut promised_by = candidacy.promised_by;
-    promised_by.insert(promise.from);
-    world.core.membership.is_majority_of_all(promised_by)
+    if candidacy.lost.is_empty() && promise.lost.is_empty() {
+        let mut promised_by = candidacy.promised_by;
+        promised_by.insert(promise.from);
+        return world.core.membership.is_majority_of_all(promised_by);
+    }
+    let mut counted = candidacy.clone();
+    counted.count(promise.clone());
+    world.core.membership.is_majority_of_all(counted.clear(world.chosen()))
 }
 
 pub(super) fn completes_behind(candidacy: &Candidacy, promise: &Promise, world: &World<'_>) -> bool {
@@ -309,8 +325,11 @@ pub(super) fn completes_behind(candidacy: &Candidacy, promise: &Promise, world: 
     completes(candidacy, promise, world) && is_behind && !crate::planted!(P3LeadsBehind)
 }
 
-pub(super) fn count_promise(candidacy: &mut Candidacy, promise: Promise, _: &mut World<'_>) {
+pub(super) fn count_promise(candidacy: &mut Candidacy, promise: Promise, world: &mut World<'_>) {
     candidacy.count(promise);
+    if world.core.membership.is_majority_of_all(candidacy.promised_by) {
+        world.core.held_up = candidacy.blind(world.chosen()).next().map(|(_, lost)| lost);
+    }
 }
 
 pub(super) fn count_and_lead(candidacy: &mut Candidacy, promise: Promise, world: &mut World<'_>) -> Leadership {
@@ -335,7 +354,7 @@ pub(super) fn is_still_behind(candidacy: &Candidacy, world: &World<'_>) -> bool 
 
 /// What was fetched held a change of the members.
 pub(super) fn lacks_promises(candidacy: &Candidacy, world: &World<'_>) -> bool {
-    !world.core.membership.is_majority_of_all(candidacy.promised_by)
+    !world.core.membership.is_majority_of_all(candidacy.clear(world.chosen()))
 }
 
 pub(super) fn ask_more(candidacy: &mut Candidacy, world: &mut World<'_>) -> Candidacy {
@@ -348,10 +367,23 @@ pub(super) fn lead(candidacy: &mut Candidacy, world: &mut World<'_>) -> Leadersh
     Leadership::begin(std::mem::take(candidacy), world)
 }
 
+// Lives that are over (P11).
+
+pub(super) fn forget_answer(probing: &mut Probing, superseded: ReplicaId, _: &mut World<'_>) {
+    probing.would.remove(superseded);
+}
+
+/// What it reported stays: that was accepted, whoever remembers it.
+pub(super) fn forget_promise(candidacy: &mut Candidacy, superseded: ReplicaId, _: &mut World<'_>) {
+    candidacy.promised_by.remove(superseded);
+}
+
 impl Candidacy {
     /// Counts a promise, and keeps of each slot the value with the highest ballot.
     pub(super) fn count(&mut self, promise: Promise) {
         self.promised_by.insert(promise.from);
+        self.lost.retain(|(of, _)| *of != promise.from);
+        self.lost.extend(promise.lost.into_iter().map(|lost| (promise.from, lost)));
         if promise.chosen > self.chosen {
             self.chosen = promise.chosen;
             self.chosen_at = promise.from;
@@ -363,5 +395,35 @@ impl Candidacy {
                 self.adopt.insert(slot, (ballot, batch));
             }
         }
+    }
+
+    /// Those whose promise counts for every slot that is not chosen (rule L5).
+    ///
+    /// Phase 1 needs of each of a majority the highest ballot at which it accepted something, and the value. Where a promiser has
+    /// lost that, it knows a bound of the ballot. If somebody reports a value at the bound or above, nothing that the promiser
+    /// lost can be higher, and what is equal is equal: one ballot proposes one value at one slot. Then it is as if the promiser
+    /// had told it. Else its silence is no answer: there may be a value that it helped to choose.
+    pub(super) fn clear(&self, chosen: Slot) -> ReplicaSet {
+        let blind: Vec<ReplicaId> = self.blind(chosen).map(|(of, _)| of).collect();
+        self.promised_by.iter().filter(|id| !blind.contains(id)).collect()
+    }
+
+    /// Who has lost what nobody makes up for. What is chosen is fetched, not adopted.
+    pub(super) fn blind(&self, chosen: Slot) -> impl Iterator<Item = (ReplicaId, LostSlots)> {
+        let chosen = chosen.max(self.chosen);
+        let is_open = move |(_, lost): &(ReplicaId, LostSlots)| !self.makes_up_for(lost, chosen);
+        let counts = !crate::planted!(L5CountsLostAsNothing);
+        self.lost.iter().copied().filter(move |lost| counts && is_open(lost))
+    }
+
+    fn makes_up_for(&self, lost: &LostSlots, chosen: Slot) -> bool {
+        let mut next = lost.first.max(chosen.next());
+        for (slot, (ballot, _)) in self.adopt.range(next..) {
+            if *slot != next || next > lost.last || *ballot < lost.ballot {
+                break;
+            }
+            next = next.next();
+        }
+        next > lost.last
     }
 }

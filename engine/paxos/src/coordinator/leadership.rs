@@ -59,6 +59,8 @@ impl Leadership {
     /// A majority has promised and nothing chosen is missing here: from now on, phase 2 alone.
     pub(super) fn begin(candidacy: Candidacy, world: &mut World<'_>) -> Self {
         let chosen = world.chosen();
+        let clear = candidacy.clear(chosen);
+        world.core.held_up = None;
         let mut adopt = candidacy.adopt;
         adopt.retain(|slot, _| *slot > chosen);
         let adopt_upto = adopt.last_key_value().map_or(chosen, |(slot, _)| *slot);
@@ -68,7 +70,7 @@ impl Leadership {
             began_as: candidacy.ballot,
             began_at: world.now,
             acknowledged: promised.map(|id| (id, world.now)).collect(),
-            promised_by: candidacy.promised_by,
+            promised_by: clear,
             next: chosen.next(),
             adopt_upto,
             own_from: adopt_upto.next(),
@@ -286,6 +288,14 @@ pub(super) fn keep_alive(leadership: &mut Leadership, world: &mut World<'_>) {
     let settings = &world.core.settings;
     let is_due = slots >= settings.boost_slots_min && world.now.since(leadership.boosted_at) >= settings.boost_time_min;
     leadership.boost_wanted |= is_due && !world.core.acceptor.is_full();
+}
+
+/// Votes of a life that is over count no more, nor does its promise: what the members' next change needs is asked for anew (P11).
+pub(super) fn forget_votes(leadership: &mut Leadership, superseded: ReplicaId, world: &mut World<'_>) {
+    leadership.open.values_mut().for_each(|open| open.votes.remove(superseded));
+    leadership.promised_by.remove(superseded);
+    leadership.boost.promised_by.remove(superseded);
+    leadership.boost_wanted |= !world.core.membership.is_majority_of_all(leadership.promised_by);
 }
 
 // Slots.

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use synod_paxos::durable::DurableQueue;
 use synod_paxos::{
-    AcceptedSlot, Ballot, Batch, Change, Configuration, Configurations, Effect, Effects, Event, HardState, Incarnation,
-    Instant, Member, Message, PersistId, Record, Recovered, Recovery, Replica, ReplicaId, Role, Settings, Slot,
-    SnapshotHandle, Ticket, VotingStatus,
+    AcceptedSlot, Ballot, Batch, Change, Configuration, Configurations, CrashVector, Effect, Effects, Event, HardState,
+    Incarnation, Instant, LogPosition, Member, Message, PersistId, Record, Recovered, Recovery, Replica, ReplicaId,
+    Role, Settings, Slot, SnapshotHandle, Ticket, VotingStatus,
 };
 
 use super::words;
@@ -30,6 +30,8 @@ pub(crate) struct Shape {
     pub(crate) election_timeout: Option<Duration>,
     pub(crate) boost_slots_min: Option<u64>,
     pub(crate) boost_time_min: Option<Duration>,
+    /// Logs have frames, one a record: replicas know how far the others' go (P13), and ask after a start.
+    pub(crate) frames: bool,
 }
 
 impl Shape {
@@ -96,6 +98,10 @@ struct Node {
     /// Records of slots up to here are gone from the log.
     cut: Slot,
     flushes_at_once: bool,
+    /// The life with which its log begins.
+    begins_as: Incarnation,
+    /// An older copy of the disk.
+    copy: Option<(Vec<Record>, Vec<SnapshotHandle>, Slot)>,
     running: Option<Running>,
 }
 
@@ -211,10 +217,29 @@ impl Cell {
             snapshots: Vec::new(),
             cut: Slot::NONE,
             flushes_at_once: true,
+            begins_as: Incarnation::FIRST,
+            copy: None,
             running: None,
         };
         self.nodes.insert(id, node);
-        self.run(id, &Recovered::nothing(self.shape.configuration()?))
+        self.run(id, &Recovered::nothing(self.shape.configuration()?))?;
+        if self.shape.frames {
+            self.know_nothing_of(id)?;
+            self.event(id, Event::Ticked)?;
+        }
+        Ok(())
+    }
+
+    /// All the others say that they know of nothing that is not in this replica's log, as in the beginning nobody does.
+    fn know_nothing_of(&mut self, id: ReplicaId) -> Result<(), String> {
+        let (durable, known) = (LogPosition::default(), LogPosition::default());
+        for member in self.shape.configuration()?.members() {
+            if member.id != id {
+                let message = Message::Position { durable, known, asks: false };
+                self.step(id, Event::Received { from: member.id, message });
+            }
+        }
+        Ok(())
     }
 
     fn run(&mut self, id: ReplicaId, recovered: &Recovered) -> Result<(), String> {
@@ -232,6 +257,9 @@ impl Cell {
             log_before: node.log.len(),
             applied: BTreeMap::new(),
         });
+        if !self.shape.frames {
+            self.know_nothing_of(id)?;
+        }
         if lease.is_zero() { self.event(id, Event::Ticked) } else { Ok(()) }
     }
 
@@ -633,7 +661,9 @@ impl Cell {
         node.durable = node.log.len().min(node.durable.saturating_add(records));
         let running = node.running.as_ref().expect("it was just looked at");
         let upto = PersistId((node.durable - running.log_before) as u64);
-        self.step(id, Event::Persisted { upto });
+        let frame = node.durable as u64;
+        let frame = if self.shape.frames { frame } else { 0 };
+        self.step(id, Event::Persisted { upto, frame });
         self.release(id);
         self.drain_inbox(id);
         Ok(())
@@ -676,11 +706,41 @@ impl Cell {
         if self.replica(id).is_ok() {
             return Err(format!("replica {id} runs"));
         }
-        let first = self.shape.configuration()?;
+        let (first, frames) = (self.shape.configuration()?, self.shape.frames);
         let node = self.node(id);
-        let recovered = recover(&node.log, node.cut, node.snapshots.last().cloned(), first);
+        let (incarnation, mut recovered) = recover(node, first);
+        recovered.frame = if frames { node.durable as u64 } else { 0 };
+        node.settings.incarnation = incarnation;
         self.note(format!("{id}: restarts, {}", words::recovered(&recovered)));
         self.run(id, &recovered)
+    }
+
+    /// Its disk is empty, and it knows that it was not.
+    pub(crate) fn wipe(&mut self, id: ReplicaId) -> Result<(), String> {
+        if self.replica(id).is_ok() {
+            return Err(format!("replica {id} runs"));
+        }
+        let node = self.node(id);
+        (node.log, node.durable, node.snapshots, node.cut) = (Vec::new(), 0, Vec::new(), Slot::NONE);
+        node.begins_as = Incarnation::NONE;
+        Ok(())
+    }
+
+    pub(crate) fn keep_copy(&mut self, id: ReplicaId) -> Result<(), String> {
+        self.replica(id)?;
+        let node = self.node(id);
+        node.copy = Some((node.log[..node.durable].to_vec(), node.snapshots.clone(), node.cut));
+        Ok(())
+    }
+
+    pub(crate) fn put_back(&mut self, id: ReplicaId) -> Result<(), String> {
+        if self.replica(id).is_ok() {
+            return Err(format!("replica {id} runs"));
+        }
+        let node = self.node(id);
+        (node.log, node.snapshots, node.cut) = node.copy.clone().ok_or("there is no copy")?;
+        node.durable = node.log.len();
+        Ok(())
     }
 
     // Telling.
@@ -814,10 +874,16 @@ pub(crate) fn add(taken: &mut Taken, more: &[u64]) {
 }
 
 /// What a log says.
-fn recover(log: &[Record], cut: Slot, snapshot: Option<SnapshotHandle>, first: Configuration) -> Recovered {
-    let mut recovery = Recovery::new(snapshot);
-    let configurations = Configurations::first(first);
-    let begins = HardState { promised: Ballot::NONE, incarnation: Incarnation(1), configurations, cut: Slot::NONE };
+fn recover(node: &Node, first: Configuration) -> (Incarnation, Recovered) {
+    let (log, cut) = (&node.log, node.cut);
+    let mut recovery = Recovery::new(node.snapshots.last().cloned());
+    let begins = HardState {
+        promised: Ballot::NONE,
+        incarnation: node.begins_as,
+        vector: CrashVector::default(),
+        configurations: Configurations::first(first),
+        cut: Slot::NONE,
+    };
     let is_there = |record: &&Record| match record {
         Record::HardState(_) => true,
         Record::Accepted { slot, .. } | Record::Chosen { slot, .. } => *slot > cut,
@@ -825,5 +891,5 @@ fn recover(log: &[Record], cut: Slot, snapshot: Option<SnapshotHandle>, first: C
     for record in std::iter::once(Record::HardState(begins)).chain(log.iter().filter(is_there).cloned()) {
         recovery.take(record, |_, _| {}).expect("a replica's own log can be recovered");
     }
-    recovery.finish().expect("it began").1
+    recovery.finish().expect("it began")
 }

@@ -5,6 +5,7 @@
 //! | `cell 3 horizon=8 window=4 backlog=1000` | a new cell; all but the number of replicas may be left out |
 //! | `cell 3 lease=1000ms heartbeat=200ms timeout=1000ms` | likewise, with leases: without, none is ever held or waited for |
 //! | `cell 3 learners=4,5 boost=8 boost_time=1000ms` | likewise, with learners; a higher ballot after so much |
+//! | `cell 3 frames` | likewise, with logs whose frames are counted: replicas tell each other how far theirs go, and ask after a start |
 //! | `elect 1` | 1 campaigns, and everything is delivered; only what comes of it is told |
 //! | `write 1 a b c` | likewise for three batches submitted at once, and 1's next heartbeat |
 //! | `settle` | likewise for what is under way |
@@ -23,6 +24,8 @@
 //! | `disk 2 slow`, `disk 2 fast` | 2's records are volatile until `flush 2`; or durable at once, as in the beginning |
 //! | `flush 2 records=1` | only the next record becomes durable: a frame ended there |
 //! | `crash 2`, `restart 2` | what is volatile is lost; the replica is rebuilt from the rest |
+//! | `wipe 2` | 2, which is down, loses its disk, and will know that it did |
+//! | `copy_disk 2`, `put_back 2` | a copy of 2's durable log is made; 2, which is down, gets it back |
 //! | `start 4` | a new machine, whose replica knows the cell's first configuration |
 //! | `transfer 1 to=2` | an operator asks 1 to hand over to 2 |
 //! | `add 4 at ADDRESS`, `remove 3`, `remove 3 force` | an operator asks whoever leads to change the members; `by=1`: asks 1 |
@@ -226,6 +229,9 @@ fn carry_out(cell: &mut Cell, verb: &str, words: &[&str]) -> Result<bool, String
                 cell.restart(who)?;
             }
         }
+        "wipe" => cell.wipe(one_replica(words)?)?,
+        "copy_disk" => cell.keep_copy(one_replica(words)?)?,
+        "put_back" => cell.put_back(one_replica(words)?)?,
         "full" => cell.event(one_replica(words)?, Event::LogFull)?,
         "room" => cell.event(one_replica(words)?, Event::LogRoom)?,
         "snapshot" => cell.snapshot(one_replica(words)?)?,
@@ -332,7 +338,7 @@ struct Selection<'a> {
 
 impl<'a> Selection<'a> {
     fn parse(words: &[&'a str]) -> Result<Self, String> {
-        const KINDS: [&str; 12] = [
+        const KINDS: [&str; 15] = [
             "probe",
             "answer",
             "propose",
@@ -345,6 +351,9 @@ impl<'a> Selection<'a> {
             "takeover",
             "fetch",
             "entries",
+            "position",
+            "rejoin",
+            "rejoined",
         ];
         let mut selection = Self::default();
         for word in words {
@@ -362,7 +371,7 @@ impl<'a> Selection<'a> {
 
     fn fits(&self, one: &InFlight) -> bool {
         let (slot, ballot) = match &one.message {
-            Message::Accept { ballot, slot, .. } | Message::Acknowledge { ballot, slot } => {
+            Message::Accept { ballot, slot, .. } | Message::Acknowledge { ballot, slot, .. } => {
                 (Some(*slot), Some(*ballot))
             }
             Message::Propose { ballot, .. }
@@ -373,6 +382,9 @@ impl<'a> Selection<'a> {
             Message::Probe { .. }
             | Message::ProbeAnswer { .. }
             | Message::Reject { .. }
+            | Message::Position { .. }
+            | Message::Rejoin { .. }
+            | Message::RejoinAnswer { .. }
             | Message::Fetch { .. }
             | Message::Entries { .. } => (None, None),
         };
@@ -433,9 +445,11 @@ fn shape(words: &[&str]) -> Result<Shape, String> {
         election_timeout: None,
         boost_slots_min: None,
         boost_time_min: None,
+        frames: false,
     };
     for word in rest {
         match word.split_once('=') {
+            None if *word == "frames" => shape.frames = true,
             Some(("horizon", value)) => shape.horizon = number(value)?,
             Some(("window", value)) => shape.window = number(value)?,
             Some(("backlog", value)) => shape.backlog_bytes_max = number(value)?,

@@ -1,6 +1,9 @@
 //! Messages, records and values in the paper's words.
 
-use synod_paxos::{Ballot, Batch, Configurations, Message, Record, Recovered, ReplicaId, Slot, VotingStatus};
+use synod_paxos::{
+    AcceptedSlot, Ballot, Batch, Configurations, Incarnation, Message, Record, Recovered, ReplicaId, Slot, Voter,
+    VotingStatus,
+};
 
 /// A message, as in "1 -> 2: accept 1.1 slot 7 a, chosen 6".
 pub(crate) fn message(message: &Message) -> String {
@@ -11,21 +14,38 @@ pub(crate) fn message(message: &Message) -> String {
         }
         Message::Propose { ballot, released: Ballot::NONE } => format!("propose {ballot}"),
         Message::Propose { ballot, released } => format!("propose {ballot}, {released} released"),
-        Message::Promise { ballot, cut: _, chosen, accepted } => {
-            let mut words = format!("promise {ballot}, chosen {chosen}");
-            for one in accepted {
-                words += &format!(", accepted {} at {} {:?}", one.slot, one.ballot, one.batch);
+        Message::Promise { ballot, cut: _, chosen, accepted, lost, voter } => {
+            let mut words = format!("promise {ballot}, chosen {chosen}{}", reported(accepted));
+            for one in lost {
+                words += &format!(", lost {} to {} at {}", one.first, one.last, one.ballot);
             }
-            words
+            words + &life_of(voter)
         }
         Message::Accept { ballot, slot, batch, chosen } => {
             format!("accept {ballot} slot {slot} {batch:?}, chosen {chosen}")
         }
-        Message::Acknowledge { ballot, slot } => format!("acknowledge {ballot} slot {slot}"),
+        Message::Acknowledge { ballot, slot, voter } => format!("acknowledge {ballot} slot {slot}{}", life_of(voter)),
         Message::Reject { promised } => format!("reject, promised {promised}"),
         Message::Commit { ballot, chosen, tolerance: _ } => format!("commit {ballot}, chosen {chosen}"),
         Message::Release { ballot } => format!("release {ballot}"),
         Message::TakeOver { ballot } => format!("take over from {ballot}"),
+        Message::Position { durable, known, asks } => {
+            let asks = if *asks { ", and yours?" } else { "" };
+            format!("position {}, yours was {}{asks}", durable.frame, known.frame)
+        }
+        Message::Rejoin { incarnation: Incarnation::NONE } => "rejoin, in which life?".to_owned(),
+        Message::Rejoin { incarnation } => format!("rejoin in life {}", incarnation.life()),
+        Message::RejoinAnswer { is_lost: true, .. } => "rejoin answer: lost as well".to_owned(),
+        Message::RejoinAnswer { asked: Incarnation::NONE, known, .. } => {
+            format!("rejoin answer: life {} is known", known.life())
+        }
+        Message::RejoinAnswer { asked, known, .. } if asked < known => {
+            format!("rejoin answer: life {} is known already", known.life())
+        }
+        Message::RejoinAnswer { known, promised, chosen, accepted, .. } => {
+            let accepted = reported(accepted);
+            format!("rejoin answer: life {} noted, promised {promised}, chosen {chosen}{accepted}", known.life())
+        }
         Message::Fetch { from } => format!("fetch from slot {from}"),
         Message::Entries { first, batches, chosen } => {
             let batches: Vec<_> =
@@ -33,6 +53,22 @@ pub(crate) fn message(message: &Message) -> String {
             format!("entries {}, chosen {chosen}", batches.join(", "))
         }
     }
+}
+
+fn reported(accepted: &[AcceptedSlot]) -> String {
+    accepted.iter().map(|one| format!(", accepted {} at {} {:?}", one.slot, one.ballot, one.batch)).collect()
+}
+
+/// Nothing where nothing was ever lost.
+fn life_of(voter: &Voter) -> String {
+    let own = if voter.incarnation == Incarnation::FIRST {
+        String::new()
+    } else {
+        format!(", in life {}", voter.incarnation.life())
+    };
+    let others =
+        voter.vector.iter().map(|(replica, incarnation)| format!(", knows life {} of {replica}", incarnation.life()));
+    own + &others.collect::<String>()
 }
 
 /// What kind of message it is, as scripts select it.
@@ -48,6 +84,9 @@ pub(crate) fn kind(message: &Message) -> &'static str {
         Message::Commit { .. } => "commit",
         Message::Release { .. } => "release",
         Message::TakeOver { .. } => "takeover",
+        Message::Position { .. } => "position",
+        Message::Rejoin { .. } => "rejoin",
+        Message::RejoinAnswer { .. } => "rejoined",
         Message::Fetch { .. } => "fetch",
         Message::Entries { .. } => "entries",
     }
@@ -56,8 +95,14 @@ pub(crate) fn kind(message: &Message) -> &'static str {
 /// A record, as in "accepted 7 at 1.1 a".
 pub(crate) fn record(record: &Record) -> String {
     match record {
-        Record::HardState(state) if is_first(&state.configurations) => format!("promise {}", state.promised),
-        Record::HardState(state) => format!("promise {}, {}", state.promised, configurations(&state.configurations)),
+        Record::HardState(state) => {
+            let voter = Voter { incarnation: state.incarnation, vector: state.vector.clone() };
+            let mut words = format!("promise {}", state.promised);
+            if !is_first(&state.configurations) {
+                words += &format!(", {}", configurations(&state.configurations));
+            }
+            words + &life_of(&voter)
+        }
         Record::Accepted { slot, ballot, chosen: _, batch } => format!("accepted {slot} at {ballot} {batch:?}"),
         Record::Chosen { slot, batch } => format!("chosen {slot} {batch:?}"),
     }
@@ -85,6 +130,7 @@ pub(crate) fn status(status: VotingStatus) -> &'static str {
         VotingStatus::Voting => "votes",
         VotingStatus::Learning => "learns",
         VotingStatus::Outside => "is no member",
+        VotingStatus::Rejoining => "rejoins",
     }
 }
 
