@@ -364,10 +364,7 @@ fn print_status(out: &mut impl Write, endpoint: &str, status: &Status) -> std::i
         if status.catching_up { ", catching up" } else { "" },
         if status.log.full { ", LOG FULL: writes are refused" } else { "" },
     )?;
-    let DigestStatus { digest, compared, quarantine, apart, halted } = &status.digests;
-    if let Some(digest) = digest {
-        writeln!(out, "    digest {digest}, equal to another replica's at slot {compared}")?;
-    }
+    let DigestStatus { quarantine, apart, halted, .. } = &status.digests;
     if let Some(why) = quarantine {
         writeln!(out, "    DATABASE IN QUARANTINE: {why}; it is rebuilt from another replica's")?;
     }
@@ -380,12 +377,10 @@ fn print_status(out: &mut impl Write, endpoint: &str, status: &Status) -> std::i
             "    HALTED: the databases differ at slot {slot}, and no majority is equal: nothing is written or read"
         )?;
     }
-    let ScrubStatus { under_way, rounds, pages, damaged, given_up } = status.scrub;
-    let now = if under_way { ", one under way" } else { "" };
-    writeln!(
-        out,
-        "    scrubbed {rounds} times{now}: {pages} pages, damage found {damaged} times, given up {given_up} times"
-    )?;
+    let ScrubStatus { rounds, damaged, .. } = status.scrub;
+    if damaged > 0 {
+        writeln!(out, "    ROT: damage found {damaged} times, in {rounds} looks through the database")?;
+    }
     let (log, database) = (&status.log, &status.database);
     for (what, trouble) in [
         ("DISK FULL: no segment can be made for the log", &log.disk_full),

@@ -56,7 +56,7 @@ pub enum StartError {
     /// What this replica has promised and accepted cannot be told from what is left (rule P11).
     #[error(
         "in {dir} {what}: its state is lost. It must not vote as if it had promised nothing{}",
-        source.as_ref().map(|source| format!(", and it cannot rejoin: {source}")).unwrap_or_default()
+        source.as_ref().map(|source| format!(", and it cannot rejoin; nothing was changed: {source}")).unwrap_or_default()
     )]
     StateLost {
         /// The directory.

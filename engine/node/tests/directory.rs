@@ -258,11 +258,11 @@ fn a_lost_log_is_refused() {
 
     fs::remove_file(&all[0]).unwrap();
     let missing =
-        ["from frame 1 on (segment 1, offset 0)", "is missing", "its state is lost", "must not vote", "Nothing was"];
+        ["from frame 1 on (segment 1, offset 0)", "is missing", "its state is lost", "must not vote", "nothing was"];
     members.refuses(1, &["--bootstrap"], REFUSED, &missing);
 
     all[1..].iter().for_each(|segment| fs::remove_file(segment).unwrap());
-    let lost = [dir.to_str().unwrap(), "the log", "is gone, yet this replica has started before", "its state is lost"];
+    let lost = [dir.to_str().unwrap(), "the log is empty, yet this replica has started before", "its state is lost"];
     members.refuses(1, &[], REFUSED, &lost);
     members.refuses(1, &["--bootstrap"], REFUSED, &lost);
 
