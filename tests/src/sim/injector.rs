@@ -81,8 +81,9 @@ impl World {
                 self.lasts(number, until);
             }
             What::FailedFlush { replica } => {
+                let ends_nobody = self.is_rolled_back();
                 let node = &mut self.nodes[replica];
-                if node.engine.is_none() {
+                if node.engine.is_none() || ends_nobody {
                     return false;
                 }
                 let mut random = Rng::with_seed(fault.seed);
