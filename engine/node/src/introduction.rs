@@ -68,7 +68,7 @@ pub enum IntroductionError {
     BegunBefore(PathBuf),
     /// It is not known that it was ever a member.
     #[error(
-        "{dir} is empty, and no majority of the members named says that its cell knows this replica ({last}). If this is the first \
+        "{dir} is empty, or its log is lost, and no majority of the members named says that its cell knows this replica ({last}). If this is the first \
          start of the whole cell, say --bootstrap on every member; if this replica is to be a new member, say --join; if it has \
          run before, its state is lost or this is the wrong directory: start the other members first, and it rejoins by itself"
     )]

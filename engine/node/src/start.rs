@@ -294,8 +294,8 @@ const fn frame_bytes_that_fit(segment_bytes: u64) -> usize {
 pub fn what_to_do(error: &synod_wal::OpenError) -> &'static str {
     match error {
         OpenError::EndLost { .. } => {
-            ". What is lost may have been acknowledged, so this replica must not vote without it. Nothing was changed: keep \
-             the directory as it is. Rejoining after a loss is not built yet, so the cell has to go on without this one"
+            ". What is lost may have been acknowledged, so this replica must not vote without it. `synod serve` on this \
+             directory sets what is left aside and rejoins, if a majority of the others says that it knows this replica"
         }
         OpenError::Malformed { .. } => {
             ". A faulty program wrote it: nothing of it can be trusted. Nothing was changed: keep the directory as it is, and \
@@ -409,7 +409,7 @@ fn begin_rejoining(
     configuration: Configuration,
 ) -> Result<Identity, StartError> {
     eprintln!(
-        "synod: replica {} LOST ITS STATE: cell {cell:032x} knows it as a voting member, and {} is empty. It begins a new log, \
+        "synod: replica {} LOST ITS STATE: cell {cell:032x} knows it as a voting member, and {} has no log of it. It begins a new log, \
          learns what is chosen, and votes again once a majority has told it what it may have promised",
         config.id,
         config.dir.display()
