@@ -195,7 +195,7 @@ mod tests {
                        00000010 00000000000000000000000000000000 00";
         assert_eq!(hex(&output.split()), connect.replace(' ', ""));
         session.create(7, &mut output);
-        let create = "0000003e 00000001 00000001 0000000e 2f6c6f61642d3030303030303037 00000000 \
+        let create = "0000003d 00000001 00000001 0000000e 2f6c6f61642d3030303030303037 00000000 \
                       00000001 0000001f 00000005 776f726c64 00000006 616e796f6e65 00000000";
         assert_eq!(hex(&output.split()), create.replace(' ', ""));
         session.put(7, b"hello", &mut output);

@@ -47,7 +47,7 @@ fn a_put_is_these_bytes_and_the_next_is_shorter() {
         format!("40 02 {} 08 {}", hex(b"te"), hex(b"trailers")),
     ];
     let message = format!("00 00000016 0a 0d {} 12 05 {}", hex(b"load/00000007"), hex(b"hello"));
-    let expected = format!("000046 01 04 00000001 {} 00001b 00 01 00000001 {message}", headers.join(""));
+    let expected = format!("000047 01 04 00000001 {} 00001b 00 01 00000001 {message}", headers.join(""));
     assert_eq!(hex(&output.split()), expected.replace(' ', ""));
     connection.put(7, b"hello", &mut output);
     let expected = format!("000006 01 04 00000003 83 86 c1 c0 bf be 00001b 00 01 00000003 {message}");
@@ -109,7 +109,7 @@ fn no_more_is_sent_than_the_server_takes() -> anyhow::Result<()> {
     let mut connection = Connection::open("x", &mut output);
     output.clear();
     let value = vec![1; 40_000];
-    // With 25 bytes around it: a byte and a length of 4, tag and length of a key of 13, tag and length (3) of the value.
+    // With 24 bytes around it: a byte and a length of 4, tag and length of a key of 13, tag and length (3) of the value.
     let message = 40_000 + 5 + 2 + 13 + 1 + 3;
     connection.put(0, &value, &mut output);
     connection.put(1, &value, &mut output);
