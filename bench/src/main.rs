@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use synod_bench::{floor, load, snapshots, table1, wal};
+use synod_bench::{floor, load, peers, snapshots, table1, wal};
 use synod_node::cli::ServeArgs;
 
 /// Measures Synod, and the machine under it.
@@ -20,6 +20,8 @@ enum Command {
     Table1(table1::Table1Options),
     /// A closed loop against any cell
     Load(load::LoadOptions),
+    /// ZooKeeper and etcd on the same rows, in turn with Synod
+    Peers(peers::PeersOptions),
     /// One replica; the bench starts these itself
     #[command(hide = true)]
     Serve(Box<ServeArgs>),
@@ -38,6 +40,7 @@ fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
         Command::Table1(options) => table1::main(&options),
         Command::Load(options) => load::main(&options),
+        Command::Peers(options) => peers::main(&options),
         Command::Serve(args) => Ok(args.run()),
         Command::Snapshots(options) => snapshots::main(&options),
         Command::Wal(options) => wal::main(&options),

@@ -12,6 +12,18 @@ const WARM_UP: Duration = Duration::from_millis(700);
 /// Below this many operations a run says nothing and is void.
 const OPERATIONS_MIN: u64 = 200;
 
+/// Workers that can be kept busy for a while: Synod's, or those of a peer it is compared with.
+pub trait Load {
+    /// Keeps them busy for so long, or until so many operations have been done.
+    fn run(&mut self, time: Duration, operations_max: u64) -> anyhow::Result<Figures>;
+}
+
+impl Load for Workload {
+    fn run(&mut self, time: Duration, operations_max: u64) -> anyhow::Result<Figures> {
+        Workload::run(self, time, operations_max)
+    }
+}
+
 /// What was measured.
 #[derive(Clone, Debug)]
 pub struct Measurement {
@@ -29,7 +41,7 @@ pub struct Measurement {
 
 /// Runs the workload for so many good windows of a second; `progress` is told after each of the windows.
 pub fn measure(
-    workload: &mut Workload,
+    workload: &mut impl Load,
     probe: &DiskProbe,
     seconds: u32,
     mut progress: impl FnMut(&Figures),
