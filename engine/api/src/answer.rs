@@ -487,9 +487,7 @@ impl<V> Answer<V> {
             Answer::UnequalNotKept => Answer::UnequalNotKept,
             Answer::Created { revision } => Answer::Created { revision },
             Answer::Exists { revision } => Answer::Exists { revision },
-            Answer::Read { revision, found } => {
-                Answer::Read { revision, found: found.map(|found| found.map(convert)) }
-            }
+            Answer::Read { revision, found } => Answer::Read { revision, found: found.map(|found| found.map(convert)) },
             Answer::Refused(refusal) => Answer::Refused(refusal),
         }
     }
@@ -555,8 +553,12 @@ mod tests {
         check(Answer::Created { revision }, expect!["0a0201000000000000"]);
         check(Answer::Exists { revision }, expect!["0b0201000000000000"]);
         check(Answer::Read { revision, found: None }, expect!["0e020100000000000000"]);
-        let found =
-            Found { value: &b"val"[..], create_revision: Revision(2), modify_revision: Revision(3), version: Version(4) };
+        let found = Found {
+            value: &b"val"[..],
+            create_revision: Revision(2),
+            modify_revision: Revision(3),
+            version: Version(4),
+        };
         check(
             Answer::Read { revision, found: Some(found) },
             expect!["0e0201000000000000010200000000000000030000000000000004000000000000000300000076616c"],

@@ -199,6 +199,8 @@ fn answers() -> Vec<Vec<u8>> {
         Answer::SessionClosed,
         Answer::Value { value, create_revision: Revision(2), modify_revision: revision, version: Version(3) },
         Answer::Absent,
+        Answer::Read { revision, found: None },
+        Answer::Refused(Refusal::Behind { has: revision, wanted: revision }),
         Answer::Written { revision },
         Answer::Unequal { current: Some(value) },
         Answer::Unequal { current: None },
@@ -290,6 +292,8 @@ fn peer_messages() -> Vec<Vec<u8>> {
         Message::Propose { ballot: BALLOT, released: Ballot::NONE },
         Message::Accept { ballot: BALLOT, slot, batch: a_batch(), chosen: Slot(70) },
         Message::Commit { ballot: BALLOT, chosen: Slot(70), tolerance: -1 },
+        Message::AskIndex { name: 9 },
+        Message::TellIndex { ballot: BALLOT, name: 9, slot: Slot(70) },
         Message::Fetch { from: slot },
         Message::Entries { first: slot, batches: vec![a_batch(), Batch::NO_OP], chosen: Slot(99) },
     ];
