@@ -56,8 +56,7 @@ fn many_reads_share_a_round() {
     let mut reader = client(&cell, &[follower], PATIENCE);
     let before = cell.status(follower).unwrap().counters.engine;
     let get = || Operation::Get { key: b"a" };
-    let tickets: Vec<_> =
-        (0..READS).map(|_| reader.submit_read(get(), Consistency::Linearizable).unwrap()).collect();
+    let tickets: Vec<_> = (0..READS).map(|_| reader.submit_read(get(), Consistency::Linearizable).unwrap()).collect();
     assert!(reader.wait_all(tickets).into_iter().all(|answer| answer.is_ok()));
     let after = cell.status(follower).unwrap().counters.engine;
     assert!(after.local_reads - before.local_reads >= READS, "a read that is asked again is answered again");
@@ -106,7 +105,8 @@ fn a_replica_that_reaches_no_master_refuses_a_linearizable_read_and_answers_othe
         assert_eq!(refusal(&refused), Refusal::Unconfirmed { has: revision });
         Some(())
     });
-    for consistency in [Consistency::AtLeast(Revision::NONE), Consistency::AtLeast(revision), Consistency::At(revision)] {
+    for consistency in [Consistency::AtLeast(Revision::NONE), Consistency::AtLeast(revision), Consistency::At(revision)]
+    {
         assert_eq!(reader.get_at(b"a", consistency).unwrap().revision, revision);
     }
 }

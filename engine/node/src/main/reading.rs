@@ -6,7 +6,7 @@ use synod_client::{Client, Seen, Value};
 
 /// Without any of these the master is asked, and what it says is linearizable.
 #[derive(Args)]
-pub struct Freshness {
+pub(crate) struct Freshness {
     /// Read at whichever of the endpoints is connected to first, not at the master
     ///
     /// Name one endpoint to choose the replica.
@@ -40,7 +40,7 @@ impl Freshness {
     }
 
     /// The key, and of which revision it is known to be, if a replica was asked that says it.
-    pub fn get(
+    pub(crate) fn get(
         &self,
         client: &mut Client,
         key: &[u8],
