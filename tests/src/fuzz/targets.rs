@@ -2,7 +2,9 @@
 
 use bytes::{Bytes, BytesMut};
 use fastrand::Rng;
-use synod_api::{Answer, Command, Expected, Operation, Refusal, Revision, Sequence, SessionId, Version};
+use synod_api::{
+    Answer, BoundedRead, Command, Consistency, Expected, Operation, Refusal, Revision, Sequence, SessionId, Version,
+};
 use synod_net::frame::{self, FrameId, FrameLimits, FrameRef};
 use synod_net::{Hello, HelloAnswer};
 use synod_node::codec::{self, DigestMessage, PeerMessage, RoomMessage, SnapshotMessage};
@@ -42,6 +44,7 @@ pub const TARGETS: &[Target] = &[
     },
     Target { name: "hello", about: "the first frame of a peer", samples: hellos, mend: as_it_is, feed: feed_hello },
     Target { name: "command", about: "a client's command", samples: commands, mend: as_it_is, feed: feed_command },
+    Target { name: "read", about: "a client's read for any replica", samples: reads, mend: as_it_is, feed: feed_read },
     Target { name: "answer", about: "an answer to a client", samples: answers, mend: as_it_is, feed: feed_answer },
     Target { name: "batch", about: "a batch of commands", samples: batches, mend: as_it_is, feed: feed_batch },
     Target {
@@ -189,6 +192,28 @@ fn feed_command(bytes: &[u8]) -> Result<Verdict, Finding> {
     let Ok(command) = Command::decode(bytes) else { return Ok(Verdict::Refused) };
     let mut again = Vec::new();
     command.encode(&mut again);
+    same(Some(again), &bytes.to_vec(), bytes)
+}
+
+fn reads() -> Vec<Vec<u8>> {
+    let get = Operation::Get { key: b"key" };
+    let read = |(consistency, operation)| {
+        let mut bytes = Vec::new();
+        BoundedRead { consistency, operation }.encode(&mut bytes);
+        bytes
+    };
+    let reads = [
+        (Consistency::Linearizable, get),
+        (Consistency::AtLeast(Revision(9)), get),
+        (Consistency::At(Revision(9)), Operation::ReadFile { path: b"/a" }),
+    ];
+    reads.map(read).into()
+}
+
+fn feed_read(bytes: &[u8]) -> Result<Verdict, Finding> {
+    let Ok(read) = BoundedRead::decode(bytes) else { return Ok(Verdict::Refused) };
+    let mut again = Vec::new();
+    read.encode(&mut again);
     same(Some(again), &bytes.to_vec(), bytes)
 }
 
