@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde::Serialize;
+use synod_api::{Consistency, Revision};
 
 use crate::measure::{Measurement, measure};
 use crate::probe::DiskProbe;
@@ -32,6 +33,10 @@ pub struct LoadOptions {
     /// Reads in a hundred operations
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub read_share: u8,
+    /// Ask whichever replica a connection comes to for reads as new as this, not the master; with --read-share 100 the connections
+    /// stay there (the keys are those of an earlier run)
+    #[arg(long, value_enum)]
+    pub consistency: Option<ReadConsistency>,
     /// First fill the database with so many MB of 1 KB files
     #[arg(long, default_value_t = 0)]
     pub fill_mb: u64,
@@ -41,6 +46,24 @@ pub struct LoadOptions {
     /// Where the disk probe writes: on the disk of the replicas [default: the temporary directory]
     #[arg(long)]
     pub probe_dir: Option<PathBuf>,
+}
+
+/// How new reads must be that any replica may answer.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum ReadConsistency {
+    /// They see all that was acknowledged before.
+    Linearizable,
+    /// They see whatever the replica has.
+    Serializable,
+}
+
+impl From<ReadConsistency> for Consistency {
+    fn from(consistency: ReadConsistency) -> Self {
+        match consistency {
+            ReadConsistency::Linearizable => Consistency::Linearizable,
+            ReadConsistency::Serializable => Consistency::AtLeast(Revision::NONE),
+        }
+    }
 }
 
 /// One row of figures, the same for `load` and `table1`.
@@ -106,7 +129,7 @@ pub fn main(options: &LoadOptions) -> anyhow::Result<ExitCode> {
         workers: options.workers,
         connections: options.connections.unwrap_or(connections_for(options.workers)),
         value_bytes: options.size,
-        work: Work::OwnKey { reads_percent: options.read_share },
+        work: Work::OwnKey { reads_percent: options.read_share, anywhere: options.consistency.map(Consistency::from) },
     };
     crate::fill::fill(&options.endpoints, options.fill_mb)?;
     let probe_dir = tempfile::Builder::new()

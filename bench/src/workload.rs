@@ -11,7 +11,7 @@ use anyhow::Context;
 use bytes::BytesMut;
 use hdrhistogram::Histogram;
 use synod_api::limits::UNANSWERED_MAX;
-use synod_api::{Answer, Operation};
+use synod_api::{Answer, Consistency, Operation};
 use synod_client::{Action, Attempt, ClientCore, Options};
 use synod_net::Moment;
 use synod_ring::{Completion, Handle, Outcome, Ring};
@@ -40,6 +40,8 @@ pub enum Work {
     OwnKey {
         /// Reads in a hundred operations.
         reads_percent: u8,
+        /// Reads are asked of whichever replica a connection comes to, and must be as new as this; none: the master reads.
+        anywhere: Option<Consistency>,
     },
 }
 
@@ -225,6 +227,7 @@ impl Workload {
         let now = self.now();
         let worker = &mut self.workers[index];
         self.name.clear();
+        let mut consistency = None;
         let operation = match &self.plan.work {
             Work::CreateFiles { prefix } => {
                 write!(self.name, "{prefix}/{index}/{}", worker.done).expect("a string takes everything");
@@ -236,11 +239,14 @@ impl Workload {
                 write!(self.name, "any/{:010}", scatter(turn, *keys)).expect("a string takes everything");
                 Operation::Put { key: self.name.as_bytes(), value: &self.value }
             }
-            Work::OwnKey { reads_percent } => {
+            Work::OwnKey { reads_percent, anywhere } => {
                 write!(self.name, "load/{index:08}").expect("a string takes everything");
-                // Spread evenly over time and workers, and the same in every run. What is read was written first.
+                // Spread evenly over time and workers, and the same in every run. What is read was written first, but where nothing
+                // else is done: a write would take the connection to the master.
                 let turn = (worker.done * 37 + index as u64 * 13) % 100;
-                if worker.done > 0 && turn < u64::from(*reads_percent) {
+                consistency = *anywhere;
+                if (worker.done > 0 || *reads_percent == 100 && anywhere.is_some()) && turn < u64::from(*reads_percent)
+                {
                     Operation::Get { key: self.name.as_bytes() }
                 } else {
                     Operation::Put { key: self.name.as_bytes(), value: &self.value }
@@ -250,7 +256,11 @@ impl Workload {
         worker.started = now;
         worker.done += 1;
         let connection = &mut self.connections[worker.connection];
-        let id = connection.core.submit(now, operation, now.after(OPERATION_TIME_MAX))?;
+        let deadline = now.after(OPERATION_TIME_MAX);
+        let id = match consistency.filter(|_| !operation.changes()) {
+            Some(consistency) => connection.core.submit_read(now, operation, consistency, deadline),
+            None => connection.core.submit(now, operation, deadline),
+        }?;
         connection.owners[id.slot()] = index;
         self.in_flight += 1;
         let connection = worker.connection;
@@ -389,7 +399,13 @@ const RECEIVE_BYTES: usize = 64 << 10;
 
 fn count(figures: &mut Figures, latency: Duration, result: Result<Answer, synod_client::Error>) {
     match result {
-        Ok(Answer::Created { .. } | Answer::Written { .. } | Answer::Value { .. } | Answer::Absent) => {
+        Ok(
+            Answer::Created { .. }
+            | Answer::Written { .. }
+            | Answer::Value { .. }
+            | Answer::Read { .. }
+            | Answer::Absent,
+        ) => {
             let ns = u64::try_from(latency.as_nanos()).unwrap_or(LONGEST_NS);
             figures.latencies.saturating_record(ns.max(1));
         }

@@ -36,6 +36,8 @@ mod kind {
     pub(super) const POSITION: u8 = 22;
     pub(super) const REJOIN: u8 = 23;
     pub(super) const REJOIN_ANSWER: u8 = 24;
+    pub(super) const ASK_INDEX: u8 = 25;
+    pub(super) const TELL_INDEX: u8 = 26;
 }
 
 /// Bytes that are no message or record of ours.
@@ -222,6 +224,16 @@ pub fn encode_message(message: &Message) -> EncodedMessage {
             head.put_u64_le(chosen.0);
             put_accepted(&mut head, accepted);
             kind::REJOIN_ANSWER
+        }
+        Message::AskIndex { name } => {
+            head.put_u64_le(*name);
+            kind::ASK_INDEX
+        }
+        Message::TellIndex { ballot, name, slot } => {
+            put_ballot(&mut head, *ballot);
+            head.put_u64_le(*name);
+            head.put_u64_le(slot.0);
+            kind::TELL_INDEX
         }
         Message::Fetch { from } => {
             head.put_u64_le(from.0);
@@ -496,6 +508,17 @@ pub fn decode_message(kind: u8, payload: Bytes) -> Result<Message, CodecError> {
             let message = Message::Commit { ballot, chosen, tolerance: reader.u8()?.cast_signed() };
             reader.end().map(|()| message)
         }
+        kind::ASK_INDEX => {
+            let mut reader = Reader::new("a question for the read index", payload);
+            let message = Message::AskIndex { name: reader.u64()? };
+            reader.end().map(|()| message)
+        }
+        kind::TELL_INDEX => {
+            let mut reader = Reader::new("a read index", payload);
+            let (ballot, name) = (reader.ballot()?, reader.u64()?);
+            let message = Message::TellIndex { ballot, name, slot: reader.slot()? };
+            reader.end().map(|()| message)
+        }
         kind::FETCH => {
             let mut reader = Reader::new("a fetch", payload);
             let message = Message::Fetch { from: reader.slot()? };
@@ -702,6 +725,8 @@ mod tests {
             Message::Commit { ballot: ballot(1), chosen: Slot(8), tolerance: -1 },
             Message::Release { ballot: ballot(1) },
             Message::TakeOver { ballot: ballot(1) },
+            Message::AskIndex { name: u64::MAX },
+            Message::TellIndex { ballot: ballot(1), name: u64::MAX, slot: Slot(8) },
             Message::Fetch { from: Slot(1) },
             Message::Entries { first: Slot(1), batches: vec![batch(&[b"a"]), Batch::NO_OP], chosen: Slot(20) },
         ]
@@ -746,6 +771,7 @@ mod tests {
             Message::Propose { ballot: strange, released: Ballot::NONE },
             Message::Reject { promised: far },
             Message::Commit { ballot: ballot(1), chosen: Slot(u64::MAX), tolerance: 0 },
+            Message::TellIndex { ballot: ballot(1), name: 0, slot: Slot(u64::MAX) },
             Message::Promise {
                 ballot: ballot(1),
                 cut: Slot(3),

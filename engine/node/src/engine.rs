@@ -13,6 +13,7 @@ mod catch_up;
 mod digests;
 mod entries;
 mod pace;
+mod reads;
 mod room;
 mod snapshots;
 #[cfg(test)]
@@ -39,11 +40,13 @@ use catch_up::CatchUp;
 use digests::Digests;
 use entries::{LogReads, Recent};
 use pace::Pace;
+use reads::Reads;
 use room::Room;
 use snapshots::Snapshots;
 
 pub use digests::{DigestStatus, Evidence, Said};
 pub use entries::LogRead;
+pub use reads::{READ_TIME_MAX, READS_MAX};
 pub use room::{RETRY_MAX, RETRY_MIN};
 
 /// The gather never waits for more commands than this: with so many on their way the batch is large enough.
@@ -163,6 +166,12 @@ pub struct Counters {
     pub commands: u64,
     /// Reads answered from the state machine under the lease: no slot, no disk, no other replica.
     pub lease_reads: u64,
+    /// Reads answered from what is applied here, once that was as new as they wanted: without a lease, at any replica.
+    #[serde(default)]
+    pub local_reads: u64,
+    /// Rounds in which this replica asked for the read index.
+    #[serde(default)]
+    pub index_rounds: u64,
     /// Batches of this replica's that were applied.
     pub batches: u64,
     /// Commands refused before they were proposed.
@@ -251,6 +260,7 @@ pub struct Engine {
     gather: Gather,
     recent: Recent,
     log_reads: LogReads,
+    reads: Reads,
     snapshots: Snapshots,
     catch_up: CatchUp,
     digests: Digests,
@@ -363,6 +373,7 @@ impl Engine {
             gather: Gather { time_max: start.gather_time_max, waiting: None },
             recent: Recent::new(chosen, retention.recent_bytes_max),
             log_reads: LogReads::new(pace()),
+            reads: Reads::default(),
             answer: Vec::new(),
             was_coordinating: false,
             refuses_writes: false,
@@ -421,8 +432,7 @@ impl Engine {
         }
     }
 
-    /// Answers a read from the database as it is, if this replica is the master: no slot, no disk, no other replica. The
-    /// lease is looked at again, with a fresh clock, when the answer has been made (rule P8).
+    /// Answers a command that only reads, if this replica is the master.
     fn read_under_lease(
         &mut self,
         now: Instant,
@@ -430,11 +440,24 @@ impl Engine {
         command: &Command<'_>,
         outlet: &mut impl Outlet,
     ) -> bool {
-        if command.operation.changes() || self.digests.is_halted() || !self.replica.may_read(now) {
+        !command.operation.changes()
+            && self.answer_under_lease(now, caller, outlet, |cell, answer| cell.read(command, answer))
+    }
+
+    /// Answers a read from the database as it is, if this replica is the master: no slot, no disk, no other replica. The
+    /// lease is looked at again, with a fresh clock, when the answer has been made (rule P8).
+    fn answer_under_lease(
+        &mut self,
+        now: Instant,
+        caller: Caller,
+        outlet: &mut impl Outlet,
+        read: impl FnOnce(&mut Cell, &mut Vec<u8>),
+    ) -> bool {
+        if self.digests.is_halted() || !self.replica.may_read(now) {
             return false;
         }
         self.answer.clear();
-        self.cell.read(command, &mut self.answer);
+        read(&mut self.cell, &mut self.answer);
         let told = outlet.now();
         if !self.replica.may_read(told) {
             return false;
@@ -497,6 +520,10 @@ impl Engine {
 
     /// A message came from another replica.
     pub fn message(&mut self, now: Instant, from: ReplicaId, message: Message, outlet: &mut impl Outlet) {
+        // A cell that is halted answers no read, at no replica (P14).
+        if self.digests.is_halted() && matches!(message, Message::AskIndex { .. }) {
+            return;
+        }
         self.step(now, Event::Received { from, message }, outlet);
     }
 
@@ -513,6 +540,7 @@ impl Engine {
         let own = [
             self.catch_up.deadline(),
             self.log_reads.deadline(),
+            self.reads.deadline(),
             self.room.deadline(),
             self.snapshots.deadline(),
             self.digests.deadline(self.members.len()),
@@ -578,6 +606,7 @@ impl Engine {
         } else if self.replica.is_full() || self.is_majority_short() {
             self.refuse_pending(&self.full(), outlet);
         }
+        self.tend_reads(now, outlet);
         self.tend_snapshots(now, outlet);
         self.tend_room(now, outlet);
         if let Some(flush) = self.log.seal() {
@@ -708,6 +737,7 @@ impl Engine {
                 Effect::SendOnceDurable { to, message, upto } => self.awaiting_durability.hold(upto, to, message),
                 Effect::SendEntries { to, from, chosen } => self.send_entries(to, from, chosen, outlet),
                 Effect::Apply { slot, batch, ticket } => self.apply(slot, batch, ticket, outlet),
+                Effect::Index { slot } => self.index_told(slot),
                 Effect::Reconfigured { configurations } => {
                     for leaver in self.note_members(&configurations) {
                         self.tell_leaver(leaver, outlet);

@@ -415,6 +415,10 @@ impl HotCore {
                 let caller = Caller { connection: id.to_bits(), request: frame.id.0 };
                 self.engine.command(now, caller, frame.payload, &mut self.world);
             }
+            Ok(FrameKind::ReadRequest) => {
+                let caller = Caller { connection: id.to_bits(), request: frame.id.0 };
+                self.engine.read(now, caller, frame.payload, &mut self.world);
+            }
             Ok(FrameKind::StatusRequest) => {
                 let status = serde_json::to_vec(&self.status()).expect("a status is valid JSON");
                 self.world.append(id, FrameKind::Status.into(), frame.id, &status);

@@ -101,6 +101,8 @@ fn checker_of(bug: core::Bug) -> Checker {
         | B::P8HolderLongerThanGranters
         | B::P8CountsFromAcknowledgement => Checker::DisjointLeases,
         B::P8ReadsBeforeOwnSlot | B::P16ReadsWithoutLease => Checker::Linearizability,
+        B::P8TellsIndexWithoutLease | B::P16AnswersBeforeIndex | B::P16SharesOlderRound => Checker::Linearizability,
+        B::P16ServesOlderThanAsked => Checker::BoundedReads,
         B::P2InstallForgetsPromise | B::L5NoOpOverLost => Checker::Promises,
         B::L5CountsLostAsNothing => Checker::Agreement,
         B::P6InstallKeepsMembers => Checker::Agreement,
@@ -214,7 +216,7 @@ fn arrange_for(bug: core::Bug, swarm: &mut Swarm) {
             swarm.kinds = Some(&[Kind::Partition, Kind::Bridge, Kind::Delay, Kind::SlowDisk, Kind::Stall, Kind::Drift]);
             swarm.lease = swarm.election_timeout * 2;
         }
-        B::P8ReadsBeforeOwnSlot | B::P5AppliesOutOfOrder | B::P3AdoptsLatestReport => {
+        B::P8ReadsBeforeOwnSlot | B::P8TellsIndexWithoutLease | B::P5AppliesOutOfOrder | B::P3AdoptsLatestReport => {
             swarm.horizon = swarm.horizon.max(8);
             swarm.window = 8;
             swarm.kinds =

@@ -104,6 +104,8 @@ enums! {
         13 Position { durable, known, asks }
         14 Rejoin { incarnation }
         15 RejoinAnswer { asked, known, is_lost, promised, chosen, accepted }
+        16 AskIndex { name }
+        17 TellIndex { ballot, name, slot }
     }
     Record {
         1 HardState(state)
