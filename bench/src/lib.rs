@@ -7,6 +7,7 @@ pub mod fill;
 pub mod floor;
 pub mod load;
 pub mod measure;
+pub mod plot;
 pub mod probe;
 mod progress;
 pub mod snapshots;

@@ -18,7 +18,7 @@ struct Arguments {
 enum Command {
     /// Table 1 of "Paxos Made Live", on a cell of real processes on this machine
     Table1(table1::Table1Options),
-    /// A closed loop against any cell
+    /// A closed or an open loop against any cell
     Load(load::LoadOptions),
     /// One replica; the bench starts these itself
     #[command(hide = true)]

@@ -1,9 +1,15 @@
 //! The load: so many workers, each with one operation in flight, over so many connections.
 //!
+//! In a closed loop a worker begins its next operation when the last one is answered. In an open loop ([`Workload::pace`])
+//! operations arrive at a constant rate, whatever the cell does, and each is given to a worker that is idle. Its latency
+//! counts from the moment it should have begun: one that waited because the cell stood still shows that it did.
+//!
 //! One thread drives them all on one ring, with the client library's own state machine per connection, so that what is
 //! measured is the full client path (sessions, retries, redirects) and the client takes as little of the replicas' cores
 //! as it can.
 
+use std::collections::VecDeque;
+use std::num::NonZeroU64;
 use std::ops::AddAssign;
 use std::time::{Duration, Instant};
 
@@ -22,6 +28,11 @@ const OPERATION_TIME_MAX: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(20);
 /// Latencies above this are recorded as this, in nanoseconds.
 const LONGEST_NS: u64 = 60_000_000_000;
+/// In an open loop the thread sleeps at least so long: arrivals of that time leave together, so much too late at most, which
+/// their latency shows. At 10,000 a second or less each leaves alone.
+const ARRIVALS_TOGETHER: Duration = Duration::from_micros(20);
+/// The kernel rounds a thread's timeouts up by this, in nanoseconds: by 50 us if not told otherwise.
+const TIMER_SLACK_NS: u64 = 1_000;
 
 /// What each worker does over and over.
 #[derive(Clone, Debug)]
@@ -65,6 +76,8 @@ pub struct Figures {
     pub latencies: Histogram<u64>,
     /// Operations that did not succeed, whatever the reason.
     pub failures: u64,
+    /// Operations that should have begun in an open loop, and never did: a second's arrivals were waiting before them.
+    pub not_begun: u64,
     /// For how long.
     pub elapsed: Duration,
     /// Why the last failure.
@@ -74,7 +87,7 @@ pub struct Figures {
 impl Default for Figures {
     fn default() -> Self {
         let latencies = Histogram::new_with_bounds(1, LONGEST_NS, 3).expect("the bounds are valid");
-        Self { latencies, failures: 0, elapsed: Duration::ZERO, last_failure: None }
+        Self { latencies, failures: 0, not_begun: 0, elapsed: Duration::ZERO, last_failure: None }
     }
 }
 
@@ -82,6 +95,7 @@ impl AddAssign for Figures {
     fn add_assign(&mut self, other: Self) {
         self.latencies += &other.latencies;
         self.failures += other.failures;
+        self.not_begun += other.not_begun;
         self.elapsed += other.elapsed;
         self.last_failure = other.last_failure.or_else(|| self.last_failure.take());
     }
@@ -126,6 +140,29 @@ struct Worker {
     done: u64,
 }
 
+/// When operations arrive in an open loop: one every so often, from its start on.
+struct Arrivals {
+    per_second: u64,
+    start: Moment,
+    /// How many have begun, or were left out.
+    taken: u64,
+}
+
+impl Arrivals {
+    /// When an arrival is due.
+    fn due(&self, arrival: u64) -> Moment {
+        self.start
+            .after(Duration::from_nanos((u128::from(arrival) * 1_000_000_000 / u128::from(self.per_second)) as u64))
+    }
+
+    /// How many are due by now and have not begun.
+    fn waiting(&self, now: Moment) -> u64 {
+        let ns = now.since(self.start).as_nanos();
+        let due = (ns * u128::from(self.per_second) / 1_000_000_000) as u64 + 1;
+        due.saturating_sub(self.taken)
+    }
+}
+
 /// Workers and connections, between and during measurements.
 pub struct Workload {
     plan: Plan,
@@ -135,7 +172,9 @@ pub struct Workload {
     workers: Vec<Worker>,
     value: Vec<u8>,
     name: String,
-    idle: Vec<usize>,
+    idle: VecDeque<usize>,
+    /// None: the loop is closed.
+    arrivals: Option<Arrivals>,
     touched: Vec<usize>,
     next_tick: Moment,
     in_flight: usize,
@@ -172,6 +211,7 @@ impl Workload {
             value: (0..plan.value_bytes).map(|at| (at * 31 % 251) as u8).collect(),
             name: String::new(),
             idle: (0..plan.workers).collect(),
+            arrivals: None,
             touched: Vec::new(),
             next_tick: Moment(0),
             in_flight: 0,
@@ -181,15 +221,29 @@ impl Workload {
         })
     }
 
-    /// Keeps all workers busy for so long, or until so many operations have been done.
+    /// From now on the loop is open: so many operations arrive a second, one after the other at equal distances. When a
+    /// second's arrivals wait for an idle worker, the oldest is left out, and counted.
+    pub fn pace(&mut self, per_second: u64) {
+        assert!(per_second > 0, "a rate of nothing is no rate");
+        // Who asks for it finds out in the latencies if it fails: arrivals leave a little later.
+        if let Err(error) = rustix::thread::set_current_timer_slack(NonZeroU64::new(TIMER_SLACK_NS)) {
+            eprintln!("synod-bench: cannot ask for precise timeouts: {error}");
+        }
+        self.arrivals = Some(Arrivals { per_second, start: self.now(), taken: 0 });
+    }
+
+    /// Operations of an open loop that should have begun by now and wait for an idle worker.
+    pub fn waiting(&self) -> u64 {
+        self.arrivals.as_ref().map_or(0, |arrivals| arrivals.waiting(self.now()))
+    }
+
+    /// Keeps all workers busy for so long, or until so many operations have been done; in an open loop, as busy as it says.
     pub fn run(&mut self, time: Duration, operations_max: u64) -> anyhow::Result<Figures> {
         let start = self.now();
         let end = start.after(time);
         self.figures = Figures::default();
         while self.now() < end && self.figures.operations() < operations_max {
-            for worker in std::mem::take(&mut self.idle) {
-                self.begin(worker)?;
-            }
+            self.begin_all()?;
             self.turn(end)?;
         }
         let mut figures = std::mem::take(&mut self.figures);
@@ -220,7 +274,31 @@ impl Workload {
         Moment(0).after(self.start.elapsed())
     }
 
-    fn begin(&mut self, index: usize) -> anyhow::Result<()> {
+    /// Begins what is to begin now.
+    fn begin_all(&mut self) -> anyhow::Result<()> {
+        let now = self.now();
+        let Some(arrivals) = &mut self.arrivals else {
+            for _ in 0..self.idle.len() {
+                let worker = self.idle.pop_front().expect("so many are idle");
+                self.begin(worker, self.now())?;
+            }
+            return Ok(());
+        };
+        let left_out = arrivals.waiting(now).saturating_sub(arrivals.per_second);
+        arrivals.taken += left_out;
+        self.figures.not_begun += left_out;
+        while let Some(arrivals) = self.arrivals.as_mut().filter(|arrivals| arrivals.waiting(now) > 0)
+            && let Some(worker) = self.idle.pop_front()
+        {
+            let due = arrivals.due(arrivals.taken);
+            arrivals.taken += 1;
+            self.begin(worker, due)?;
+        }
+        Ok(())
+    }
+
+    /// A worker's next operation, which is to count from `started`.
+    fn begin(&mut self, index: usize, started: Moment) -> anyhow::Result<()> {
         use std::fmt::Write;
         let now = self.now();
         let worker = &mut self.workers[index];
@@ -247,7 +325,7 @@ impl Workload {
                 }
             }
         };
-        worker.started = now;
+        worker.started = started;
         worker.done += 1;
         let connection = &mut self.connections[worker.connection];
         let id = connection.core.submit(now, operation, now.after(OPERATION_TIME_MAX))?;
@@ -277,7 +355,8 @@ impl Workload {
             self.connections[index].touched = false;
             self.serve(index);
         }
-        let timeout = end.min(self.next_tick).since(self.now());
+        let now = self.now();
+        let timeout = end.min(self.next_tick).min(self.next_arrival(now)).since(now);
         let mut completions = std::mem::take(&mut self.completions);
         self.ring.enter(Some(timeout), &mut completions)?;
         let now = self.now();
@@ -286,6 +365,15 @@ impl Workload {
         }
         self.completions = completions;
         Ok(())
+    }
+
+    /// When to begin something next, if not when an answer comes.
+    fn next_arrival(&self, now: Moment) -> Moment {
+        match &self.arrivals {
+            // With nobody idle, time alone brings nothing.
+            Some(arrivals) if !self.idle.is_empty() => arrivals.due(arrivals.taken).max(now.after(ARRIVALS_TOGETHER)),
+            _ => Moment(u64::MAX),
+        }
     }
 
     /// Does what a connection's client asks for, and sends what it has to say.
@@ -323,7 +411,7 @@ impl Workload {
         while let Some((id, result)) = connection.core.poll_completed() {
             let owner = connection.owners[id.slot()];
             self.in_flight -= 1;
-            self.idle.push(owner);
+            self.idle.push_back(owner);
             count(&mut self.figures, now.since(self.workers[owner].started), result);
         }
     }
