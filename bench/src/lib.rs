@@ -5,8 +5,10 @@
 
 pub mod fill;
 pub mod floor;
+pub mod instructions;
 pub mod load;
 pub mod measure;
+pub mod path;
 pub mod plot;
 pub mod probe;
 mod progress;
