@@ -11,6 +11,7 @@ pub mod measure;
 pub mod path;
 pub mod plot;
 pub mod probe;
+pub mod profile;
 mod progress;
 pub mod snapshots;
 pub mod table1;

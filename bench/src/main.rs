@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use synod_bench::{floor, instructions, load, snapshots, table1, wal};
+use synod_bench::{floor, instructions, load, profile, snapshots, table1, wal};
 use synod_node::cli::ServeArgs;
 
 /// Measures Synod, and the machine under it.
@@ -20,6 +20,8 @@ enum Command {
     Table1(table1::Table1Options),
     /// A closed or an open loop against any cell
     Load(load::LoadOptions),
+    /// Where the microseconds of a write go, stage by stage, the floor beside them
+    Profile(profile::ProfileOptions),
     /// How many instructions a command takes, part by part; needs valgrind
     Instructions(instructions::InstructionsOptions),
     /// One part, to be counted; the bench starts these itself, under valgrind
@@ -43,6 +45,7 @@ fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
         Command::Table1(options) => table1::main(&options),
         Command::Load(options) => load::main(&options),
+        Command::Profile(options) => profile::main(&options),
         Command::Instructions(options) => instructions::main(&options),
         Command::InstructionsPart(options) => instructions::run_part(&options).map(|()| ExitCode::SUCCESS),
         Command::Serve(args) => Ok(args.run()),

@@ -9,9 +9,9 @@ use std::path::Path;
 use anyhow::Context;
 
 /// Colours that can be told apart, by name in a printout too: of series, in their order.
-const COLOURS: [&str; 11] = [
+const COLOURS: [&str; 14] = [
     "#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#edc948", "#76b7b2", "#9c755f", "#ff9da7", "#bab0ac",
-    "#2f4b7c",
+    "#86bcb6", "#d37295", "#8cd17d", "#2f4b7c",
 ];
 const WIDTH: f64 = 960.0;
 /// Left, right, top and bottom of what is drawn into.
@@ -66,7 +66,7 @@ pub fn bars(title: &str, unit: &str, series: &[&str], columns: &[Column]) -> Str
     let y = |value: f64| bottom - (bottom - top) * (value / low).log10() / (high / low).log10();
     let mut decade = low;
     while decade <= high * 1.001 {
-        picture.grid(y(decade), &short(decade));
+        picture.grid(LEFT, WIDTH - RIGHT, y(decade), &short(decade));
         decade *= 10.0;
     }
     picture.unit(top, bottom, unit);
@@ -84,39 +84,47 @@ pub fn bars(title: &str, unit: &str, series: &[&str], columns: &[Column]) -> Str
     picture.end()
 }
 
-/// For each column the series' parts on top of one another, from zero, with the whole above.
-pub fn stacks(title: &str, unit: &str, series: &[&str], columns: &[Column]) -> String {
-    let whole = |column: &Column| column.values.iter().sum::<f64>();
-    let highest = columns.iter().map(whole).fold(0.0, f64::max);
+/// For each column the series' parts on top of one another, from zero, with the whole above. Groups of columns stand beside
+/// one another, each with an axis of its own: what is small in one would not be seen beside the other.
+pub fn stacks(title: &str, unit: &str, series: &[&str], groups: &[&[Column]]) -> String {
+    const LEGEND: f64 = 180.0;
+    const GAP: f64 = 60.0;
     let mut picture = Picture::new(title, 560.0);
-    let right = 200.0;
     let (top, bottom) = (TOP + LINE, picture.height - BOTTOM);
-    let ticks = Ticks::new(highest);
-    let y = |value: f64| bottom - (bottom - top) * value / ticks.high;
-    for tick in ticks.all() {
-        picture.grid(y(tick), &short(tick));
-    }
     picture.unit(top, bottom, unit);
-    let step = (WIDTH - LEFT - RIGHT - right) / columns.len() as f64;
-    for (at, column) in columns.iter().enumerate() {
-        let left = LEFT + step * (at as f64 + 0.15);
-        let mut below = 0.0;
-        for (which, value) in column.values.iter().enumerate().filter(|(_, value)| **value > 0.0) {
-            let (from, to) = (y(below), y(below + value));
-            picture.rect(left, to, step * 0.7, from - to, colour(which), 1.0);
-            if from - to > 13.0 {
-                picture.text(left + step * 0.35, f64::midpoint(from, to) + 4.0, "middle", 11, &short(*value));
-            }
-            below += value;
+    let columns_in_all = groups.iter().map(|group| group.len()).sum::<usize>();
+    let width = WIDTH - LEFT - RIGHT - LEGEND - GAP * (groups.len() - 1) as f64;
+    let step = width / columns_in_all as f64;
+    let mut left = LEFT;
+    for group in groups {
+        let ticks = Ticks::new(group.iter().map(|column| column.values.iter().sum::<f64>()).fold(0.0, f64::max));
+        let y = |value: f64| bottom - (bottom - top) * value / ticks.high;
+        let right = left + step * group.len() as f64;
+        for tick in ticks.all() {
+            picture.grid(left, right, y(tick), &short(tick));
         }
-        picture.text(left + step * 0.35, y(below) - 5.0, "middle", 12, &short(below));
-        picture.text(left + step * 0.35, bottom + LINE, "middle", 12, &column.label);
+        for column in *group {
+            let middle = left + step / 2.0;
+            let mut below = 0.0;
+            for (which, value) in column.values.iter().enumerate().filter(|(_, value)| **value > 0.0) {
+                let (from, to) = (y(below), y(below + value));
+                picture.rect(left + step * 0.15, to, step * 0.7, from - to, colour(which), 1.0);
+                if from - to > 13.0 {
+                    picture.text(middle, f64::midpoint(from, to) + 4.0, "middle", 11, &short(*value));
+                }
+                below += value;
+            }
+            picture.text(middle, y(below) - 5.0, "middle", 12, &short(below));
+            picture.text(middle, bottom + LINE, "middle", 12, &column.label);
+            left += step;
+        }
+        left += GAP;
     }
     // The topmost part is named first.
     for (which, name) in series.iter().enumerate() {
         let y = top + LINE * (series.len() - which) as f64;
-        picture.rect(WIDTH - right, y - 11.0, 12.0, 12.0, colour(which), 1.0);
-        picture.text(WIDTH - right + 18.0, y, "start", 12, name);
+        picture.rect(WIDTH - LEGEND, y - 11.0, 12.0, 12.0, colour(which), 1.0);
+        picture.text(WIDTH - LEGEND + 18.0, y, "start", 12, name);
     }
     picture.end()
 }
@@ -150,7 +158,7 @@ pub fn over_time(title: &str, panels: &[Panel], marks: &[Mark]) -> String {
         let ticks = Ticks::new(values.fold(0.0, f64::max));
         let y = |value: f64| bottom - (bottom - top) * value / ticks.high;
         for tick in ticks.all() {
-            picture.grid(y(tick), &short(tick));
+            picture.grid(LEFT, WIDTH - RIGHT, y(tick), &short(tick));
         }
         picture.text(LEFT, top - 9.0, "start", 12, &panel.label);
         for (index, (name, points)) in panel.lines.iter().enumerate() {
@@ -261,10 +269,11 @@ impl Picture {
         ));
     }
 
-    fn grid(&mut self, y: f64, label: &str) {
-        let right = WIDTH - RIGHT;
-        self.put(format_args!("<line x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\" stroke=\"#ddd\"/>"));
-        self.text(LEFT - 8.0, y + 4.0, "end", 11, label);
+    fn grid(&mut self, left: f64, right: f64, y: f64, label: &str) {
+        self.put(format_args!(
+            "<line x1=\"{left:.1}\" y1=\"{y:.1}\" x2=\"{right:.1}\" y2=\"{y:.1}\" stroke=\"#ddd\"/>"
+        ));
+        self.text(left - 8.0, y + 4.0, "end", 11, label);
     }
 
     fn unit(&mut self, top: f64, bottom: f64, unit: &str) {

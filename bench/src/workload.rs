@@ -20,6 +20,7 @@ use synod_api::limits::UNANSWERED_MAX;
 use synod_api::{Answer, Operation};
 use synod_client::{Action, Attempt, ClientCore, Options};
 use synod_net::Moment;
+use synod_node::stages::is_traced;
 use synod_ring::{Completion, Handle, Outcome, Ring};
 
 /// An operation that takes longer is counted as failed. Longer than an election.
@@ -130,8 +131,33 @@ struct Connection {
     socket: Option<(Attempt, Handle)>,
     /// Which worker waits for the request in this place of the client's table.
     owners: Vec<usize>,
+    /// At our end, as the replica sees it.
+    port: u16,
+    /// Requests that are traced and not answered yet.
+    traces: Vec<ClientTrace>,
     /// It may have something to send.
     touched: bool,
+}
+
+/// The moments of one request at the client, in nanoseconds since the machine's boot: see [`synod_node::stages`].
+#[derive(Clone, Copy, Debug)]
+pub struct ClientTrace {
+    /// Of the connection, at our end.
+    pub port: u16,
+    /// The request's number on it.
+    pub request: u64,
+    /// The worker began.
+    pub begun: u64,
+    /// Its bytes were handed to the kernel.
+    pub left: u64,
+    /// The kernel gave us the answer's bytes.
+    pub answered: u64,
+}
+
+/// Which requests are traced, and what became of them.
+struct Tracing {
+    every: u64,
+    finished: Vec<ClientTrace>,
 }
 
 struct Worker {
@@ -166,6 +192,9 @@ impl Arrivals {
 /// Workers and connections, between and during measurements.
 pub struct Workload {
     plan: Plan,
+    /// When `start` was, in nanoseconds since the machine's boot.
+    start_ns: u64,
+    tracing: Option<Tracing>,
     ring: Ring<Token>,
     start: Instant,
     connections: Vec<Connection>,
@@ -176,6 +205,8 @@ pub struct Workload {
     /// None: the loop is closed.
     arrivals: Option<Arrivals>,
     touched: Vec<usize>,
+    /// Connections whose sends go to the kernel with the next entry, and that have traced requests.
+    leaving: Vec<usize>,
     next_tick: Moment,
     in_flight: usize,
     figures: Figures,
@@ -199,12 +230,18 @@ impl Workload {
             core: ClientCore::new(&endpoints, Options { seed: index as u64, ..Options::default() }),
             socket: None,
             owners: vec![0; UNANSWERED_MAX as usize],
+            port: 0,
+            traces: Vec::new(),
             touched: false,
         };
+        let (start, boot) = (Instant::now(), rustix::time::clock_gettime(rustix::time::ClockId::Boottime));
+        let start_ns = u64::try_from(Duration::try_from(boot)?.as_nanos())?;
         let worker = |index: usize| Worker { connection: index % connections, started: Moment(0), done: 0 };
         Ok(Self {
             ring: Ring::new(synod_ring::Options::default()).context("the load needs io_uring")?,
-            start: Instant::now(),
+            start,
+            start_ns,
+            tracing: None,
             connections: (0..connections).map(connection).collect(),
             workers: (0..plan.workers).map(worker).collect(),
             // Not all alike, so that nobody is tempted to compress it.
@@ -213,6 +250,7 @@ impl Workload {
             idle: (0..plan.workers).collect(),
             arrivals: None,
             touched: Vec::new(),
+            leaving: Vec::new(),
             next_tick: Moment(0),
             in_flight: 0,
             figures: Figures::default(),
@@ -251,12 +289,32 @@ impl Workload {
         Ok(figures)
     }
 
-    /// Lets what is in flight end, and closes the sessions.
-    pub fn finish(mut self) -> anyhow::Result<()> {
+    /// From now on one request in so many that begin is traced. The replica can be told to trace the same.
+    pub fn trace(&mut self, every: u64) {
+        self.tracing = Some(Tracing { every, finished: Vec::new() });
+    }
+
+    /// No more are traced. Lets what is in flight end, and gives what was traced.
+    pub fn take_traces(&mut self) -> anyhow::Result<Vec<ClientTrace>> {
+        if let Some(tracing) = &mut self.tracing {
+            tracing.every = 0;
+        }
+        self.drain()?;
+        Ok(self.tracing.take().map_or(Vec::new(), |tracing| tracing.finished))
+    }
+
+    /// Lets what is in flight end, and begins nothing.
+    pub fn drain(&mut self) -> anyhow::Result<()> {
         let end = self.now().after(OPERATION_TIME_MAX);
         while self.in_flight > 0 && self.now() < end {
             self.turn(end)?;
         }
+        Ok(())
+    }
+
+    /// Lets what is in flight end, and closes the sessions.
+    pub fn finish(mut self) -> anyhow::Result<()> {
+        self.drain()?;
         for index in 0..self.connections.len() {
             if self.connections[index].core.close_session() {
                 self.touch(index);
@@ -280,7 +338,7 @@ impl Workload {
         let Some(arrivals) = &mut self.arrivals else {
             for _ in 0..self.idle.len() {
                 let worker = self.idle.pop_front().expect("so many are idle");
-                self.begin(worker, self.now())?;
+                self.begin(worker, None)?;
             }
             return Ok(());
         };
@@ -292,13 +350,13 @@ impl Workload {
         {
             let due = arrivals.due(arrivals.taken);
             arrivals.taken += 1;
-            self.begin(worker, due)?;
+            self.begin(worker, Some(due))?;
         }
         Ok(())
     }
 
-    /// A worker's next operation, which is to count from `started`.
-    fn begin(&mut self, index: usize, started: Moment) -> anyhow::Result<()> {
+    /// A worker's next operation, which counts from when it was due, or from now.
+    fn begin(&mut self, index: usize, due: Option<Moment>) -> anyhow::Result<()> {
         use std::fmt::Write;
         let now = self.now();
         let worker = &mut self.workers[index];
@@ -325,11 +383,16 @@ impl Workload {
                 }
             }
         };
+        let started = due.unwrap_or(now);
         worker.started = started;
         worker.done += 1;
         let connection = &mut self.connections[worker.connection];
         let id = connection.core.submit(now, operation, now.after(OPERATION_TIME_MAX))?;
         connection.owners[id.slot()] = index;
+        if self.tracing.as_ref().is_some_and(|tracing| is_traced(id.number(), tracing.every)) {
+            let begun = self.start_ns + started.0;
+            connection.traces.push(ClientTrace { port: 0, request: id.number(), begun, left: 0, answered: 0 });
+        }
         self.in_flight += 1;
         let connection = worker.connection;
         self.touch(connection);
@@ -356,6 +419,12 @@ impl Workload {
             self.serve(index);
         }
         let now = self.now();
+        while let Some(index) = self.leaving.pop() {
+            let connection = &mut self.connections[index];
+            for trace in connection.traces.iter_mut().filter(|trace| trace.left == 0) {
+                (trace.port, trace.left) = (connection.port, self.start_ns + now.0);
+            }
+        }
         let timeout = end.min(self.next_tick).min(self.next_arrival(now)).since(now);
         let mut completions = std::mem::take(&mut self.completions);
         self.ring.enter(Some(timeout), &mut completions)?;
@@ -401,6 +470,9 @@ impl Workload {
         {
             assert_eq!(attempt, *current, "a client sends on the connection it has");
             self.ring.send(Token::Send(index, attempt), socket, pieces);
+            if !connection.traces.is_empty() {
+                self.leaving.push(index);
+            }
         }
         self.collect(now, index);
     }
@@ -412,6 +484,12 @@ impl Workload {
             let owner = connection.owners[id.slot()];
             self.in_flight -= 1;
             self.idle.push_back(owner);
+            if let Some(at) = connection.traces.iter().position(|trace| trace.request == id.number()) {
+                let trace = connection.traces.swap_remove(at);
+                if let Some(tracing) = self.tracing.as_mut().filter(|_| result.is_ok() && trace.left > 0) {
+                    tracing.finished.push(ClientTrace { answered: self.start_ns + now.0, ..trace });
+                }
+            }
             count(&mut self.figures, now.since(self.workers[owner].started), result);
         }
     }
@@ -422,6 +500,7 @@ impl Workload {
                 let connection = &mut self.connections[index];
                 match result {
                     Ok(()) => {
+                        connection.port = connection.socket.as_ref().map_or(0, |(_, socket)| port(socket));
                         connection.core.connected(now, attempt);
                         self.receive(index, attempt, BytesMut::with_capacity(RECEIVE_BYTES));
                     }
@@ -490,6 +569,12 @@ fn count(figures: &mut Figures, latency: Duration, result: Result<Answer, synod_
             figures.last_failure = Some(error.to_string());
         }
     }
+}
+
+/// The port at our end.
+fn port(socket: &Handle) -> u16 {
+    let address = socket2::SockRef::from(socket).local_addr().ok();
+    address.and_then(|address| address.as_socket()).map_or(0, |address| address.port())
 }
 
 fn dial(endpoint: &str) -> anyhow::Result<(Handle, std::net::SocketAddr)> {
