@@ -10,7 +10,7 @@ use crate::workload::{Figures, Workload};
 /// One window.
 const WINDOW: Duration = Duration::from_secs(1);
 /// Before the first: connections are made, sessions opened, buffers grown.
-const WARM_UP: Duration = Duration::from_millis(700);
+pub(crate) const WARM_UP: Duration = Duration::from_millis(700);
 /// What waits after a stall is looked at so often, and for so long at most.
 const SETTLE: Duration = Duration::from_millis(50);
 const SETTLE_TIME_MAX: Duration = Duration::from_secs(5);
