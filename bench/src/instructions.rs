@@ -3,7 +3,7 @@
 //! Counted by valgrind's callgrind, so the figures are the same on a noisy machine, to a hundredth. They say nothing of cache
 //! misses and of the kernel, and are no times: they show that code became longer, which times on such a machine do not.
 //!
-//! Each part runs in a process of its own under valgrind, which collects only inside [`counted`]: what comes before it, the first
+//! Each part runs in a process of its own under valgrind, which collects only inside `counted`: what comes before it, the first
 //! rounds among them, in which buffers grow, is not counted. The figures kept are in `docs/instructions.md`, a table for each
 //! build: the one that `.ci/run` makes for the tests, and the release build. A test compares those of the first, and fails at a
 //! rise of over 5 %; `--write` keeps new ones, so that the commit that raises them says so.
@@ -119,7 +119,7 @@ fn count(bench: &Path, part: &str, commands: u64, rounds: u64) -> anyhow::Result
     Ok(collected)
 }
 
-/// Runs one part so often, inside [`counted`].
+/// Runs one part so often, inside `counted`, which valgrind knows by its name.
 pub fn run_part(options: &PartOptions) -> anyhow::Result<()> {
     let make = PARTS.iter().find(|(name, _)| *name == options.name).context("no such part")?.1;
     let mut part = make(options.commands);

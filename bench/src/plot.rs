@@ -35,13 +35,16 @@ pub struct Column {
     pub values: Vec<f64>,
 }
 
+/// Seconds since the start, and the value then. Where one is missing the line is broken.
+pub type Point = (f64, Option<f64>);
+
 /// Figures over time, one below the other.
 #[derive(Clone, Debug)]
 pub struct Panel {
     /// What is shown, with its unit.
     pub label: String,
-    /// Each with its name; a point is the seconds since the start, and the value. Where one is missing the line is broken.
-    pub lines: Vec<(String, Vec<(f64, Option<f64>)>)>,
+    /// Each with its name.
+    pub lines: Vec<(String, Vec<Point>)>,
 }
 
 /// A time that is marked in all panels: from, to, in seconds.
@@ -163,7 +166,7 @@ pub fn over_time(title: &str, panels: &[Panel], marks: &[Mark]) -> String {
         picture.text(LEFT, top - 9.0, "start", 12, &panel.label);
         for (index, (name, points)) in panel.lines.iter().enumerate() {
             for part in points.split(|(_, value)| value.is_none()) {
-                let place = |(at, value): &(f64, Option<f64>)| value.map(|value| (x(*at), y(value)));
+                let place = |(at, value): &Point| value.map(|value| (x(*at), y(value)));
                 picture.line(part.iter().filter_map(place), colour(which));
             }
             let right = WIDTH - RIGHT - 90.0 * (panel.lines.len() - index) as f64;

@@ -96,6 +96,8 @@ const RATIO_APART_MAX: f64 = 0.10;
 /// What the stage times may cost.
 const COST_MAX: f64 = 0.02;
 
+/// What the master traced, by the client's port and the request's number.
+type MastersTraces = HashMap<(u64, u64), Trace>;
 /// One request's stages, in nanoseconds.
 type Stages = [u64; STAGES.len()];
 
@@ -316,7 +318,8 @@ impl Bench<'_> {
         Ok(Some((figures, rows)))
     }
 
-    fn masters_traces(&self) -> anyhow::Result<(HashMap<(u64, u64), Trace>, u64)> {
+    /// What it traced, and when it started.
+    fn masters_traces(&self) -> anyhow::Result<(MastersTraces, u64)> {
         let mut all = HashMap::new();
         loop {
             let answer = operate(&self.master, &OperatorRequest::TakeTraces)?;
