@@ -18,8 +18,9 @@ use synod_store::{Pacing, ReadView, RecomputeError, Scrub, ScrubError, Store};
 use crate::cli::chain;
 use crate::databases::NICE;
 
-/// Between the end of one round and the beginning of the next.
-pub const REST: Duration = Duration::from_secs(60);
+/// Between the end of one round and the beginning of the next. Each freezes the database, and the first write of each page behind a
+/// freeze copies it: seldom, then.
+pub const REST: Duration = Duration::from_secs(3600);
 
 /// What `synod status` says of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -484,5 +484,5 @@ fn obey(from: ReplicaId, ballot: Ballot, upto: Slot, coordinator: &mut coordinat
         coordinator::step(coordinator, coordinator::Event::Heard(ballot), world);
     }
     learner::tell(learner::Event::Committed(learner::Committed { ballot, upto }), world);
-    learner::outrun(from, upto, world);
+    learner::outrun_by_coordinator(from, upto, world);
 }
