@@ -9,11 +9,8 @@ use crate::workload::{Figures, Workload};
 
 /// One window.
 const WINDOW: Duration = Duration::from_secs(1);
-/// Before the first: connections are made, sessions opened, buffers grown.
+/// Before the first, connections are made, sessions opened, buffers grown; and after one that is left out.
 pub(crate) const WARM_UP: Duration = Duration::from_millis(700);
-/// What waits after a stall is looked at so often, and for so long at most.
-const SETTLE: Duration = Duration::from_millis(50);
-const SETTLE_TIME_MAX: Duration = Duration::from_secs(5);
 /// Below this many operations a run says nothing and is void.
 const OPERATIONS_MIN: u64 = 200;
 
@@ -49,8 +46,7 @@ pub struct Measurement {
     pub void: Option<String>,
 }
 
-/// Runs the workload for so many good windows of a second; `progress` is told after each of the windows. In an open loop what
-/// a stall has left waiting is done before the next window begins.
+/// Runs the workload for so many good windows of a second; `progress` is told after each of the windows.
 pub fn measure(
     workload: &mut Workload,
     probe: &DiskProbe,
@@ -81,7 +77,9 @@ pub fn measure(
         });
         if void {
             void_windows += 1;
-            settle(workload)?;
+            // What it left waiting is done before the next.
+            failures += workload.run(WARM_UP, u64::MAX)?.failures;
+            probe.slowest();
             continue;
         }
         good += 1;
@@ -111,13 +109,4 @@ pub fn measure(
         void_windows,
         void,
     })
-}
-
-/// Does what waits in an open loop, if that is possible at all.
-fn settle(workload: &mut Workload) -> anyhow::Result<()> {
-    let give_up = Instant::now() + SETTLE_TIME_MAX;
-    while workload.waiting() > 0 && Instant::now() < give_up {
-        workload.run(SETTLE, u64::MAX)?;
-    }
-    Ok(())
 }
