@@ -5,10 +5,14 @@
 
 pub mod fill;
 pub mod floor;
+pub mod instructions;
 pub mod load;
 pub mod measure;
+pub mod path;
 pub mod peers;
+pub mod plot;
 pub mod probe;
+pub mod profile;
 mod progress;
 pub mod snapshots;
 pub mod table1;

@@ -107,7 +107,7 @@ fn serve(commands: u64) -> anyhow::Result<Cost> {
             workers: WORKERS,
             connections: CONNECTIONS,
             value_bytes: 5,
-            work: Work::OwnKey { reads_percent: 0 },
+            work: Work::OwnKey { reads_percent: 0, anywhere: None },
         };
         let mut workload = Workload::new(plan)?;
         let figures = workload.run(TIME_MAX, commands)?;

@@ -45,7 +45,7 @@ impl Servers for Synod {
             workers,
             connections: connections_for(workers),
             value_bytes: bytes,
-            work: Work::OwnKey { reads_percent: 0 },
+            work: Work::OwnKey { reads_percent: 0, anywhere: None },
         })?))
     }
 }

@@ -35,7 +35,7 @@ use synod_paxos::{
 use synod_ring::AlignedBuffer;
 
 use crate::codec::{self, RoomMessage, SnapshotMessage};
-use crate::stages::{Stage, StageTimes};
+use crate::stages::{Stage, Stages, Trace};
 use catch_up::CatchUp;
 use digests::Digests;
 use entries::{LogReads, Recent};
@@ -116,12 +116,15 @@ struct Pending {
     callers: Vec<Caller>,
     /// When commands arrived, and how many at that moment.
     arrivals: Vec<(Instant, u64)>,
+    /// Those of them that are traced.
+    traces: Vec<Trace>,
 }
 
 /// A batch on its way.
 struct InFlight {
     callers: Vec<Caller>,
     sealed: Instant,
+    traces: Vec<Trace>,
 }
 
 /// This replica's time as master, as the database knows it (rule P9).
@@ -277,11 +280,9 @@ pub struct Engine {
     /// Where the log had lost something at the start, and how many slots at the most.
     holes: u64,
     slots_lost: u64,
-    stages: StageTimes,
+    stages: Stages,
     /// Own batches whose record is not durable yet, for the flush stage.
-    unflushed: VecDeque<(PersistId, Instant, u64)>,
-    /// When the answers that wait for the end of the turn were made.
-    unsent: Vec<(Instant, u64)>,
+    unflushed: VecDeque<(PersistId, Ticket, Instant, u64)>,
 }
 
 /// What an engine starts from.
@@ -381,9 +382,8 @@ impl Engine {
             counters: Counters::default(),
             holes: start.recovered.holes,
             slots_lost: 0,
-            stages: StageTimes::default(),
+            stages: Stages::default(),
             unflushed: VecDeque::new(),
-            unsent: Vec::new(),
         };
         engine.note_members(&configurations);
         engine.slots_lost = engine.replica.lost_slots();
@@ -429,6 +429,11 @@ impl Engine {
         match self.pending.arrivals.last_mut() {
             Some((arrived, commands)) if *arrived == now => *commands += 1,
             _ => self.pending.arrivals.push((now, 1)),
+        }
+        if self.stages.is_traced(caller.request) {
+            let Caller { connection, request } = caller;
+            let (received, queued) = (now.0, outlet.now().0);
+            self.pending.traces.push(Trace { connection, request, received, queued, ..Trace::default() });
         }
     }
 
@@ -564,8 +569,11 @@ impl Engine {
         self.counters.flush_longest_us = self.counters.flush_longest_us.max(took.as_micros() as u64);
         self.counters.flush_stalls += u64::from(took > FLUSH_STALL);
         while self.unflushed.front().is_some_and(|(id, ..)| *id <= upto) {
-            let (_, sealed, commands) = self.unflushed.pop_front().expect("the front was just seen");
+            let (_, ticket, sealed, commands) = self.unflushed.pop_front().expect("the front was just seen");
             self.stages.record(Stage::Flush, sealed, now, commands);
+            if let Some(batch) = self.in_flight.get_mut(&ticket) {
+                batch.traces.iter_mut().for_each(|trace| trace.durable = now.0);
+            }
         }
         let frame = self.log.durable_frame().0;
         self.step(now, Event::Persisted { upto, frame }, outlet);
@@ -630,7 +638,7 @@ impl Engine {
         builder.push(&Mastership::Begins.encode());
         let begins = self.next_ticket();
         self.reign = Some(Reign { mastership, begins, epoch: None });
-        self.in_flight.insert(begins, InFlight { callers: Vec::new(), sealed: outlet.now() });
+        self.in_flight.insert(begins, InFlight { callers: Vec::new(), sealed: outlet.now(), traces: Vec::new() });
         let event = Event::Submitted { ticket: begins, batch: builder.take() };
         self.step(outlet.now(), event, outlet);
     }
@@ -649,9 +657,7 @@ impl Engine {
 
     /// The answers of this turn are with the kernel.
     pub fn turn_sent(&mut self, now: Instant) {
-        for (applied, commands) in self.unsent.drain(..) {
-            self.stages.record(Stage::Reply, applied, now, commands);
-        }
+        self.stages.sent(now);
     }
 
     /// Nothing has happened for an idle beat, or the replica is about to stop: an empty mark frame behind the last one
@@ -660,7 +666,7 @@ impl Engine {
         self.log.mark();
     }
 
-    /// How long commands took to decode on their connection.
+    /// How long commands took to be decoded, from the turn's beginning on.
     pub fn record_decode(&mut self, start: Instant, end: Instant, commands: u64) {
         self.stages.record(Stage::Decode, start, end, commands);
     }
@@ -688,10 +694,23 @@ impl Engine {
         let commands = pending.callers.len() as u64;
         pending.builder.replace_first(&Mastership::Stamp(epoch).encode());
         let batch = pending.builder.take();
-        self.in_flight.insert(ticket, InFlight { callers: pending.callers, sealed });
+        self.in_flight.insert(ticket, InFlight { callers: pending.callers, sealed, traces: pending.traces });
         self.step(sealed, Event::Submitted { ticket, batch }, outlet);
-        self.unflushed.push_back((PersistId(self.log.appended().0), sealed, commands));
-        self.stages.record(Stage::Batch, sealed, outlet.now(), commands);
+        self.unflushed.push_back((PersistId(self.log.appended().0), ticket, sealed, commands));
+        self.note_proposed(ticket, sealed, commands, outlet);
+    }
+
+    fn note_proposed(&mut self, ticket: Ticket, sealed: Instant, commands: u64, outlet: &mut impl Outlet) {
+        // A cell of one may have chosen it already, and one that is no master any more refused it.
+        let batch = self.in_flight.get_mut(&ticket).filter(|batch| !batch.traces.is_empty());
+        if !self.stages.is_timing() && batch.is_none() {
+            return;
+        }
+        let proposed = outlet.now();
+        for trace in batch.into_iter().flat_map(|batch| &mut batch.traces) {
+            (trace.sealed, trace.proposed) = (sealed.0, proposed.0);
+        }
+        self.stages.record(Stage::Batch, sealed, proposed, commands);
     }
 
     /// What waits will never be proposed: mastership went away, or the log is full.
@@ -792,9 +811,8 @@ impl Engine {
             outlet.answer(*caller, &self.answer);
         }
         let applied = outlet.now();
-        self.stages.record(Stage::Apply, chosen, applied, commands);
         self.gather.after_commit(applied, own.callers.len(), self.pending.callers.len());
-        self.unsent.push((applied, commands));
+        self.stages.applied(chosen, applied, commands, own.traces);
         self.counters.commands += commands;
         self.counters.batches += 1;
         self.recent.push(slot, batch);
@@ -882,8 +900,13 @@ impl Engine {
     }
 
     /// The stage times since the start.
-    pub fn stages(&self) -> &StageTimes {
+    pub fn stages(&self) -> &Stages {
         &self.stages
+    }
+
+    /// The stage times, to be told what to take, and to be asked for traces.
+    pub fn stages_mut(&mut self) -> &mut Stages {
+        &mut self.stages
     }
 
     /// Whether commands wait for a slot or for their outcome.
