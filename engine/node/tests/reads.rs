@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::{PATIENCE, Running, synod, wait_for};
-use synod_api::{Consistency, Operation, Refusal, Revision};
+use synod_api::{Answer, Consistency, Operation, Refusal, Revision};
 use synod_client::{Cause, Client, Options};
 
 /// A client of these replicas alone.
@@ -57,7 +57,8 @@ fn many_reads_share_a_round() {
     let before = cell.status(follower).unwrap().counters.engine;
     let get = || Operation::Get { key: b"a" };
     let tickets: Vec<_> = (0..READS).map(|_| reader.submit_read(get(), Consistency::Linearizable).unwrap()).collect();
-    assert!(reader.wait_all(tickets).into_iter().all(|answer| answer.is_ok()));
+    let answers = reader.wait_all(tickets);
+    assert!(answers.iter().all(|answer| matches!(answer, Ok(Answer::Read { found: Some(_), .. }))), "{answers:?}");
     let after = cell.status(follower).unwrap().counters.engine;
     assert!(after.local_reads - before.local_reads >= READS, "a read that is asked again is answered again");
     assert!(after.index_rounds - before.index_rounds < READS / 4, "{before:?}, {after:?}");
