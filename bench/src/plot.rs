@@ -328,8 +328,8 @@ mod tests {
 
     #[test]
     fn parts_stand_on_one_another() {
-        let svg =
-            stacks("title", "us", &["one", "two"], &[Column { label: "p50".to_owned(), values: vec![30.0, 70.0] }]);
+        let column = Column { label: "p50".to_owned(), values: vec![30.0, 70.0] };
+        let svg = stacks("title", "us", &["one", "two"], &[&[column]]);
         let parts: Vec<Vec<f64>> = svg
             .lines()
             .filter(|line| line.starts_with("<rect x=") && !line.contains("height=\"12.0\""))
