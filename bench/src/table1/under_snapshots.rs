@@ -19,7 +19,7 @@ use synod_node::status::Status;
 use super::{PaperRow, workload};
 use crate::load::stalls;
 use crate::measure::{Second, measure};
-use crate::plot::{self, Mark, Panel};
+use crate::plot::{self, Mark, Panel, Point};
 use crate::probe::DiskProbe;
 
 /// Parts without and with snapshots, in turn.
@@ -66,9 +66,10 @@ pub(super) fn run(
 ) -> anyhow::Result<SnapshotRow> {
     let mut workload = workload(cell, paper, "snapshots")?;
     let (mut series, mut marks, mut snapshots, mut void) = (Vec::new(), Vec::new(), 0, None);
-    // KB a second and p99 of each part, without and with.
-    let mut parts = [Vec::new(), Vec::new()];
+    // KB a second and p99 of each pair's parts, without and with.
+    let mut pairs: Vec<[(f64, f64); 2]> = Vec::new();
     for _ in 0..PAIRS {
+        let mut pair = [(0.0, 0.0); 2];
         for with in [false, true] {
             let maker = with.then(|| SnapshotMaker::start(cell, began)).transpose()?;
             let from_s = began.elapsed().as_secs_f64();
@@ -78,21 +79,26 @@ pub(super) fn run(
                 snapshots += made.len();
                 marks.extend(made);
             }
-            parts[usize::from(with)]
-                .push((part.figures.per_second() * paper.bytes as f64 / 1024.0, part.figures.quantile_us(0.99)));
+            let rate = if part.figures.operations() == 0 { 0.0 } else { part.figures.per_second() };
+            pair[usize::from(with)] = (rate * paper.bytes as f64 / 1024.0, part.figures.quantile_us(0.99));
             // The warm-up comes before a part's first second.
             series
                 .extend(part.series.iter().map(|second| Second { at_s: from_s + WARM_UP_S + second.at_s, ..*second }));
             void = void.or(part.void);
+        }
+        // Of a part in which the disk stalled all the time there is nothing to compare.
+        if pair.iter().all(|(rate, _)| *rate > 0.0) {
+            pairs.push(pair);
         }
     }
     workload.finish()?;
     if snapshots == 0 {
         void = Some("no snapshot was finished".to_owned());
     }
-    let rates = |with: usize| sorted(parts[with].iter().map(|(rate, _)| *rate));
-    let ratios = sorted(parts[0].iter().zip(&parts[1]).map(|((without, _), (with, _))| with / without));
-    let worst = |with: usize| parts[with].iter().map(|(_, p99)| *p99).fold(0.0, f64::max);
+    anyhow::ensure!(!pairs.is_empty(), "the disk stalled in each of {PAIRS} pairs of parts");
+    let rates = |with: usize| sorted(pairs.iter().map(|pair| pair[with].0));
+    let ratios = sorted(pairs.iter().map(|[(without, _), (with, _)]| with / without));
+    let worst = |with: usize| pairs.iter().map(|pair| pair[with].1).fold(0.0, f64::max);
     let middle = |values: Vec<f64>| values[values.len() / 2];
     Ok(SnapshotRow {
         workers: paper.workers,
@@ -109,6 +115,8 @@ pub(super) fn run(
     })
 }
 
+/// Seconds further apart than this are of parts with a pause between them.
+const GAP_S: f64 = 2.5;
 const WARM_UP_S: f64 = crate::measure::WARM_UP.as_millis() as f64 / 1000.0;
 
 fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
@@ -200,8 +208,15 @@ pub(super) fn describe(rows: &[SnapshotRow]) -> String {
 pub(super) fn draw(path: &Path, rows: &[SnapshotRow]) -> anyhow::Result<()> {
     let lines = |value: &dyn Fn(&SnapshotRow, &Second) -> f64| {
         let line = |row: &SnapshotRow| {
-            let point = |second: &Second| (second.at_s, Some(value(row, second)));
-            (format!("{} x {} KB", row.workers, row.bytes >> 10), row.series.iter().map(point).collect())
+            let mut points: Vec<Point> = Vec::new();
+            for second in &row.series {
+                // The last snapshot of a part is waited for: nothing was asked meanwhile.
+                if points.last().is_some_and(|(at, _)| second.at_s - at > GAP_S) {
+                    points.push((second.at_s, None));
+                }
+                points.push((second.at_s, Some(value(row, second))));
+            }
+            (format!("{} x {} KB", row.workers, row.bytes >> 10), points)
         };
         rows.iter().map(line).collect::<Vec<_>>()
     };
