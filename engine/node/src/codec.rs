@@ -216,12 +216,13 @@ pub fn encode_message(message: &Message) -> EncodedMessage {
             head.put_u64_le(incarnation.0);
             kind::REJOIN
         }
-        Message::RejoinAnswer { asked, known, is_lost, promised, chosen, accepted } => {
+        Message::RejoinAnswer { asked, known, is_lost, promised, chosen, accepted, voter } => {
             head.put_u64_le(asked.0);
             head.put_u64_le(known.0);
             head.put_u8(u8::from(*is_lost));
             put_ballot(&mut head, *promised);
             head.put_u64_le(chosen.0);
+            put_voter(&mut head, voter);
             put_accepted(&mut head, accepted);
             kind::REJOIN_ANSWER
         }
@@ -494,8 +495,9 @@ pub fn decode_message(kind: u8, payload: Bytes) -> Result<Message, CodecError> {
         kind::REJOIN_ANSWER => {
             let mut reader = Reader::new("an answer to a rejoin", payload);
             let (asked, known, is_lost) = (reader.incarnation()?, reader.incarnation()?, reader.flag("its loss")?);
-            let (promised, chosen) = (reader.ballot()?, reader.slot()?);
-            Ok(Message::RejoinAnswer { asked, known, is_lost, promised, chosen, accepted: reader.accepted()? })
+            let (promised, chosen, voter) = (reader.ballot()?, reader.slot()?, reader.voter()?);
+            let accepted = reader.accepted()?;
+            Ok(Message::RejoinAnswer { asked, known, is_lost, promised, chosen, accepted, voter })
         }
         kind::REJECT => {
             let mut reader = Reader::new("a reject", payload);
@@ -720,6 +722,7 @@ mod tests {
                 promised: ballot(3),
                 chosen: Slot(4),
                 accepted: vec![accepted(5)],
+                voter: voter(),
             },
             Message::Reject { promised: ballot(NUMBER_MAX) },
             Message::Commit { ballot: ballot(1), chosen: Slot(8), tolerance: -1 },

@@ -163,6 +163,8 @@ pub enum Message {
         chosen: Slot,
         /// What it has accepted above what it knows to be chosen: as in a promise.
         accepted: Vec<AcceptedSlot>,
+        /// Which life of the sender answers, and which of the others' it knows: who lost state has forgotten them as well.
+        voter: Voter,
     },
     /// Up to where must I have applied, to see all that was acknowledged until now?
     AskIndex {

@@ -68,6 +68,7 @@ bugs! {
     P10ForgetsResults: "a retried command is applied again",
     P11VotesAfterOneInstance: "who lost state votes again once it has seen one whole instance, as the paper has it",
     P11KeepsOldIncarnation: "who lost state votes again as if it were the life that lost it",
+    P11ForgetsLives: "who rejoins does not learn which lives the others have ended",
     P11CountsSuperseded: "votes of a life that is known to be over count, if they were counted before",
     P13VotesAtOnce: "a replica votes after a start without asking whether its log is an older one",
     P15TellsBeforeDurable: "what waits for a record leaves before the record is durable",

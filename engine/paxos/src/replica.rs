@@ -459,8 +459,8 @@ fn receive(from: ReplicaId, message: Message, coordinator: &mut coordinator::Sta
                 supersede(from, coordinator, world);
             }
         }
-        Message::RejoinAnswer { asked, known, is_lost, promised, chosen, accepted } => {
-            let answer = rejoin::Answer { from, asked, known, is_lost, promised, chosen, accepted };
+        Message::RejoinAnswer { asked, known, is_lost, promised, chosen, accepted, voter } => {
+            let answer = rejoin::Answer { from, asked, known, is_lost, promised, chosen, accepted, voter };
             standing::tell(standing::Event::Answered(answer), world);
         }
         Message::AskIndex { name } => {

@@ -108,7 +108,7 @@ fn checker_of(bug: core::Bug) -> Checker {
         B::P6InstallKeepsMembers => Checker::Agreement,
         B::S1CutsAtTheNewer => Checker::Recovery,
         B::L7NeverTriesAgain => Checker::Liveness,
-        B::P11KeepsOldIncarnation | B::P13VotesAtOnce => Checker::Promises,
+        B::P11KeepsOldIncarnation | B::P11ForgetsLives | B::P13VotesAtOnce => Checker::Promises,
         B::P11VotesAfterOneInstance => Checker::Promises,
         B::P11CountsSuperseded => Checker::Agreement,
         B::P9KeepsEpoch | B::P10ForgetsResults => Checker::InOrderApply,
@@ -239,7 +239,9 @@ fn arrange_for(bug: core::Bug, swarm: &mut Swarm) {
         }
         B::L7NeverTriesAgain => swarm.kinds = Some(&[Kind::NoRoom]),
         B::P7NeverGivesUp => swarm.kinds = Some(lost_masters),
-        B::P11VotesAfterOneInstance | B::P11KeepsOldIncarnation => swarm.lose_often(&[Kind::Wiped, Kind::Crash]),
+        B::P11VotesAfterOneInstance | B::P11KeepsOldIncarnation | B::P11ForgetsLives => {
+            swarm.lose_often(&[Kind::Wiped, Kind::Crash])
+        }
         B::P11CountsSuperseded => {
             swarm.lose_often(&[Kind::Wiped, Kind::Loss, Kind::Delay, Kind::Partition, Kind::Stall, Kind::Transfer]);
         }
