@@ -143,10 +143,6 @@ counts! {
     quarantines,
     /// Of these, those whose place another replica's has taken.
     rebuilds,
-    /// Databases that operators had rebuilt, as nobody else could know who was right.
-    rebuilds_wanted,
-    /// Other replicas' databases that were not taken over: voters spoke against them, or the rows had another digest.
-    snapshots_refused,
 }
 
 impl Counts {
@@ -158,7 +154,6 @@ impl Counts {
         self.entries_sent += counters.entries_sent;
         self.quarantines += counters.quarantines;
         self.rebuilds += counters.rebuilds;
-        self.snapshots_refused += counters.snapshots_refused;
     }
 }
 

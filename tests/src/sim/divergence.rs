@@ -108,7 +108,7 @@ impl World {
             let is_up = node.engine.as_ref().filter(|engine| !engine.replica().is_quarantined());
             let (Some(_), Some(engine)) = (node.apart, is_up) else { continue };
             let evidence = Evidence::of_damage(node.id, engine.replica().chosen(), "an operator said so".to_owned());
-            self.counts.rebuilds_wanted += 1;
+            self.injected.count("rebuild by an operator");
             self.trace.turn(self.now, || format!("an operator has the database of replica {} rebuilt", index + 1));
             self.stop(index, 0);
             self.nodes[index].disk.databases.note_quarantine(Some(evidence));
@@ -183,7 +183,9 @@ pub(crate) fn is_refusal(answer: &[u8]) -> bool {
 /// Whether the judges leave the databases to the replicas: where a planted bug is theirs to find.
 pub(crate) fn is_left_to_replicas(bug: Option<Bug>) -> bool {
     #[cfg(feature = "planted")]
-    return bug == Some(Bug::Core(synod_paxos::planted::Bug::P14AppliesDifferently));
+    {
+        bug == Some(Bug::Core(synod_paxos::planted::Bug::P14AppliesDifferently))
+    }
     #[cfg(not(feature = "planted"))]
     {
         let _ = bug;

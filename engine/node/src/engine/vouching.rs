@@ -129,10 +129,12 @@ mod tests {
 
     const RIGHT: Digest = Digest(1);
     const WRONG: Digest = Digest(2);
-    const NOTHING: &[(u16, Option<Digest>)] = &[];
+
+    /// Who said what.
+    type Told<'a> = &'a [(u16, Option<Digest>)];
 
     /// What a laggard among so many voters does with what replica 1 offers, told this, in the beginning and when its patience is over.
-    fn verdicts(voters: u16, said: &[(u16, Option<Digest>)]) -> (Vouched, Vouched) {
+    fn verdicts(voters: u16, said: Told<'_>) -> (Vouched, Vouched) {
         let members = (1..=voters).map(ReplicaId);
         let current = Configuration::of_voters(members, 8, Duration::from_secs(1)).expect("a sound configuration");
         let configurations = Configurations::first(current);
@@ -149,8 +151,8 @@ mod tests {
     #[test]
     fn a_database_is_taken_over_as_the_table_says() {
         let (right, wrong) = (Some(RIGHT), Some(WRONG));
-        let cases: &[(u16, &[(u16, Option<Digest>)], (Vouched, Vouched))] = &[
-            (3, NOTHING, (Open, Sound)),
+        let cases: &[(u16, Told<'_>, (Vouched, Vouched))] = &[
+            (3, &[], (Open, Sound)),
             (3, &[(2, None)], (Open, Sound)),
             (3, &[(2, right)], (Sound, Sound)),
             (3, &[(2, wrong)], (Open, Refused)),
