@@ -17,6 +17,7 @@
 //! |---|---|
 //! | `swarm` | what a seed's world is like |
 //! | `faults`, `operators` | what will go wrong in it, drawn before it begins |
+//! | `divergence` | databases that differ from the others', and who finds them |
 //! | `world`, `injector`, `ending` | the queue of events; faults as they happen; the end, when all must come right |
 //! | `replicas`, `node`, `disk`, `network`, `clocks` | what replicas live in |
 //! | `people`, `clients` | who asks them |
@@ -34,6 +35,7 @@ mod clients;
 mod clocks;
 mod coverage;
 mod disk;
+mod divergence;
 mod ending;
 mod faults;
 mod history;
@@ -137,6 +139,10 @@ counts! {
     segments,
     /// Segments that a disk had no room for; each was tried again.
     segments_refused,
+    /// Databases that were put in quarantine.
+    quarantines,
+    /// Of these, those whose place another replica's has taken.
+    rebuilds,
 }
 
 impl Counts {
@@ -146,6 +152,8 @@ impl Counts {
         self.elections += counters.elections_won;
         self.lease_reads += counters.lease_reads;
         self.entries_sent += counters.entries_sent;
+        self.quarantines += counters.quarantines;
+        self.rebuilds += counters.rebuilds;
     }
 }
 

@@ -162,7 +162,8 @@ fn only_the_simulators_crate_can_plant_bugs_and_only_when_asked() {
         let directory = path.parent().unwrap().strip_prefix(root()).unwrap().to_string_lossy().into_owned();
         let allowed: &[&str] = match directory.as_str() {
             "engine/paxos" => &["planted = []"],
-            "tests" => &[r#"planted = ["synod-paxos/planted"]"#],
+            "engine/store" => &[r#"planted = ["rot"]"#],
+            "tests" => &[r#"planted = ["synod-paxos/planted", "synod-store/planted"]"#],
             _ => &[],
         };
         // No `default`, no dependency with the feature, no feature that brings it along.

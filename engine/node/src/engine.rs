@@ -18,6 +18,7 @@ mod room;
 mod snapshots;
 #[cfg(test)]
 mod tests;
+mod vouching;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -204,7 +205,7 @@ pub struct Counters {
     /// Pieces of other replicas' snapshots taken in.
     #[serde(default)]
     pub chunks_taken: u64,
-    /// Snapshots of other replicas that did not have the digest that was told with them.
+    /// Snapshots of other replicas that did not have the digest that was told with them, or that voters spoke against.
     #[serde(default)]
     pub snapshots_refused: u64,
     /// Digests of other replicas that were compared with the own one of the same slot.
@@ -780,6 +781,9 @@ impl Engine {
 
     fn apply(&mut self, slot: Slot, batch: Batch, ticket: Option<Ticket>, outlet: &mut impl Outlet) {
         self.apply_batch(slot, batch, ticket, outlet);
+        if synod_paxos::planted!(P14AppliesDifferently) {
+            self.cell.store_mut().put_plain(b"\xff", &(self.me.0 % 2).to_le_bytes());
+        }
         self.digests.push(slot, self.cell.store().digest());
     }
 

@@ -175,7 +175,7 @@ impl Image {
     /// A row takes the place of one that was read back from where it is stored: were it rotten there, the sum shows it.
     fn recount(&mut self, key: &[u8], stored: Row<'_>, new: Row<'_>) {
         self.bytes = self.bytes - stored.value.len() as u64 + new.value.len() as u64;
-        self.sum.subtract(key, stored);
+        self.subtract(key, stored);
         self.sum.add(key, new);
     }
 
@@ -183,7 +183,17 @@ impl Image {
     fn discount(&mut self, key: &[u8], stored: Row<'_>) {
         self.rows -= 1;
         self.bytes -= (key.len() + stored.value.len()) as u64;
+        self.subtract(key, stored);
+    }
+
+    #[cfg(not(feature = "planted"))]
+    fn subtract(&mut self, key: &[u8], stored: Row<'_>) {
         self.sum.subtract(key, stored);
+    }
+
+    #[cfg(feature = "planted")]
+    fn subtract(&mut self, key: &[u8], stored: Row<'_>) {
+        crate::rot::with_what_it_should_hold(stored.value, |value| self.sum.subtract(key, Row { value, ..stored }));
     }
 
     fn remove(&mut self, space: &mut Space, key: &[u8]) {

@@ -78,6 +78,8 @@ pub use image::{ChangeKind, Range};
 pub use meta::{HANDLE_BYTES_MAX, IDENTITY_BYTES_MAX};
 pub use open::{OpenError, OpenOptions, Opened};
 pub use page::{PAGE_BYTES, PageNumber};
+#[cfg(feature = "planted")]
+pub use rot::plant_forgiving_digest;
 pub use row::{KEY_BYTES_MAX, Row, VALUE_BYTES_MAX, Version};
 pub use scrub::{Scrub, ScrubError};
 pub use self_test::SelfTestError;

@@ -3,6 +3,28 @@
 use crate::Store;
 use crate::row::Kept;
 
+#[cfg(feature = "planted")]
+thread_local! {
+    /// Rotten values, and what they were to be: there while the bug is planted.
+    static FORGIVEN: std::cell::RefCell<Option<std::collections::BTreeMap<Vec<u8>, Vec<u8>>>> =
+        const { std::cell::RefCell::new(None) };
+}
+
+/// Plants a digest that subtracts what a rotten row was to hold, in every store that this thread changes, or takes it out again
+/// (the bug `P14SubtractsWhatItShouldHold`).
+#[cfg(feature = "planted")]
+pub fn plant_forgiving_digest(is_planted: bool) {
+    FORGIVEN.set(is_planted.then(Default::default));
+}
+
+/// The value as it is stored, or, if the bug is planted, as it was before it rotted.
+#[cfg(feature = "planted")]
+pub(crate) fn with_what_it_should_hold(stored: &[u8], then: impl FnOnce(&[u8])) {
+    FORGIVEN.with_borrow(|forgiven| {
+        then(forgiven.as_ref().and_then(|sound| sound.get(stored)).map_or(stored, |sound| sound))
+    });
+}
+
 impl Store {
     /// Flips a bit of this key's row as it is stored, as a failing memory would: nobody is told, and no number is kept. Whether
     /// there was a bit to flip: a value that is empty, or in pages of its own, stays.
@@ -17,7 +39,14 @@ impl Store {
         if kept.overflow().is_some() || Kept::read(self.space.mapping(), &payload).value.is_empty() {
             return false;
         }
+        #[cfg(feature = "planted")]
+        let sound = Kept::read(self.space.mapping(), &payload).value.to_vec();
         *payload.last_mut().expect("its value is there") ^= 1;
+        #[cfg(feature = "planted")]
+        FORGIVEN.with_borrow_mut(|forgiven| {
+            let rotten = Kept::read(self.space.mapping(), &payload).value.to_vec();
+            forgiven.as_mut().map(|forgiven| forgiven.insert(rotten, sound))
+        });
         self.image.present.replace(&mut self.space, &path, key, payload.len()).copy_from_slice(&payload);
         true
     }

@@ -66,6 +66,75 @@ pub const REASONS: &[(&str, &str)] = &[
         "membership: Decided in Settled, is_for_another (refuse: made for a configuration that is gone: void)",
         "whoever proposes a change has applied all but a horizon of slots (P5): the one that ended its configuration is pending still",
     ),
+    (
+        "coordinator: Heard in HandingOver -> Idle",
+        "rare: superseded while it hands over, it hears of the next coordinator before anybody rejects it",
+    ),
+    (
+        "coordinator: Lost in Boosting -> Idle",
+        "rare: a majority told it after its start that it lacks nothing (P13), and one of the others, heard late, knows more",
+    ),
+    (
+        "coordinator: Lost in CatchingUp -> Idle",
+        "rare: a majority told it after its start that it lacks nothing (P13), and one of the others, heard late, knows more",
+    ),
+    (
+        "coordinator: Lost in HandingOver -> Idle",
+        "rare: a majority told it after its start that it lacks nothing (P13), and one of the others, heard late, knows more",
+    ),
+    (
+        "coordinator: Lost in Leading -> Idle",
+        "rare: a majority told it after its start that it lacks nothing (P13), and one of the others, heard late, knows more",
+    ),
+    (
+        "coordinator: Lost in Probing -> Idle",
+        "rare: a majority told it after its start that it lacks nothing (P13), and one of the others, heard late, knows more",
+    ),
+    (
+        "coordinator: Lost in Proposing -> Idle",
+        "rare: a majority told it after its start that it lacks nothing (P13), and one of the others, heard late, knows more",
+    ),
+    ("coordinator: Rejected in CatchingUp -> CatchingUp", "rare: a majority had just promised"),
+    (
+        "coordinator: Rejected in HandingOver, holds_lease -> HandingOver",
+        "rare: who rejects has promised more, which it may not while the lease holds, or the accept is from before it rejoined",
+    ),
+    (
+        "coordinator: Superseded in CatchingUp -> CatchingUp",
+        "rare: it hears of another's new life in the moment between its promises and its first proposal",
+    ),
+    (
+        "coordinator: Superseded in HandingOver -> HandingOver",
+        "rare: it hears of another's new life in the moment of handing over",
+    ),
+    (
+        "standing: Answered in Learning (refuse: late: a majority answered without it)",
+        "where directories are lost here the members stay: who has rejoined votes",
+    ),
+    (
+        "standing: Answered in Outside (refuse: late: a majority answered without it)",
+        "where directories are lost here the members stay: who has rejoined votes",
+    ),
+    (
+        "standing: Heard in Rejoining (refuse: it knows better)",
+        "rare: an answer that was on its way when another one knew more",
+    ),
+    (
+        "standing: Lost in Learning -> Rejoining",
+        "where older copies are put back here the members stay: who starts votes",
+    ),
+    (
+        "standing: Lost in Outside -> Rejoining",
+        "where older copies are put back here the members stay: who starts votes",
+    ),
+    (
+        "standing: Lost in Rejoining (refuse: it is known already)",
+        "rare: once it rejoins it asks for its position no more, and who had answered before would have been the one to tell it",
+    ),
+    (
+        "standing: Lost in Voting -> Rejoining",
+        "rare: a majority told it after its start that it lacks nothing (P13), and one of the others, heard late, knows more",
+    ),
 ];
 
 /// How the reason of a transition begins that can be taken.

@@ -115,6 +115,12 @@ impl World {
                     engine.replica().rejoining()
                 ));
             }
+            if node.apart.is_some() {
+                return Some(format!(
+                    "replica {} has a database that differs, and has not taken over another",
+                    node.id
+                ));
+            }
             let applied = engine.replica().chosen();
             if applied != upto {
                 return Some(format!("replica {} has applied up to slot {applied}, chosen is {upto}", node.id));

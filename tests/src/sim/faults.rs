@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use fastrand::Rng;
 
 use super::clocks::DRIFT_PPM_MAX;
+use super::divergence::Apart;
 use super::operators::Operation;
 use super::swarm::{MILLISECOND, SECOND, Swarm, Tearing, around, scale};
 
@@ -117,6 +118,10 @@ kinds! {
     NoRoom "disk full" 20 3_000..15_000,
     /// A flush fails, and what it wrote may be gone.
     FailedFlush "failed flush" 25 1_500..12_000,
+    /// A database has a row that no command has written.
+    Diverged "diverged database" 20 2_000..12_000,
+    /// A row of a database rots in memory.
+    RottenRow "rotten row" 20 2_000..12_000,
 }
 
 /// Which links are down.
@@ -219,6 +224,11 @@ pub(crate) enum What {
         frames: usize,
         late: bool,
     },
+    /// A replica's database becomes another one.
+    Apart {
+        replica: usize,
+        how: Apart,
+    },
     Operation(Operation),
 }
 
@@ -254,7 +264,7 @@ pub(crate) fn draw(swarm: &Swarm, until: u64, random: &mut Rng) -> Vec<Fault> {
     }
     // Whoever has lost everything and whoever has lost a part may be a majority together: one kind at a time (the atlas).
     if kinds.iter().any(|(kind, ..)| matches!(kind, Kind::Wiped | Kind::RolledBack)) {
-        kinds.retain(|(kind, ..)| *kind != Kind::Rot);
+        kinds.retain(|(kind, ..)| !matches!(kind, Kind::Rot | Kind::Diverged | Kind::RottenRow));
     }
     let expected: u64 = kinds.iter().filter(|(kind, ..)| !once(*kind)).map(|(_, every, _)| swarm.safety / every).sum();
     let closer = FAULTS_EXPECTED_MIN.div_ceil(expected.max(1)).clamp(1, 8);
@@ -288,7 +298,7 @@ fn suits(kind: Kind, swarm: &Swarm) -> bool {
         // A full log takes no state that is to be learned again, and its process may end.
         Kind::Wiped | Kind::RolledBack => !has_spares && swarm.replicas > 1,
         // Of what one replica has lost the others keep a copy as long as they are the members.
-        Kind::Rot => !has_spares && swarm.replicas >= 3,
+        Kind::Rot | Kind::Diverged | Kind::RottenRow => !has_spares && swarm.replicas >= 3,
         _ => true,
     }
 }
@@ -369,6 +379,8 @@ fn one(kind: Kind, swarm: &Swarm, left: usize, random: &mut Rng) -> (u64, What) 
             let replicas = if random.bool() { 1 << replica } else { random.u64(1..1 << n) };
             return (spell, What::NoRoom { replicas });
         }
+        Kind::Diverged => What::Apart { replica, how: Apart::Row },
+        Kind::RottenRow => What::Apart { replica, how: Apart::Rot },
         Kind::FailedFlush => return (scale(random, MILLISECOND, 3 * SECOND), What::FailedFlush { replica }),
     };
     (spell, what)

@@ -52,6 +52,9 @@ impl World {
 
     /// Says whether it could be done: what is down cannot be hit.
     fn inject(&mut self, number: usize, fault: &Fault) -> bool {
+        if self.may_spread() && !is_noise(&fault.what) {
+            return false;
+        }
         let until = self.now + fault.length;
         match fault.what {
             What::Loss { .. }
@@ -94,6 +97,7 @@ impl World {
             // The bound was there from the beginning, and counts once it is reached.
             What::FullDisk { .. } => return false,
             What::Crash { replicas, power, tearing } => return self.crash_some(replicas, power, tearing, fault),
+            What::Apart { replica, how } => return self.go_apart(replica, how, fault.seed),
             What::Rot { replica, frames, late } => return self.rot(replica, frames, late, fault),
             What::Pause { replica, when } => {
                 let node = &mut self.nodes[replica];
@@ -283,4 +287,19 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// What only makes single messages, clocks or disks late, or hits clients alone.
+fn is_noise(what: &What) -> bool {
+    matches!(
+        what,
+        What::Loss { .. }
+            | What::Duplication { .. }
+            | What::Delay { .. }
+            | What::Reordering { .. }
+            | What::Reset { .. }
+            | What::SlowDisk { .. }
+            | What::Drift { .. }
+            | What::NoRoom { .. }
+    )
 }

@@ -23,6 +23,7 @@ use synod_wal::{
 use super::acceptors;
 use super::clocks::Clock;
 use super::disk::Disk;
+use super::divergence::Apart;
 use super::operators::Wish;
 use super::operators::may_start;
 use super::oracle::{Asked, Oracle};
@@ -54,6 +55,8 @@ pub(crate) enum Input {
     SnapshotKept(bool),
     DatabaseMade,
     IncomingKept(bool),
+    /// The scrubber's time has come.
+    Scrub,
     /// An operator's.
     Wish(Wish),
 }
@@ -153,6 +156,12 @@ pub(crate) struct InRound {
     pub(crate) suspend: Option<u64>,
 }
 
+impl InRound {
+    pub(crate) fn any(&self) -> bool {
+        self.pause.or(self.stall).or(self.suspend).is_some()
+    }
+}
+
 /// Who is told what recovery finds: the replica's own way to take it, and the judges.
 struct Reading<'a> {
     replay: &'a mut Replay,
@@ -230,6 +239,8 @@ pub(crate) struct Node {
     pub(crate) asked: BTreeMap<(u64, u64), Asked>,
     /// An older copy of its disk, which somebody keeps to put it back.
     pub(crate) copy: Option<OldCopy>,
+    /// Its database is not what the log has made of it.
+    pub(crate) apart: Option<Apart>,
     pub(crate) applied: Slot,
     pub(crate) promised: Ballot,
     /// It was a coordinator after its last turn.
@@ -269,6 +280,7 @@ impl Node {
             doomed: None,
             asked: BTreeMap::new(),
             copy: None,
+            apart: None,
             applied: Slot::NONE,
             promised: Ballot::NONE,
             leads: false,
@@ -402,7 +414,14 @@ impl Node {
 
     fn check_recovered(&mut self, protocol: &Recovered, cell: &Cell, oracle: &Oracle) -> Verdict {
         oracle.acceptors.holds(self.id, protocol)?;
-        oracle.applied(self.id, protocol.chosen, cell)?;
+        // What was made durable before it went apart may be sound.
+        let is_noted = self.disk.databases.quarantine().is_some();
+        if !is_noted && oracle.applied(self.id, protocol.chosen, cell).is_ok() {
+            self.apart = None;
+        }
+        if self.apart.is_none() {
+            oracle.applied(self.id, protocol.chosen, cell)?;
+        }
         (self.promised, self.applied) = (protocol.promised, protocol.chosen);
         Ok(())
     }
@@ -444,7 +463,9 @@ impl Node {
         }
         if chosen > self.applied {
             self.applied = chosen;
-            oracle.applied(self.id, chosen, engine.cell())?;
+            if self.apart.is_none() {
+                oracle.applied(self.id, chosen, engine.cell())?;
+            }
         }
         Ok(())
     }

@@ -14,8 +14,9 @@ use super::world::{Event, World};
 const TO_REPLICA: usize = 0;
 const TO_CLIENT: usize = 1;
 
-fn is_disk_full(error: &Error) -> bool {
-    matches!(&error.failure().cause, Cause::Refused(Refusal::DiskFull(_)))
+/// What a replica sees after a while: that there is room again, or that a majority is equal again.
+fn is_passing(error: &Error) -> bool {
+    matches!(&error.failure().cause, Cause::Refused(Refusal::DiskFull(_) | Refusal::Diverged))
 }
 
 impl World {
@@ -75,14 +76,14 @@ impl World {
                         self.history.answered(&pending.ask, pending.floor, &answer, &self.oracle.changes)?;
                     }
                     // A log that is full takes nothing more, and says so.
-                    Err(error) if pending.last && self.swarm.segments_max.is_none() && !is_disk_full(&error) => {
+                    Err(error) if pending.last && self.swarm.segments_max.is_none() && !is_passing(&error) => {
                         let what = format!("long after faults have stopped client {index} is told: {error}");
                         return violation(Checker::Liveness, what);
                     }
                     Err(error) => {
                         self.counts.failures += 1;
                         // With room again it takes a moment until that is seen: somebody else asks until it is.
-                        self.clients[index].last_left += u32::from(pending.last && is_disk_full(&error));
+                        self.clients[index].last_left += u32::from(pending.last && is_passing(&error));
                         match error.outcome() {
                             Outcome::DidNotHappen => self.history.did_not_happen(&pending.ask, &self.oracle)?,
                             Outcome::Unknown => self.counts.unknown += 1,
@@ -190,6 +191,16 @@ impl World {
         for connection in std::mem::take(&mut self.answering) {
             let bytes = std::mem::take(&mut self.connections[connection].outbound);
             self.send_bytes(connection, TO_CLIENT, bytes);
+        }
+    }
+
+    /// The connection breaks, with what was on its way to the client.
+    pub(crate) fn reset(&mut self, connection: usize) {
+        let attempt = &mut self.connections[connection];
+        if !attempt.broken {
+            (attempt.broken, attempt.outbound) = (true, Vec::new());
+            let delay = delay(&self.swarm, &mut self.random.network);
+            self.schedule_in(delay, Event::Lost { connection });
         }
     }
 

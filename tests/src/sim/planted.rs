@@ -111,6 +111,9 @@ fn checker_of(bug: core::Bug) -> Checker {
         B::P11KeepsOldIncarnation | B::P11ForgetsLives | B::P13VotesAtOnce => Checker::Promises,
         B::P11VotesAfterOneInstance => Checker::Promises,
         B::P11CountsSuperseded => Checker::Agreement,
+        B::P14AppliesDifferently | B::P14SeedsFromQuarantine => Checker::Divergence,
+        B::P14SubtractsWhatItShouldHold | B::P14OddOneOutGoesOn => Checker::Liveness,
+        B::P14InstallsUnasked => Checker::InOrderApply,
         B::P9KeepsEpoch | B::P10ForgetsResults => Checker::InOrderApply,
     }
 }
@@ -169,6 +172,8 @@ impl Bug {
     /// Plants it in the protocol, if that is its place, until the guard is dropped.
     pub(crate) fn plant(bug: Option<Bug>) -> Planted {
         #[cfg(feature = "planted")]
+        synod_store::plant_forgiving_digest(bug == Some(Bug::Core(core::Bug::P14SubtractsWhatItShouldHold)));
+        #[cfg(feature = "planted")]
         core::plant(bug.and_then(|bug| if let Bug::Core(bug) = bug { Some(bug) } else { None }));
         let _ = bug;
         Planted(())
@@ -181,7 +186,10 @@ pub(crate) struct Planted(());
 impl Drop for Planted {
     fn drop(&mut self) {
         #[cfg(feature = "planted")]
-        core::plant(None);
+        {
+            synod_store::plant_forgiving_digest(false);
+            core::plant(None);
+        }
     }
 }
 
@@ -244,6 +252,12 @@ fn arrange_for(bug: core::Bug, swarm: &mut Swarm) {
         }
         B::P11CountsSuperseded => {
             swarm.lose_often(&[Kind::Wiped, Kind::Loss, Kind::Delay, Kind::Partition, Kind::Stall, Kind::Transfer]);
+        }
+        B::P14OddOneOutGoesOn => swarm.lose_often(&[Kind::Diverged, Kind::Loss]),
+        B::P14SubtractsWhatItShouldHold => swarm.lose_often(&[Kind::RottenRow, Kind::Loss]),
+        B::P14SeedsFromQuarantine | B::P14InstallsUnasked => {
+            swarm.keep_often();
+            swarm.lose_often(&[Kind::Diverged, Kind::Crash, Kind::Partition, Kind::Pause, Kind::PowerCut]);
         }
         B::P13VotesAtOnce => swarm.lose_often(&[Kind::RolledBack, Kind::Loss]),
         _ => {}

@@ -13,12 +13,14 @@ use synod_ring::AlignedBuffer;
 use synod_store::Store;
 use synod_wal::{Flush, Upkeep};
 
+use super::divergence::is_refusal;
 use super::faults::Kind;
 use super::leases;
-use super::node::{Crash, InRound, Input, Wishes, records_in};
+use super::node::{Crash, InRound, Input, Node, Wishes, records_in};
 use super::oracle::Asked;
 use super::planted::Bug;
 use super::sabotage;
+use super::snapshots::DatabaseWish;
 use super::swarm::{MILLISECOND, around};
 use super::verdict::Verdict;
 use super::world::{Event, World};
@@ -166,6 +168,7 @@ impl World {
                     engine.log_upkeep_refused(now, upkeep, "no room".to_owned());
                     self.counts.segments_refused += 1;
                 }
+                Input::Scrub => Node::scrub(engine, &mut wishes),
                 Input::SnapshotKept(kept) => engine.snapshot_kept(now, kept),
                 Input::DatabaseMade => engine.database_made(now, Some(Store::new()), &mut wishes),
                 Input::IncomingKept(kept) => engine.incoming_kept(now, kept, &mut wishes),
@@ -250,7 +253,11 @@ impl World {
 
     /// What the engine asked for, held against all that is known at this moment.
     fn carry_out(&mut self, index: usize, engine: &Engine, wishes: &mut Wishes) -> Verdict {
+        if wishes.databases.iter().any(|wish| matches!(wish, DatabaseWish::Replace)) {
+            self.nodes[index].is_whole_again(engine, &self.oracle)?;
+        }
         self.nodes[index].check(engine, &self.oracle)?;
+        self.check_quarantine(index, engine, wishes)?;
         let (id, life) = (self.nodes[index].id, self.nodes[index].life);
         if let Some(bug) = self.options.bug {
             sabotage::answers(bug, &mut wishes.answers);
@@ -282,8 +289,12 @@ impl World {
         for (caller, answer) in wishes.answers.drain(..) {
             let asked = self.nodes[index].asked.remove(&(caller.connection, caller.request));
             let asked = asked.expect("every command that was taken gets exactly one answer");
-            self.oracle.answered(id, asked, &answer)?;
             let connection = usize::try_from(caller.connection).expect("it was an index");
+            if self.nodes[index].apart.is_some() && !is_refusal(&answer) {
+                self.reset(connection);
+                continue;
+            }
+            self.oracle.answered(id, asked, &answer)?;
             let attempt = &mut self.connections[connection];
             if attempt.outbound.is_empty() {
                 self.answering.push(connection);

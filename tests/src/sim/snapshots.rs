@@ -68,6 +68,10 @@ impl Databases {
         self.quarantine.as_ref()
     }
 
+    pub(crate) fn note_quarantine(&mut self, evidence: Option<Evidence>) {
+        self.quarantine = evidence;
+    }
+
     /// What a start goes on from.
     pub(crate) fn open(&mut self) -> Option<(SnapshotHandle, Cell)> {
         self.incoming = None;
@@ -117,7 +121,7 @@ impl World {
                 databases.kept = VecDeque::from([incoming]);
                 self.trace.turn(self.now, || format!("replica {} installs a snapshot of slot {slot}", index + 1));
             }
-            DatabaseWish::Quarantine(evidence) => self.nodes[index].disk.databases.quarantine = evidence,
+            DatabaseWish::Quarantine(evidence) => self.nodes[index].disk.databases.note_quarantine(evidence),
             DatabaseWish::Drop => self.nodes[index].disk.databases.incoming = None,
         }
     }

@@ -194,7 +194,7 @@ impl Swarm {
         self.kinds = Some(&[Kind::Crash, Kind::PowerCut, Kind::Partition, Kind::Pause]);
     }
 
-    /// Directories are lost, in a cell whose members stay.
+    /// Directories are lost, or databases go apart, in a cell whose members stay.
     pub(crate) fn lose_often(&mut self, kinds: &'static [Kind]) {
         (self.replicas, self.also, self.kinds) = (self.replicas.max(3), &[], Some(kinds));
         (self.machines, self.segments_max) = (self.replicas, None);

@@ -21,6 +21,8 @@ pub enum Checker {
     InOrderApply,
     /// A command of one mastership is applied in another.
     Epochs,
+    /// A database that differs goes on, or one that does not is given up; one in quarantine is used.
+    Divergence,
     /// Two replicas may answer alone.
     DisjointLeases,
     /// A replica coordinates on when its lease has run out.
@@ -51,6 +53,7 @@ impl Checker {
             Checker::AtMostOnce => "at most once",
             Checker::InOrderApply => "in-order apply",
             Checker::Epochs => "epochs",
+            Checker::Divergence => "divergence",
             Checker::DisjointLeases => "disjoint leases",
             Checker::GivesUp => "gives up in time",
             Checker::Linearizability => "linearizability",

@@ -12,6 +12,7 @@ use synod_wal::{StartId, Upkeep};
 use super::clients::{Client, Connection};
 use super::clocks::Clock;
 use super::coverage::Coverage;
+use super::divergence::{self, SCRUB_EVERY};
 use super::faults::{self, Fault, What};
 use super::history::History;
 use super::network::Network;
@@ -49,6 +50,7 @@ pub(crate) enum Event {
     FaultEnds { number: usize },
     FaultsStop,
     LookAround,
+    Scrub,
 }
 
 impl Event {
@@ -84,6 +86,7 @@ impl Event {
             Event::FaultsStop => [20, 0, 0, 0],
             Event::LookAround => [21, 0, 0, 0],
             Event::Kept { node, life } => [22, n(node), *life, 0],
+            Event::Scrub => [23, 0, 0, 0],
         }
     }
 }
@@ -203,7 +206,11 @@ impl World {
             scheduled: 0,
             queue: BinaryHeap::new(),
             network: Network::new(swarm.machines),
-            oracle: Oracle::new(swarm.machines, super::node::configuration(&swarm)),
+            oracle: Oracle::new(
+                swarm.machines,
+                super::node::configuration(&swarm),
+                divergence::is_left_to_replicas(options.bug),
+            ),
             swarm,
             random,
             trace: Trace::new(options.words),
@@ -254,6 +261,7 @@ impl World {
             }
         }
         self.schedule_fault(0);
+        self.schedule(SCRUB_EVERY, Event::Scrub);
         self.schedule(self.swarm.safety, Event::FaultsStop);
         while !self.finished {
             let next = self.queue.pop().expect("somebody always looks around");
@@ -290,6 +298,7 @@ impl World {
             Event::Flap { number } => self.flap(number),
             Event::FaultEnds { number } => self.fault_ends(number),
             Event::FaultsStop => self.stop_faults(),
+            Event::Scrub => self.scrub_all(),
             Event::LookAround => return self.look_around(),
         }
         Ok(())

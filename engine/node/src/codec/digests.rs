@@ -14,6 +14,8 @@ mod kind {
     pub(super) const TRACE: u8 = 51;
     pub(super) const TRACED: u8 = 52;
     pub(super) const REBUILD: u8 = 53;
+    pub(super) const VOUCH: u8 = 54;
+    pub(super) const VOUCHED: u8 = 55;
 }
 
 /// A replica keeps the digests of so many applied slots, and tells so many at once: at most 32 KiB.
@@ -57,6 +59,18 @@ pub enum DigestMessage {
         /// As of this slot, or later: what was chosen before it I do not ask for again.
         from: Slot,
     },
+    /// What was your digest at this slot? I am offered a database of then, and have no opinion.
+    Vouch {
+        /// Which.
+        slot: Slot,
+    },
+    /// The answer.
+    Vouched {
+        /// At which slot.
+        slot: Slot,
+        /// `None`: not applied yet, not known any more, or its database is in quarantine.
+        digest: Option<Digest>,
+    },
 }
 
 /// A message in the bytes that peers exchange.
@@ -76,6 +90,10 @@ pub(super) fn encode(message: &DigestMessage) -> EncodedMessage {
             put_option(slot, digest);
             kind::ANSWER
         }
+        DigestMessage::Vouched { slot, digest } => {
+            put_option(slot, digest);
+            kind::VOUCHED
+        }
         DigestMessage::Query { slot, digest } => {
             head.put_u64_le(slot.0);
             head.put_u64_le(digest.0);
@@ -91,6 +109,10 @@ pub(super) fn encode(message: &DigestMessage) -> EncodedMessage {
             head.put_u64_le(from.0);
             kind::REBUILD
         }
+        DigestMessage::Vouch { slot } => {
+            head.put_u64_le(slot.0);
+            kind::VOUCH
+        }
     };
     EncodedMessage { kind, head, body: Bytes::new() }
 }
@@ -104,6 +126,8 @@ pub(super) fn decode(kind: u8, payload: &Bytes) -> Option<Result<DigestMessage, 
         kind::TRACE => "a question for digests",
         kind::TRACED => "digests",
         kind::REBUILD => "a wish for a database",
+        kind::VOUCH => "a question of one that is offered a database",
+        kind::VOUCHED => "what a voter says of a database",
         _ => return None,
     };
     Some(fields(kind, Reader::new(what, payload.clone())))
@@ -119,6 +143,11 @@ fn fields(kind: u8, mut reader: Reader) -> Result<DigestMessage, CodecError> {
             let (slot, digest) = option(&mut reader)?;
             DigestMessage::Answer { slot, digest }
         }
+        kind::VOUCHED => {
+            let (slot, digest) = option(&mut reader)?;
+            DigestMessage::Vouched { slot, digest }
+        }
+        kind::VOUCH => DigestMessage::Vouch { slot: reader.slot()? },
         kind::QUERY => DigestMessage::Query { slot: reader.slot()?, digest: Digest(reader.u64()?) },
         kind::TRACED => {
             let first = reader.slot()?;
@@ -158,6 +187,9 @@ mod tests {
             DigestMessage::Trace,
             DigestMessage::Traced { first: slot, digests: vec![digest, Digest(1)] },
             DigestMessage::Rebuild { from: slot },
+            DigestMessage::Vouch { slot },
+            DigestMessage::Vouched { slot, digest: Some(digest) },
+            DigestMessage::Vouched { slot, digest: None },
         ];
         for message in messages {
             let EncodedMessage { kind, head, .. } = encode(&message);

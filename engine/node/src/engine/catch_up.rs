@@ -2,13 +2,14 @@
 //!
 //! Whoever is asked for such a slot freezes its database and *offers* that state. The laggard builds a second database of it, chunk
 //! by chunk, each asked for by where the one before ended; so it can go on after a lost message, and with whichever replica
-//! has the same state. When it is whole and durable it takes the place of the own one, and the log goes on from there: the
-//! holder keeps its log from the offered state on, for a bounded time and while there is room, so that this ends. (A
+//! has the same state. When it is whole, durable, and not spoken against (`vouching`), it takes the place of the own one, and the
+//! log goes on from there: the holder keeps its log from the offered state on, for a bounded time and while there is room, so that this ends. (A
 //! laggard that was gone once made the log full, and nobody could write for ten seconds.)
 //!
 //! While it lasts the laggard goes on as it was, and votes; it asks nobody's log meanwhile. The chunks come at a bounded rate, and so do the
 //! reads of the log that follow (`pace`): those who serve share the disk with it here and there, and the processor.
 
+use super::vouching::{Vouched, Vouching};
 use super::*;
 use crate::codec::SnapshotMessage;
 use synod_paxos::SnapshotHandle;
@@ -37,8 +38,8 @@ struct Handout {
 /// Another replica's database, on its way here.
 struct Incoming {
     handle: SnapshotHandle,
-    /// What its sender says its digest is.
-    digest: Digest,
+    /// What its sender says its digest is, and what the others say of that.
+    vouching: Vouching,
     /// Who is asked.
     of: ReplicaId,
     /// Where the next chunk begins.
@@ -56,7 +57,9 @@ enum Stage {
     Waiting,
     /// Chunks come.
     Filling(Box<Cell>),
-    /// It is whole, and is being made durable beside the own one.
+    /// It is whole, and nobody has vouched for it yet.
+    Whole(Box<Cell>),
+    /// It is being made durable beside the own one.
     Keeping(Box<Cell>),
 }
 
@@ -76,6 +79,12 @@ impl CatchUp {
     /// What the log has not comes as a snapshot, and whoever were asked for it again would freeze a state of its own.
     pub(super) fn makes_needless(&self, message: &Message) -> bool {
         self.incoming.is_some() && matches!(message, Message::Fetch { .. })
+    }
+
+    /// Whether another database is here as a whole.
+    fn is_whole(&self) -> bool {
+        let is_whole = |incoming: &Incoming| matches!(incoming.stage, Stage::Whole(_) | Stage::Keeping(_));
+        self.incoming.as_ref().is_some_and(is_whole)
     }
 
     /// Whether another database is about to take the place of this one.
@@ -106,7 +115,17 @@ impl CatchUp {
         self.incoming.is_some()
     }
 
+    /// Who vouches for it.
+    pub(super) fn vouching(&mut self) -> Option<&mut Vouching> {
+        self.incoming.as_mut().map(|incoming| &mut incoming.vouching)
+    }
+
     pub(super) fn deadline(&self) -> Option<Instant> {
+        let vouching = self.incoming.as_ref().map(|incoming| incoming.vouching.deadline());
+        self.chunk_deadline().into_iter().chain(vouching).min()
+    }
+
+    fn chunk_deadline(&self) -> Option<Instant> {
         let asks = |incoming: &&Incoming| !matches!(incoming.stage, Stage::Waiting);
         self.incoming.as_ref().filter(asks).map(|incoming| incoming.again)
     }
@@ -116,7 +135,7 @@ impl Engine {
     /// What this replica wants is gone from the log here: there is the database instead.
     pub(super) fn offer_snapshot(&mut self, to: ReplicaId, outlet: &mut impl Outlet) {
         // It seeds nobody (P14).
-        if self.replica.is_quarantined() {
+        if self.replica.is_quarantined() && !synod_paxos::planted!(P14SeedsFromQuarantine) {
             return;
         }
         let now = outlet.now();
@@ -127,6 +146,7 @@ impl Engine {
         });
         handout.asked = now;
         let (handle, digest) = (handout.handle.clone(), handout.view.digest());
+        self.digests.recall(handle.slot);
         outlet.send_snapshot(to, SnapshotMessage::Offer { handle, digest });
     }
 
@@ -183,15 +203,17 @@ impl Engine {
             return;
         }
         let again = now.after(CHUNK_PATIENCE);
+        let vouching = Vouching::new(&handle, (of, digest), now);
         self.catch_up.incoming =
-            Some(Incoming { handle, digest, of, from: None, asked: false, again, in_vain: 0, stage: Stage::Waiting });
+            Some(Incoming { handle, vouching, of, from: None, asked: false, again, in_vain: 0, stage: Stage::Waiting });
         outlet.make_database();
+        self.ask_to_vouch(now, outlet);
     }
 
     /// The database that is being filled, or kept, if there is one: whoever keeps it says when it is done.
     pub fn incoming_cell(&mut self) -> Option<&mut Cell> {
         match &mut self.catch_up.incoming.as_mut()?.stage {
-            Stage::Filling(cell) | Stage::Keeping(cell) => Some(cell),
+            Stage::Filling(cell) | Stage::Whole(cell) | Stage::Keeping(cell) => Some(cell),
             Stage::Waiting => None,
         }
     }
@@ -239,8 +261,8 @@ impl Engine {
             return self.give_up_incoming(outlet);
         }
         let is_last = next.is_none();
-        if is_last && cell.store().digest() != incoming.digest {
-            let (found, expected) = (cell.store().digest(), incoming.digest);
+        let (found, expected) = (cell.store().digest(), incoming.vouching.offered());
+        if is_last && found != expected {
             eprintln!(
                 "synod: the snapshot of slot {slot} that came has digest {found}, and was to have {expected}: refused"
             );
@@ -251,16 +273,39 @@ impl Engine {
         incoming.asked = false;
         self.counters.chunks_taken += 1;
         if is_last {
-            return self.keep_incoming(outlet);
+            let Stage::Filling(cell) = std::mem::replace(&mut incoming.stage, Stage::Waiting) else {
+                unreachable!("it was filled just now")
+            };
+            incoming.stage = Stage::Whole(cell);
+            incoming.again = now.after(KEEP_ALIVE);
+            return self.judge_incoming(now, outlet);
         }
         incoming.again = self.catch_up.pace.take(rows.len(), now);
         self.tend_catch_up(now, outlet);
     }
 
+    /// What the voters say of it is enough, or is not: it is kept once it is whole, or given up.
+    pub(super) fn judge_incoming(&mut self, now: Instant, outlet: &mut impl Outlet) {
+        let Some(incoming) = &self.catch_up.incoming else { return };
+        match (incoming.vouching.verdict(now), &incoming.stage) {
+            (Vouched::Refused, Stage::Filling(_) | Stage::Whole(_)) => {
+                self.count_refusal(incoming.handle.slot);
+                self.give_up_incoming(outlet);
+            }
+            (Vouched::Sound, Stage::Whole(_)) => self.keep_incoming(outlet),
+            _ => {}
+        }
+    }
+
+    fn count_refusal(&mut self, slot: Slot) {
+        eprintln!("synod: the snapshot of slot {slot} is not what the voters had there, as far as they say: refused");
+        self.counters.snapshots_refused += 1;
+    }
+
     fn keep_incoming(&mut self, outlet: &mut impl Outlet) {
-        let incoming = self.catch_up.incoming.as_mut().expect("its last chunk came just now");
-        let Stage::Filling(mut cell) = std::mem::replace(&mut incoming.stage, Stage::Waiting) else {
-            unreachable!("it was filled just now")
+        let incoming = self.catch_up.incoming.as_mut().expect("it was just judged");
+        let Stage::Whole(mut cell) = std::mem::replace(&mut incoming.stage, Stage::Waiting) else {
+            unreachable!("it is whole")
         };
         incoming.again = outlet.now().after(KEEP_ALIVE);
         outlet.keep_incoming(&incoming.handle, &mut cell);
@@ -270,10 +315,14 @@ impl Engine {
     /// The database that the outlet was asked to keep beside the own one is durable and verified: it takes its place, unless the
     /// log has brought this replica as far meanwhile.
     pub fn incoming_kept(&mut self, now: Instant, kept: bool, outlet: &mut impl Outlet) {
-        let Some(Incoming { handle, stage: Stage::Keeping(cell), .. }) = self.catch_up.incoming.take() else {
+        let Some(Incoming { handle, vouching, stage: Stage::Keeping(cell), .. }) = self.catch_up.incoming.take() else {
             unreachable!("a database was being kept")
         };
-        if !kept || !self.replica.can_install(handle.slot) {
+        let is_refused = vouching.verdict(now) == Vouched::Refused;
+        if is_refused {
+            self.count_refusal(handle.slot);
+        }
+        if !kept || is_refused || !self.replica.can_install(handle.slot) {
             return outlet.drop_database(Some(*cell));
         }
         assert!(!self.snapshots.is_writing(), "the outlet ends one before it begins the next");
@@ -292,12 +341,14 @@ impl Engine {
 
     /// It is time for the next chunk; or one has not come, and the next replica may have the same state.
     pub(super) fn tend_catch_up(&mut self, now: Instant, outlet: &mut impl Outlet) {
-        if self.catch_up.deadline().is_none_or(|again| now < again) {
+        self.ask_to_vouch(now, outlet);
+        self.judge_incoming(now, outlet);
+        if self.catch_up.chunk_deadline().is_none_or(|again| now < again) {
             return;
         }
-        if self.catch_up.is_keeping() {
+        if self.catch_up.is_whole() {
             self.want(now, outlet);
-            let incoming = self.catch_up.incoming.as_mut().expect("it is being kept");
+            let incoming = self.catch_up.incoming.as_mut().expect("it is here");
             incoming.again = now.after(KEEP_ALIVE);
         } else if self.catch_up.incoming.as_ref().is_some_and(|incoming| incoming.asked) {
             self.ask_next(now, outlet);
@@ -321,7 +372,7 @@ impl Engine {
     fn give_up_incoming(&mut self, outlet: &mut impl Outlet) {
         let stage = self.catch_up.incoming.take().map(|incoming| incoming.stage);
         outlet.drop_database(match stage {
-            Some(Stage::Filling(cell) | Stage::Keeping(cell)) => Some(*cell),
+            Some(Stage::Filling(cell) | Stage::Whole(cell) | Stage::Keeping(cell)) => Some(*cell),
             Some(Stage::Waiting) | None => None,
         });
     }

@@ -14,13 +14,15 @@
 //! *Quarantine* is of the database alone. The replica leads nobody, applies nothing, offers its database to nobody and makes
 //! no snapshot of it; it goes on promising and accepting, and keeps its log uncut: none of that depends on the database. It
 //! asks the others for theirs in turn, and takes one over as in any catch-up, if its rows have the digest that its sender
-//! told. A restart meanwhile stays in quarantine.
+//! told, and the voters do not speak against it (`vouching`). A restart meanwhile stays in quarantine.
 
 use super::*;
 use crate::codec::{DIGESTS_MAX, DigestMessage};
 use synod_paxos::ReplicaSet;
 use synod_store::Digest;
 
+/// Slots that others ask for again and again, because of a database they are offered: one handout a replica, and some to spare.
+const ASKED_MAX: usize = 16;
 /// After this long without a majority of equal digests, nothing is written or read.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// A database in quarantine asks the next replica for its own after this.
@@ -126,6 +128,8 @@ struct Quarantine {
 /// See the module.
 pub(super) struct Digests {
     ring: Ring,
+    /// Of slots that others have asked for; `None`: not applied yet.
+    asked: BTreeMap<Slot, Option<Digest>>,
     every: Duration,
     due: Instant,
     question: Option<Question>,
@@ -142,6 +146,7 @@ impl Digests {
         let due = now.after(every);
         Self {
             ring,
+            asked: BTreeMap::new(),
             every,
             due,
             question: None,
@@ -154,6 +159,7 @@ impl Digests {
 
     /// The database is that of this slot, whatever was before.
     pub(super) fn restart(&mut self, slot: Slot, digest: Digest) {
+        self.asked.clear();
         self.ring = Ring { first: slot, digests: VecDeque::from([digest]) };
     }
 
@@ -162,11 +168,26 @@ impl Digests {
         if self.ring.last().is_none_or(|(last, _)| last.next() != slot) {
             return self.restart(slot, digest);
         }
+        if let Some(asked) = self.asked.get_mut(&slot) {
+            *asked = Some(digest);
+        }
         if self.ring.digests.len() == DIGESTS_MAX {
             self.ring.digests.pop_front();
             self.ring.first = self.ring.first.next();
         }
         self.ring.digests.push_back(digest);
+    }
+
+    /// What the database was at this slot, or will be: it is remembered, as whoever asks this once asks again.
+    pub(super) fn recall(&mut self, slot: Slot) -> Option<Digest> {
+        let digest = self.ring.get(slot);
+        let kept = self.asked.entry(slot).or_default();
+        *kept = kept.or(digest);
+        let kept = *kept;
+        while self.asked.len() > ASKED_MAX {
+            self.asked.pop_first();
+        }
+        kept
     }
 
     /// Replicas differ, and nobody knows who is right.
@@ -224,7 +245,13 @@ impl Engine {
         let mut answer = |message| outlet.send_snapshot(from, SnapshotMessage::Digest(message));
         let is_quarantined = self.replica.is_quarantined();
         match message {
-            DigestMessage::Report { digest: None, .. } => self.note_apart(from, true),
+            DigestMessage::Report { digest: None, .. } => {
+                // What it said before it knew better is no opinion any more.
+                if let Some(question) = &mut self.digests.question {
+                    question.said.remove(&from);
+                }
+                self.note_apart(from, true);
+            }
             DigestMessage::Rebuild { from: slot } => {
                 self.note_apart(from, true);
                 self.catch_up.take_back_older(slot);
@@ -233,6 +260,18 @@ impl Engine {
             DigestMessage::Traced { first, digests } => self.traced(from, first, &digests, outlet),
             // What a database in quarantine has says nothing of the others.
             DigestMessage::Query { slot, .. } if is_quarantined => answer(DigestMessage::Answer { slot, digest: None }),
+            DigestMessage::Vouch { slot } => {
+                let digest = if is_quarantined { None } else { self.digests.recall(slot) };
+                answer(DigestMessage::Vouched { slot, digest });
+            }
+            DigestMessage::Vouched { slot, digest } => {
+                if let Some(vouching) = self.catch_up.vouching() {
+                    vouching.take(from, slot, digest);
+                    self.judge_incoming(now, outlet);
+                }
+            }
+            // Nobody compares it here: it may be asked for its database again. Before that is taken over the others are asked.
+            DigestMessage::Report { .. } if is_quarantined => self.note_apart(from, false),
             _ if is_quarantined => {}
             DigestMessage::Report { slot, digest: Some(digest) } => self.compare(now, from, (slot, digest), outlet),
             DigestMessage::Query { slot, digest } => {
@@ -303,7 +342,7 @@ impl Engine {
         let Some(majority) = self.majority_of(&question.said) else { return };
         let Question { slot, said, .. } = self.digests.question.take().expect("it was just seen");
         let own = said[&self.me];
-        if own != majority {
+        if own != majority && !synod_paxos::planted!(P14OddOneOutGoesOn) {
             return self.odd_one_out(slot, (own, majority), &said, outlet);
         }
         if let Some(since) = self.digests.halted.take() {
@@ -362,7 +401,9 @@ impl Engine {
         eprintln!("synod: this replica's database is in quarantine from slot {} on: {}", evidence.slot, evidence.found);
         outlet.note_quarantine(&evidence);
         self.counters.quarantines += 1;
-        self.catch_up.take_back();
+        if !synod_paxos::planted!(P14SeedsFromQuarantine) {
+            self.catch_up.take_back();
+        }
         let now = outlet.now();
         if let Some(of) = trace {
             outlet.send_snapshot(of, SnapshotMessage::Digest(DigestMessage::Trace));
