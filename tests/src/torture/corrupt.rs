@@ -217,6 +217,8 @@ fn in_workers(options: &CorruptOptions, place: &Place, report: &mut CorruptRepor
         while let Some(number) = numbers.get(next.fetch_add(1, Ordering::Relaxed)) {
             stop.check()?;
             let (verdict, ends) = bench.run(*number)?;
+            // A signal that ends the command ends its workers, too.
+            stop.check()?;
             let case = all[*number];
             let mut report = shared.lock().expect("nobody panics");
             report.ended_by_a_page += u64::from(ends);
