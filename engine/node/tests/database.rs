@@ -205,7 +205,8 @@ fn is_rebuilt(cell: &mut Running, id: usize) {
 fn a_lost_database_comes_from_another_replica_though_the_log_is_cut() {
     let mut cell = cut_cell();
     let path = |cell: &Running, id: usize| cell.members.dir(id).join("database");
-    let damages: [(fn(&Path, &Path), usize); 4] = [
+    type Damage = fn(&Path, &Path);
+    let damages: [(Damage, usize); 4] = [
         (|own, _| change(own, 0, &[7; 2 * PAGE_BYTES]), 1),
         (|own, _| fs::remove_file(own).unwrap(), 0),
         (|own, _| File::options().write(true).open(own).unwrap().set_len(100).unwrap(), 1),

@@ -545,7 +545,7 @@ mod tests {
             // Later ones say nothing of what was known before.
             recovery.take(at(6, HIGHER, 1), |_, _| {}).unwrap();
             let after = recovery.finish().unwrap().1;
-            assert_eq!(after.lost, [LostSlots { first: Slot(2), last: Slot(last), ballot: HIGHER }]);
+            assert_eq!(after.lost, [LostSlots { first: Slot(1), last: Slot(last), ballot: HIGHER }]);
         }
     }
 
