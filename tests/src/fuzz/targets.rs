@@ -17,7 +17,7 @@ use synod_store::{Digest, Options, Store};
 use synod_wal::frame::{FRAME_HEADER_BYTES, FrameHeader};
 use synod_wal::record::RECORD_HEADER_BYTES;
 
-use super::{Finding, Verdict};
+use super::{Finding, Verdict, recovery};
 
 /// One decoder.
 pub struct Target {
@@ -82,6 +82,13 @@ pub const TARGETS: &[Target] = &[
         samples: wal_headers,
         mend: wal_checksums,
         feed: feed_wal_header,
+    },
+    Target {
+        name: "recovery",
+        about: "the files of a log",
+        samples: recovery::logs,
+        mend: as_it_is,
+        feed: recovery::feed,
     },
     Target {
         name: "manifest",
