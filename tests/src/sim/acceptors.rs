@@ -20,6 +20,8 @@ use super::verdict::{Checker, Verdict, violation};
 pub(crate) struct Disk {
     /// Its state is lost, or older than what it told others, and no later life of it is on the disk yet (P11).
     lost: bool,
+    /// The last hard state says that it rejoins.
+    rejoins: bool,
     /// On whose behalf it votes, as of the last hard state.
     voter: Voter,
     /// The last life that it began, whatever it has lost since.
@@ -43,13 +45,14 @@ impl Disk {
                     }
                     (self.lost, self.last_life) = (false, state.incarnation);
                 }
+                self.rejoins = state.incarnation == Incarnation::NONE;
                 // (While it rejoins it keeps the number of the life that is over.)
                 let incarnation = state.incarnation.max(self.voter.incarnation);
                 self.voter = Voter { incarnation, vector: state.vector.clone() };
                 (state.promised, "repeats a promise of")
             }
-            // What it adopts may be older than what it promised.
-            Record::Accepted { slot, ballot, .. } if self.lost => {
+            // What it adopts may be older than what it promised, and is read again after a crash (seed 12).
+            Record::Accepted { slot, ballot, .. } if self.lost || self.rejoins => {
                 self.accepted.insert(*slot, *ballot);
                 return Ok(());
             }
