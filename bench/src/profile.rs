@@ -91,6 +91,8 @@ const COST_WINDOW: Duration = Duration::from_millis(250);
 const TRACED_A_WINDOW: u64 = 8_000;
 /// Fewer traced requests say nothing of a percentile of them (M5).
 const TRACED_MIN: usize = 200;
+/// At most one traced request in so many may have moments out of order, and is left out.
+const CROSSED_PART: usize = 100;
 /// The sum of the stages over the latency that was measured.
 const RATIO_APART_MAX: f64 = 0.10;
 /// What the stage times may cost.
@@ -313,7 +315,9 @@ impl Bench<'_> {
         let rows: Vec<Option<Stages>> = ours.iter().filter_map(find).collect();
         let matched = rows.len();
         let rows: Vec<Stages> = rows.into_iter().flatten().collect();
-        ensure!(rows.len() == matched, "{} of {matched} requests have moments out of order", matched - rows.len());
+        // A moment is noted after what it is of: on two cores the other end may be quicker now and then.
+        let crossed = matched - rows.len();
+        ensure!(crossed * CROSSED_PART <= matched, "{crossed} of {matched} requests have moments out of order");
         ensure!(matched * 10 >= ours.len() * 9, "of {} traced requests the master knows {matched}", ours.len());
         Ok(Some((figures, rows)))
     }
