@@ -91,8 +91,6 @@ const COST_WINDOW: Duration = Duration::from_millis(250);
 const TRACED_A_WINDOW: u64 = 8_000;
 /// Fewer traced requests say nothing of a percentile of them (M5).
 const TRACED_MIN: usize = 200;
-/// At most one traced request in so many may have moments out of order, and is left out.
-const CROSSED_PART: usize = 100;
 /// The sum of the stages over the latency that was measured.
 const RATIO_APART_MAX: f64 = 0.10;
 /// What the stage times may cost.
@@ -310,14 +308,10 @@ impl Bench<'_> {
         }
         let find = |trace: &ClientTrace| {
             let master = theirs.get(&(u64::from(trace.port), trace.request))?;
-            Some(stages(trace, master, started))
+            Some(stages(trace, master, started).with_context(|| format!("moments out of order: {trace:?}, {master:?}")))
         };
-        let rows: Vec<Option<Stages>> = ours.iter().filter_map(find).collect();
+        let rows = ours.iter().filter_map(find).collect::<anyhow::Result<Vec<Stages>>>()?;
         let matched = rows.len();
-        let rows: Vec<Stages> = rows.into_iter().flatten().collect();
-        // A moment is noted after what it is of: on two cores the other end may be quicker now and then.
-        let crossed = matched - rows.len();
-        ensure!(crossed * CROSSED_PART <= matched, "{crossed} of {matched} requests have moments out of order");
         ensure!(matched * 10 >= ours.len() * 9, "of {} traced requests the master knows {matched}", ours.len());
         Ok(Some((figures, rows)))
     }
@@ -377,6 +371,8 @@ fn stages(client: &ClientTrace, master: &Trace, started: u64) -> Option<Stages> 
     let Trace { received, queued, sealed, proposed, chosen, applied, answered: replied, .. } = *master;
     // A record may be durable before its accepts have all been handed over.
     let durable = durable.max(proposed);
+    // The master notes when its turn began: a request that comes while a turn runs has left after that.
+    let received = received.max(left.saturating_sub(started));
     let at_master = [received, queued, sealed, proposed, durable, chosen, applied, replied];
     let mut last = left;
     let mut stages = [left.checked_sub(begun)?, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -507,7 +503,9 @@ mod tests {
         // The others were faster: nothing is waited for beyond the own log, which is cut short.
         let found = stages(&client, &Trace { durable: 0, ..master }, 1_000).unwrap();
         assert_eq!(found, [10, 40, 10, 10, 10, 220, 0, 20, 10, 170]);
-        assert_eq!(stages(&client, &Trace { received: 5, ..master }, 1_000), None, "before it left");
+        let found = stages(&client, &Trace { received: 5, ..master }, 1_000).unwrap();
+        assert_eq!(found[..3], [10, 0, 50], "it came while a turn ran");
+        assert_eq!(stages(&client, &Trace { queued: 5, ..master }, 1_000), None, "queued before it left");
     }
 
     #[test]
