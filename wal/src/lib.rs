@@ -11,6 +11,7 @@
 //! behind them; if nothing is behind them, the log does not open. The exception is damage to the very last frame with no mark behind it, which cannot be told from
 //! a torn write (rules L4, L5).
 
+mod check;
 pub mod directory;
 pub mod frame;
 mod index;
@@ -20,6 +21,7 @@ mod settings;
 mod types;
 mod writer;
 
+pub use check::{CheckError, Closed, ReadSegment};
 pub use record::{Location, RecordDamage, RecordKind, RecordRef, read_record};
 pub use recovery::{Lost, LostSlots, OpenError, Proof, Recovered, Storage, Tail, Visitor, inspect, recover};
 pub use settings::{HARD_STATE_BYTES_MAX, OPENING_BYTES_MAX, RESERVE_SEGMENTS, Settings, SettingsError};

@@ -19,6 +19,7 @@ use std::ops::Range;
 
 use synod_ring::{AlignedBuffer, BLOCK_BYTES};
 
+use crate::check::Closed;
 use crate::frame::{Begin, FLAG_MARK, FLAG_OPENING, FRAME_HEADER_BYTES, FrameHeader, GENERATION_FIRST, Link, Summary};
 use crate::index::SlotIndex;
 use crate::record::{self, Location, RecordKind};
@@ -487,6 +488,21 @@ impl Log {
     /// How many segments hold frames that recovery would read; how many are ready for more; how many are free.
     pub fn segment_counts(&self) -> (usize, usize, usize) {
         (self.segments.live.len(), self.segments.spares.len(), self.segments.free.len())
+    }
+
+    /// The segments that are written no more and that recovery would read.
+    pub fn closed(&self) -> Vec<Closed> {
+        let live = &self.segments.live;
+        let closed = live.iter().zip(live.iter().skip(1)).map(|(live, next)| {
+            let Live { segment, generation, opening, last_slot } = *live;
+            Closed { segment, last_slot, generation, opening, end: next.opening }
+        });
+        closed.collect()
+    }
+
+    /// Whether this segment is still what recovery would read.
+    pub fn holds(&self, closed: &Closed) -> bool {
+        self.segments.live.iter().any(|live| live.segment == closed.segment)
     }
 
     /// Whether ordinary records are to be refused: "log full" (rule L7). Hard state may still be appended, in what is

@@ -458,6 +458,7 @@ impl HotCore {
                 self.engine.snapshot_now();
                 OperatorAnswer::Accepted
             }
+            (OperatorRequest::Scrub, None) => self.scrub_asked(now),
             (OperatorRequest::Stages { settings }, None) => {
                 self.engine.stages_mut().set(*settings);
                 OperatorAnswer::Accepted

@@ -6,6 +6,8 @@ mod digest;
 mod operate;
 #[path = "main/reading.rs"]
 mod reading;
+#[path = "main/scrub.rs"]
+mod scrub;
 #[path = "main/snapshot.rs"]
 mod snapshot;
 #[path = "main/wal.rs"]
@@ -112,6 +114,11 @@ enum Command {
         #[command(subcommand)]
         command: snapshot::SnapshotCommand,
     },
+    /// Have each replica at --endpoints look through its database and its log for rot now, and say what it found
+    ///
+    /// Every replica does so by itself once an hour, at its --scrub-mb-per-s. What is damaged heals by itself: the database is
+    /// rebuilt from another replica's, the log is cut behind two new snapshots. The exit status is 1 if anything was found.
+    Scrub,
     /// Look at the log of a stopped replica: is it sound, what is in it
     ///
     /// The replica must be stopped: its directory is locked, shared, for as long as we look. Everything is read past the
@@ -153,6 +160,7 @@ fn main() -> ExitCode {
         Command::Del { key } => del(&cli.client, &key),
         Command::Status { json, stages } => status(&cli.client, json, stages),
         Command::Transfer { to } => operate::transfer(&cli.client, to),
+        Command::Scrub => scrub::main(&cli.client),
         Command::Snapshot { command } => snapshot::main(&cli.client, &command),
         Command::Wal { command } => wal::main(&command),
         Command::Digest(args) => digest::main(&args),

@@ -34,6 +34,8 @@ pub enum OperatorRequest {
     },
     /// Make a snapshot of the database now, whatever the log's length.
     Snapshot,
+    /// Look through the database and the log for rot now. Any replica does, for itself.
+    Scrub,
     /// Take these stage times from now on. Any replica does, for itself.
     Stages {
         /// What to take.
@@ -76,6 +78,7 @@ impl OperatorRequest {
         match self {
             OperatorRequest::Transfer { .. }
             | OperatorRequest::Snapshot
+            | OperatorRequest::Scrub
             | OperatorRequest::Stages { .. }
             | OperatorRequest::TakeTraces
             | OperatorRequest::SaveSnapshot { .. } => None,

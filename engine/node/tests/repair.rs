@@ -80,3 +80,42 @@ fn what_all_have_lost_stops_the_cell_and_is_named() {
     assert!(why.contains("has lost it, and nobody else who answered has it"), "{why}");
     assert!((1..=3).filter_map(|id| cell.status(id)).all(|status| !status.is_master));
 }
+
+#[test]
+fn rot_in_the_log_of_a_running_replica_is_found_and_cut_off() {
+    let mut cell = Running::start(3, 3, &["--segment-mb", "4"]);
+    let value = "v".repeat(100_000);
+    let keys: Vec<String> = (0..50).map(|at| format!("key-{at}")).collect();
+    for key in &keys {
+        cell.members.ask(&["put", key, &value]).says(0, &[]);
+    }
+    let rotten = (1..=3).find(|id| *id != cell.master()).unwrap();
+    let at_all = ["scrub", "--endpoints", &cell.members.endpoints()];
+    let ended = synod(at_all);
+    assert_eq!(ended.output().matches("of log are sound").count(), 3, "{ended:?}");
+
+    let dir = cell.members.dir(rotten);
+    let file = fs::File::options().read(true).write(true).open(&segments(&dir)[0]).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 1 << 20).unwrap();
+    file.write_all_at(&[byte[0] ^ 4], 1 << 20).unwrap();
+    file.sync_all().unwrap();
+    let ended = synod(at_all);
+    ended.says(1, &[]);
+    let told = String::from_utf8(ended.stdout).unwrap();
+    assert!(told.contains(&format!("replica {rotten}: 1 segments of the log are damaged")), "{told}");
+    assert_eq!(cell.status(rotten).unwrap().scrub.log_damaged, 1);
+    assert!(cell.said(rotten).contains("the log is damaged: frame "), "{}", cell.said(rotten));
+
+    // Nothing is written meanwhile, and two snapshots come all the same.
+    wait_for("the log to be cut behind it", || synod(at_all).status.success().then_some(()));
+    assert_eq!(cell.status(rotten).unwrap().counters.engine.snapshots, 2);
+    let others = (1..=3).filter(|id| *id != rotten);
+    others.for_each(|id| assert_eq!(cell.status(id).unwrap().counters.engine.snapshots, 0));
+    cell.stop(rotten);
+    cell.launch(rotten, &[]);
+    let status = cell.wait_until(rotten, "it votes again", |status| status.voting == "voting");
+    assert_eq!((status.log.damage.holes, status.voting.as_str()), (0, "voting"));
+    let ended = cell.members.ask(&["get", &keys[0]]);
+    assert_eq!(ended.output().trim(), value);
+}

@@ -32,6 +32,8 @@ pub(super) struct Snapshots {
     /// The last one failed: until then none is begun, whatever it would free.
     back_off: Option<BackOff>,
     is_waiting: bool,
+    /// The log is damaged below: two snapshots from there on, and it is cut behind that.
+    damaged_upto: Option<Slot>,
 }
 
 impl Snapshots {
@@ -41,8 +43,18 @@ impl Snapshots {
             retention;
         let kept = (snapshot > Slot::NONE).then_some(snapshot).into_iter().collect();
         let offset = log_bytes / replicas.max(1) * rank;
-        let (back_off, is_waiting) = (None, false);
-        Self { log_bytes, log_bytes_since, offset, writing: None, kept, cutting: None, back_off, is_waiting }
+        let (back_off, is_waiting, damaged_upto) = (None, false, None);
+        Self {
+            log_bytes,
+            log_bytes_since,
+            offset,
+            writing: None,
+            kept,
+            cutting: None,
+            back_off,
+            is_waiting,
+            damaged_upto,
+        }
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -83,7 +95,12 @@ impl Engine {
         // With a full log nothing new is applied: what frees it may be a second snapshot of the same state.
         let may_free = self.refuses_writes && self.log.segment_counts().0 > 1;
         let would_free = may_free && snapshots.kept.front().is_none_or(|older| applied > *older);
-        let is_wanted = applied > Slot::NONE && (is_due && is_news || would_free);
+        let is_cut_behind = |upto: &Slot| self.log.cut_slot().0 > upto.0;
+        snapshots.damaged_upto.take_if(|upto| is_cut_behind(upto));
+        // What the log has lost must be in both snapshots.
+        let lacks = |upto: Slot| snapshots.kept.len() < 2 || snapshots.kept.front().is_some_and(|older| *older < upto);
+        let would_heal = snapshots.damaged_upto.is_some_and(|upto| applied >= upto && lacks(upto));
+        let is_wanted = applied > Slot::NONE && (is_due && is_news || would_free || would_heal);
         let is_trusted = !self.replica.is_quarantined();
         if !is_wanted || !is_trusted || snapshots.writing.is_some() || self.catch_up.is_keeping() {
             return;
@@ -93,6 +110,18 @@ impl Engine {
         snapshots.offset = 0;
         snapshots.writing = Some(applied);
         outlet.keep_snapshot(&self.replica.snapshot_handle(), &mut self.cell);
+    }
+
+    /// A closed segment of the log is not what was written. Its values are in the database, or will be: once two snapshots have
+    /// them the log is cut behind it, and until then a start, or a laggard, asks the others (rules L4, L5). False if the log needs it
+    /// no more.
+    pub fn log_damaged(&mut self, closed: &synod_wal::Closed) -> bool {
+        let is_held = self.log.holds(closed);
+        if is_held {
+            let upto = Slot(closed.last_slot.0);
+            self.snapshots.damaged_upto = self.snapshots.damaged_upto.max(Some(upto));
+        }
+        is_held
     }
 
     /// An operator wants a snapshot now. It begins with the next turn, unless one is under way or nothing has changed.

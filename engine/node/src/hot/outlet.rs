@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -209,6 +209,11 @@ impl World {
     /// Queues a frame that is whole already.
     pub(crate) fn append_raw(&mut self, id: ConnectionId, frame: &[u8]) {
         self.connections.queue(id, |outbound| outbound.append_encoded(frame));
+    }
+
+    /// Where the log's files are.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// One send for every connection and link that has something to say.
