@@ -4,8 +4,7 @@ use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use signal_hook::consts::{SIGBUS, SIGINT, SIGTERM, SIGXFSZ};
-use signal_hook::flag::register_conditional_shutdown;
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use synod_ring::Waker;
 use synod_wal::directory;
@@ -25,7 +24,7 @@ pub mod exit {
     pub const DISK_FULL: u8 = 73;
     /// A page of the database is not what was written there; the message names it. The store ends the process with it.
     pub const DATABASE_DAMAGED: u8 = synod_store::DAMAGED_EXIT_STATUS as u8;
-    /// A page of the database could not be read (SIGBUS): its file was cut short, or its disk failed. There is no message.
+    /// A page of the database could not be read (SIGBUS): its file was cut short, or its disk failed.
     pub const DATABASE_UNREADABLE: u8 = 66;
     /// The system refused something a replica cannot do without (io_uring, a port).
     pub const SYSTEM: u8 = 71;
@@ -124,12 +123,12 @@ pub fn serve(config: &Config, options: ServeOptions) -> Result<(), ServeError> {
             }),
         )?;
     }
-    let unreadable = register_conditional_shutdown(SIGBUS, exit::DATABASE_UNREADABLE.into(), Arc::new(true.into()));
-    unreadable.map_err(|source| ServeError::System { doing: "cannot watch for SIGBUS", source })?;
+    let place = config.dir.join(DATABASE_FILE);
+    synod_store::end_on_unreadable_pages(&place, exit::DATABASE_UNREADABLE.into())
+        .map_err(|source| ServeError::System { doing: "cannot watch for SIGBUS", source })?;
     // A file that may not be longer is as a full disk, an error, and not the end of the process.
     let ignored = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
     ignored.map_err(|source| ServeError::System { doing: "cannot watch for SIGXFSZ", source })?;
-    let place = config.dir.join(DATABASE_FILE);
     synod_store::end_on_own_panics(move || place.clone());
     let opened = start::open(config, options.first_start)?;
     let report = opened.report.clone();

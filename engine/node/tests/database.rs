@@ -86,7 +86,7 @@ fn a_database_cut_short_under_a_replica_ends_it() {
         members.ask(&["--deadline-ms", "300", "get", "a"]);
         status(&members.client(1).to_string()).is_none().then_some(())
     });
-    process.desert().says(exit::DATABASE_UNREADABLE.into(), &[]);
+    process.desert().says(exit::DATABASE_UNREADABLE.into(), &["cannot be read"]);
 }
 
 #[test]

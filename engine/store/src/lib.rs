@@ -75,6 +75,7 @@ pub use device::Device;
 pub use digest::{Digest, RecomputeError};
 pub use history::{Changed, Changes, Compacted, RangeAt};
 pub use image::{ChangeKind, Range};
+pub use mapping::end_on_unreadable_pages;
 pub use meta::{HANDLE_BYTES_MAX, IDENTITY_BYTES_MAX};
 pub use open::{OpenError, OpenOptions, Opened};
 pub use page::{PAGE_BYTES, PageNumber};

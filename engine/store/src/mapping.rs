@@ -316,6 +316,23 @@ impl Pages {
     }
 }
 
+/// From here on the process ends with this status when a page of a mapped file cannot be read (SIGBUS), and says so. A change of the
+/// tree cannot be half done, so there is nothing else to do. `file` says which database it is; there is one in a process.
+pub fn end_on_unreadable_pages(file: &Path, status: i32) -> io::Result<()> {
+    let words = format!(
+        "synod-store: a page of {} cannot be read: its file was cut short, or its disk fails. If the disk is sound, start again: \
+         the database is made anew\n",
+        file.display()
+    );
+    let end = move || {
+        // Who cannot be told is not told: the status says it too.
+        let _ = rustix::io::write(rustix::stdio::stderr(), words.as_bytes());
+        signal_hook::low_level::exit(status)
+    };
+    // SAFETY: a handler may write and end the process, and does nothing else: it allocates nothing and takes no lock.
+    unsafe { signal_hook::low_level::register(signal_hook::consts::SIGBUS, end) }.map(drop)
+}
+
 /// Memory that O_DIRECT accepts: whole pages at a page's boundary. Zeroed; freed when dropped.
 pub(crate) struct AlignedBuffer {
     start: NonNull<u8>,

@@ -327,9 +327,9 @@ impl Attempt<'_> {
                 ensure!(id == VICTIM, "replica {id} ended by itself, whose disk is sound: {code:?} {last}");
                 let named = STATUSES.iter().find(|(status, _)| code == Some(i32::from(*status)));
                 let (status, what) = named.with_context(|| format!("it ended with {code:?}: {last}"))?;
-                // A signal handler says nothing but its status.
-                let has_reason = last.lines().last().is_some_and(|line| line.contains("Input/output error"));
-                ensure!(has_reason || *status == exit::DATABASE_UNREADABLE, "it ended with {status} and said: {last}");
+                let reason = if *status == exit::DATABASE_UNREADABLE { "cannot be read" } else { "Input/output error" };
+                let has_reason = last.lines().last().is_some_and(|line| line.contains(reason));
+                ensure!(has_reason, "it ended with {status} and said: {last}");
                 format!("ended with {status}, {what}")
             }
         };

@@ -61,7 +61,9 @@ pub(super) fn decode(kind: u8, payload: &Bytes) -> Option<Result<RoomMessage, Co
         kind::SHORT => {
             let reader = reader("the news of a full disk");
             let is_short = reader.within("its reason's length", payload.len() <= WHY_BYTES_MAX);
-            Some(is_short.map(|()| RoomMessage::Short { why: String::from_utf8_lossy(payload).into_owned() }))
+            let why = std::str::from_utf8(payload);
+            let is_text = is_short.and_then(|()| reader.within("its reason's text", why.is_ok()));
+            Some(is_text.map(|()| RoomMessage::Short { why: why.unwrap_or_default().to_owned() }))
         }
         _ => None,
     }
@@ -70,6 +72,13 @@ pub(super) fn decode(kind: u8, payload: &Bytes) -> Option<Result<RoomMessage, Co
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// `synod-fuzz --target peer-message --seed 5976615935490383175`: what replaces a byte that is no text is longer than it.
+    #[test]
+    fn a_reason_that_is_no_text_is_refused() {
+        let refused = CodecError::Bounds { what: "the news of a full disk", field: "its reason's text" };
+        assert_eq!(decode(kind::SHORT, &Bytes::from_static(&[0xff; 400])), Some(Err(refused)));
+    }
 
     #[test]
     fn what_is_said_is_heard() {
