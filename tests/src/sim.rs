@@ -129,7 +129,7 @@ counts! {
     starts,
     /// Of these, with a log whose last flush was cut short.
     torn_tails,
-    /// Starts that were refused, as they must be: an empty directory, or another replica's.
+    /// Starts that were refused, as they must be: another replica's directory, or a disk that cannot be read.
     starts_refused,
     /// Client connections reset.
     resets,

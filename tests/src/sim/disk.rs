@@ -3,6 +3,9 @@
 //! A flush has two steps, as on a device with a volatile cache: it is *written*, and may be lost with the power, and it
 //! is *synced*, and stays. A crash in between, or before, leaves any part of it, in sectors of 512 bytes. What a mere
 //! end of the process leaves in the cache is read back by the next life, and can still be lost until that life syncs it.
+//!
+//! Three more things that disks do, each placed by the atlas: frames rot; a write that was acknowledged is not there, or is in
+//! another frame's place, and the block is as it was before; a read fails. Never the last frame: that nobody would see.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -28,6 +31,15 @@ struct Cached {
     before: Vec<u8>,
 }
 
+/// How a write that was acknowledged is not where it should be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Astray {
+    /// It is nowhere.
+    Lost,
+    /// It is in an older frame's place.
+    Misdirected,
+}
+
 /// One replica's disk.
 pub(crate) struct Disk {
     /// Whose directory is on it; `None`: it was wiped.
@@ -41,6 +53,10 @@ pub(crate) struct Disk {
     cached: Vec<Cached>,
     /// Where the last synced flush is.
     last: Option<(SegmentId, usize, usize)>,
+    /// The last synced flush, if it went astray: no later frame proves yet that it was there.
+    unproven: Option<(SegmentId, usize, Vec<u8>)>,
+    /// After so many reads more all of them fail.
+    reads_left: Option<u32>,
     pub(crate) databases: Databases,
 }
 
@@ -55,6 +71,8 @@ impl Disk {
             written: false,
             cached: Vec::new(),
             last: None,
+            unproven: None,
+            reads_left: None,
             databases: Databases::default(),
         }
     }
@@ -68,7 +86,18 @@ impl Disk {
         self.owner = None;
         self.segments.clear();
         self.cached.clear();
+        self.unproven = None;
         self.databases = Databases::default();
+    }
+
+    /// From now on reads succeed, or fail after so many more.
+    pub(crate) fn set_reads_left(&mut self, left: Option<u32>) {
+        self.reads_left = left;
+    }
+
+    /// Whether a read has failed.
+    pub(crate) fn cannot_be_read(&self) -> bool {
+        self.reads_left == Some(0)
     }
 
     /// What a person copies while the process is stopped.
@@ -134,10 +163,48 @@ impl Disk {
         self.written = true;
     }
 
+    /// What the first flush, which is written, has taken the place of.
+    pub(crate) fn before_written(&self) -> Vec<u8> {
+        assert!(self.written, "there is one that was written");
+        self.cached.last().expect("it was written last").before.clone()
+    }
+
+    /// A flush that was synced is not in its place, which is as it was before. `seen`: the log's frames.
+    pub(crate) fn lead_astray(
+        &mut self,
+        flush: &Flush,
+        before: &[u8],
+        how: Astray,
+        seen: Seen,
+        random: &mut Rng,
+    ) -> bool {
+        let (offset, length) = (flush.offset as usize, before.len());
+        let mut older = seen.frames;
+        older.retain(|header| (header.segment, header.offset) != (flush.segment, flush.offset));
+        // What is the last one now stays, and so do the first two, which say whose cell it is.
+        older.pop();
+        older.retain(|header| header.number.0 > 2);
+        let target = random.choice(&older);
+        let bytes = flush.buffer[..length].to_vec();
+        if how == Astray::Misdirected {
+            let Some(target) = target else { return false };
+            let segment = self.segments.get_mut(&target.segment).expect("it was seen there");
+            let at = target.offset as usize;
+            // Not beyond the frame that it hits: what follows may be the last one.
+            let hit = length.min(target.frame_bytes());
+            segment[at..at + hit].copy_from_slice(&bytes[..hit]);
+        }
+        let segment = self.segments.get_mut(&flush.segment).expect("it was written there");
+        segment[offset..offset + length].copy_from_slice(before);
+        self.unproven = Some((flush.segment, offset, bytes));
+        true
+    }
+
     /// The first flush, and all else in its segment, is durable, unless the device lies.
     pub(crate) fn sync_written(&mut self, lies: bool) -> Flush {
         assert!(self.written, "a flush is synced after it was written");
         self.written = false;
+        self.unproven = None;
         let flush = self.under_way.pop_front().expect("it was written");
         if !lies {
             self.cached.retain(|cached| cached.segment != flush.segment);
@@ -241,6 +308,12 @@ impl Disk {
     /// there and part is not.
     pub(crate) fn crash(&mut self, power: bool, tearing: Tearing, random: &mut Rng) -> usize {
         let mut torn = 0;
+        if let Some((segment, offset, bytes)) = self.unproven.take()
+            && let Some(segment) = self.segments.get_mut(&segment)
+        {
+            // The atlas promises nothing of a last frame that was said to be there: it is there after all.
+            segment[offset..offset + bytes.len()].copy_from_slice(&bytes);
+        }
         let under_way = std::mem::take(&mut self.under_way);
         for flush in under_way.iter().skip(usize::from(self.written)) {
             let segment = self.segments.get_mut(&flush.segment).expect("a flush goes to a segment that is ready");
@@ -272,6 +345,11 @@ impl Disk {
     pub(crate) fn segments(&self) -> usize {
         self.segments.len()
     }
+}
+
+/// EIO.
+pub(crate) fn read_error() -> io::Error {
+    rustix::io::Errno::IO.into()
 }
 
 /// Which sectors survive, last one first.
@@ -325,6 +403,11 @@ impl Storage for Disk {
     }
 
     fn read(&mut self, segment: SegmentId, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        match &mut self.reads_left {
+            Some(0) => return Err(read_error()),
+            Some(left) => *left -= 1,
+            None => {}
+        }
         into.copy_from_slice(self.bytes(segment, offset, into.len()));
         Ok(())
     }

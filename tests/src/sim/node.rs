@@ -22,7 +22,7 @@ use synod_wal::{
 
 use super::acceptors;
 use super::clocks::Clock;
-use super::disk::Disk;
+use super::disk::{Astray, Disk};
 use super::divergence::Apart;
 use super::operators::Wish;
 use super::operators::may_start;
@@ -230,6 +230,12 @@ pub(crate) struct Node {
     pub(crate) no_room: BTreeSet<usize>,
     /// The next flush fails, and the process ends with it.
     pub(crate) flush_fails: Option<Crash>,
+    /// Until then no flush succeeds, and each ends the process.
+    pub(crate) flushes_fail_until: u64,
+    /// Until then the disk cannot be read, or not all of it.
+    pub(crate) reads_fail_until: u64,
+    /// The next flush goes astray.
+    pub(crate) astray: Option<(Astray, Rng)>,
     pub(crate) upkeep: Option<Upkeep>,
     /// Snapshots that are being written out, one after the other.
     pub(crate) writing: VecDeque<Writing>,
@@ -249,6 +255,8 @@ pub(crate) struct Node {
     pub(crate) leads_since: Instant,
 }
 
+/// A disk that cannot be read fails within so many reads.
+const READS_MAX: u64 = 64;
 const INCARNATION: Incarnation = Incarnation(1);
 
 impl Node {
@@ -275,6 +283,9 @@ impl Node {
             slow: BTreeMap::new(),
             no_room: BTreeSet::new(),
             flush_fails: None,
+            flushes_fail_until: 0,
+            reads_fail_until: 0,
+            astray: None,
             upkeep: None,
             writing: VecDeque::new(),
             doomed: None,
@@ -292,6 +303,19 @@ impl Node {
     pub(crate) fn rot(&mut self, swarm: &Swarm, frames: usize, late: bool, random: &mut Rng) -> Vec<u64> {
         let seen = self.disk.look(log_settings(swarm), &identity(self.id, StartId(0)));
         self.disk.rot(seen, frames, late, random)
+    }
+
+    /// A flush that was synced is not where it should be. Says whether there was a place for it.
+    pub(crate) fn lead_astray(
+        &mut self,
+        swarm: &Swarm,
+        flush: &Flush,
+        before: &[u8],
+        how: Astray,
+        random: &mut Rng,
+    ) -> bool {
+        let seen = self.disk.look(log_settings(swarm), &identity(self.id, StartId(0)));
+        self.disk.lead_astray(flush, before, how, seen, random)
     }
 
     /// Starts the process: recovers the log, and makes an engine of what it says, as the real thing does.
@@ -313,6 +337,8 @@ impl Node {
         let started = self.try_start(now, swarm, seeds, bug, right.then_some(oracle))?;
         match (&started, right, self.disk.owner()) {
             (Started::Up(_), true, _) | (Started::Refused(_), false, _) => Ok(started),
+            // It says which read failed, and is started again (`disks.md`).
+            (Started::Refused(_), true, _) if self.disk.cannot_be_read() => Ok(started),
             (Started::Refused(why), true, _) => {
                 let what = format!("after a mere crash replica {} does not start: {why}", self.id);
                 violation(Checker::Recovery, what)
@@ -350,7 +376,13 @@ impl Node {
             self.disk.cut_at_first_hole(seen);
         }
         let mut reading = Reading { replay: &mut replay, found: &mut found };
+        // Sooner or later: a log is not as many blocks long.
+        let reads_left = (self.reads_fail_until > now).then_some((seed % READS_MAX) as u32);
+        self.disk.set_reads_left(reads_left);
         let recovered = synod_wal::inspect(&mut self.disk, log_settings(swarm), &identity, &mut reading);
+        if !self.disk.cannot_be_read() {
+            self.disk.set_reads_left(None);
+        }
         let refused = |why: String| Ok(Started::Refused(why));
         let recovered = match recovered {
             Ok(recovered) => recovered,
