@@ -5,10 +5,12 @@
 //! each, on loopback and a real file system, with a database of 100 MB. Where the paper is silent: every creation uses a
 //! fresh name, and KB is 1024 bytes.
 
+mod under_snapshots;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
@@ -19,9 +21,11 @@ use crate::fill::fill;
 use crate::floor::{self, Floor, FloorOptions};
 use crate::load::{Row, connections_for};
 use crate::measure::measure;
+use crate::plot::{self, Column};
 use crate::probe::DiskProbe;
 use crate::progress;
 use crate::workload::{Plan, Work, Workload};
+use under_snapshots::SnapshotRow;
 
 /// Run Table 1 of "Paxos Made Live" on a cell of real processes on this machine.
 #[derive(Args, Clone, Debug)]
@@ -35,6 +39,12 @@ pub struct Table1Options {
     /// The size of the database before the first row, in MB (1024 * 1024 bytes)
     #[arg(long, default_value_t = 100)]
     pub db_mb: u64,
+    /// Rows 5 and 6 once more, with and without snapshots in turn: twice their time, and a little
+    #[arg(long)]
+    pub snapshots: bool,
+    /// Draw the table, as SVG; with --snapshots FILE-snapshots.svg too, throughput over time
+    #[arg(long, value_name = "FILE.svg")]
+    pub plot: Option<PathBuf>,
     /// Write the result as JSON to this file, or to standard output for `-`
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -65,6 +75,11 @@ const PAPER: [PaperRow; 6] = [
     PaperRow { test: "kb", workers: 1, bytes: 32 << 10, paxos_chubby: "672-822", three_db_chubby: "338", high: 822.0 },
 ];
 
+/// Which rows have ranges in the paper, for the snapshots that were taken meanwhile.
+const SNAPSHOT_ROWS: std::ops::Range<usize> = 4..6;
+/// What the rows write of log, twice, so that no snapshot is made that nobody asked for.
+const SNAPSHOTS_WHEN_ASKED: [&str; 2] = ["--snapshot-log-mb", "4096"];
+
 const ELECTION_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// The whole result, as written by `--json`.
@@ -76,6 +91,8 @@ struct Report {
     floor_p50_us: f64,
     floor_void: bool,
     rows: Vec<ReportRow>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    snapshots: Vec<SnapshotRow>,
 }
 
 #[derive(Serialize)]
@@ -104,7 +121,7 @@ pub fn main(options: &Table1Options) -> anyhow::Result<ExitCode> {
         replicas: options.replicas,
         dir: dir.path().join("cell"),
         first_port: None,
-        serve_flags: Vec::new(),
+        serve_flags: if options.snapshots { SNAPSHOTS_WHEN_ASKED.map(str::to_owned).to_vec() } else { Vec::new() },
         program: None,
     })?;
     cell.wait_for_master(ELECTION_TIME_MAX)?;
@@ -124,6 +141,14 @@ pub fn main(options: &Table1Options) -> anyhow::Result<ExitCode> {
             row,
         });
     }
+    let mut snapshots = Vec::new();
+    if options.snapshots {
+        let began = Instant::now();
+        for paper in &PAPER[SNAPSHOT_ROWS] {
+            snapshots.push(under_snapshots::run(&cell, &probe, paper, options.seconds, began)?);
+            cell.check()?;
+        }
+    }
     cell.stop()?;
 
     let report = Report {
@@ -133,12 +158,21 @@ pub fn main(options: &Table1Options) -> anyhow::Result<ExitCode> {
         floor_p50_us: floor.p50_us,
         floor_void: floor.void,
         rows,
+        snapshots,
     };
     print(&report, &floor)?;
+    if let Some(path) = &options.plot {
+        plot::write(path, &draw(&report, &floor))?;
+        if options.snapshots {
+            let stem = path.with_extension("").to_string_lossy().into_owned();
+            under_snapshots::draw(Path::new(&format!("{stem}-snapshots.svg")), &report.snapshots)?;
+        }
+    }
     if let Some(path) = &options.json {
         write_json(path, &report)?;
     }
     let void: Vec<_> = report.rows.iter().filter_map(|row| row.row.void.as_ref()).collect();
+    let void = [void, report.snapshots.iter().filter_map(|row| row.void.as_ref()).collect()].concat();
     for reason in &void {
         eprintln!("synod-bench: a row is void: {reason}");
     }
@@ -168,13 +202,7 @@ fn check_size(cell: &mut LocalCell, db_mb: u64) -> anyhow::Result<()> {
 }
 
 fn run_row(cell: &LocalCell, probe: &DiskProbe, paper: &PaperRow, seconds: u32) -> anyhow::Result<Row> {
-    let mut workload = Workload::new(Plan {
-        endpoints: cell.endpoints(),
-        workers: paper.workers,
-        connections: connections_for(paper.workers),
-        value_bytes: paper.bytes,
-        work: Work::CreateFiles { prefix: format!("/table1-{}-{}-{}", paper.test, paper.workers, paper.bytes) },
-    })?;
+    let mut workload = workload(cell, paper, "table1")?;
     let bar = progress::bar(u64::from(seconds), "table 1");
     bar.set_message(format!("{} workers, {} bytes", paper.workers, paper.bytes));
     let measurement = measure(&mut workload, probe, seconds, |_| bar.inc(1))?;
@@ -189,6 +217,35 @@ fn run_row(cell: &LocalCell, probe: &DiskProbe, paper: &PaperRow, seconds: u32) 
         measurement.figures.last_failure.as_deref().unwrap_or("?")
     );
     Ok(row)
+}
+
+/// A row's workers. No two `run`s create files of the same name.
+fn workload(cell: &LocalCell, paper: &PaperRow, run: &str) -> anyhow::Result<Workload> {
+    Workload::new(Plan {
+        endpoints: cell.endpoints(),
+        workers: paper.workers,
+        connections: connections_for(paper.workers),
+        value_bytes: paper.bytes,
+        work: Work::CreateFiles { prefix: format!("/{run}-{}-{}-{}", paper.test, paper.workers, paper.bytes) },
+    })
+}
+
+/// The paper, this machine, and what so many workers would do if each had the latency of the bare relay.
+fn draw(report: &Report, floor: &Floor) -> String {
+    let column = |(row, paper): (&ReportRow, &PaperRow)| {
+        let Row { workers, bytes, ops_per_s, kb_per_s, .. } = row.row;
+        let floor = workers as f64 * 1e6 / floor.p50_us;
+        let size = if bytes >= 1024 { format!("{} KB", bytes >> 10) } else { format!("{bytes} B") };
+        let (unit, values) = match row.row.test {
+            "ops" => ("ops/s", vec![paper.high, ops_per_s, floor]),
+            _ => ("KB/s", vec![paper.high, kb_per_s, floor * bytes as f64 / 1024.0]),
+        };
+        Column { label: format!("{workers} x {size}, {unit}"), values }
+    };
+    let columns: Vec<Column> = report.rows.iter().zip(&PAPER).map(column).collect();
+    let title = format!("Table 1 of \"Paxos Made Live\": {} replicas, {} MB", report.replicas, report.db_mb);
+    let series = ["the paper (its high end)", "Synod on this machine", "each worker at the floor's p50"];
+    plot::bars(&title, "operations or KB a second", &series, &columns)
 }
 
 fn print(report: &Report, floor: &Floor) -> anyhow::Result<()> {
@@ -235,6 +292,9 @@ fn print(report: &Report, floor: &Floor) -> anyhow::Result<()> {
         floor.round_trip_p50_us,
         if floor.void { "; VOID: the machine was disturbed" } else { "" },
     )?;
+    if !report.snapshots.is_empty() {
+        write!(out, "{}", under_snapshots::describe(&report.snapshots))?;
+    }
     Ok(())
 }
 

@@ -1,9 +1,15 @@
 //! The load: so many workers, each with one operation in flight, over so many connections.
 //!
+//! In a closed loop a worker begins its next operation when the last one is answered. In an open loop ([`Workload::pace`])
+//! operations arrive at a constant rate, whatever the cell does, and each is given to a worker that is idle. Its latency
+//! counts from the moment it should have begun: one that waited because the cell stood still shows that it did.
+//!
 //! One thread drives them all on one ring, with the client library's own state machine per connection, so that what is
 //! measured is the full client path (sessions, retries, redirects) and the client takes as little of the replicas' cores
 //! as it can.
 
+use std::collections::VecDeque;
+use std::num::NonZeroU64;
 use std::ops::AddAssign;
 use std::time::{Duration, Instant};
 
@@ -11,9 +17,10 @@ use anyhow::Context;
 use bytes::BytesMut;
 use hdrhistogram::Histogram;
 use synod_api::limits::UNANSWERED_MAX;
-use synod_api::{Answer, Operation};
+use synod_api::{Answer, Consistency, Operation};
 use synod_client::{Action, Attempt, ClientCore, Options};
 use synod_net::Moment;
+use synod_node::stages::is_traced;
 use synod_ring::{Completion, Handle, Outcome, Ring};
 
 /// An operation that takes longer is counted as failed. Longer than an election.
@@ -22,6 +29,11 @@ const OPERATION_TIME_MAX: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(20);
 /// Latencies above this are recorded as this, in nanoseconds.
 const LONGEST_NS: u64 = 60_000_000_000;
+/// In an open loop the thread sleeps at least so long: arrivals of that time leave together, so much too late at most, which
+/// their latency shows. At 10,000 a second or less each leaves alone.
+const ARRIVALS_TOGETHER: Duration = Duration::from_micros(20);
+/// The kernel rounds a thread's timeouts up by this, in nanoseconds: by 50 us if not told otherwise.
+const TIMER_SLACK_NS: u64 = 1_000;
 
 /// What each worker does over and over.
 #[derive(Clone, Debug)]
@@ -40,6 +52,8 @@ pub enum Work {
     OwnKey {
         /// Reads in a hundred operations.
         reads_percent: u8,
+        /// Reads are asked of whichever replica a connection comes to, and must be as new as this; none: the master reads.
+        anywhere: Option<Consistency>,
     },
 }
 
@@ -65,6 +79,8 @@ pub struct Figures {
     pub latencies: Histogram<u64>,
     /// Operations that did not succeed, whatever the reason.
     pub failures: u64,
+    /// Operations that should have begun in an open loop, and never did: a second's arrivals were waiting before them.
+    pub not_begun: u64,
     /// For how long.
     pub elapsed: Duration,
     /// Why the last failure.
@@ -74,7 +90,7 @@ pub struct Figures {
 impl Default for Figures {
     fn default() -> Self {
         let latencies = Histogram::new_with_bounds(1, LONGEST_NS, 3).expect("the bounds are valid");
-        Self { latencies, failures: 0, elapsed: Duration::ZERO, last_failure: None }
+        Self { latencies, failures: 0, not_begun: 0, elapsed: Duration::ZERO, last_failure: None }
     }
 }
 
@@ -82,6 +98,7 @@ impl AddAssign for Figures {
     fn add_assign(&mut self, other: Self) {
         self.latencies += &other.latencies;
         self.failures += other.failures;
+        self.not_begun += other.not_begun;
         self.elapsed += other.elapsed;
         self.last_failure = other.last_failure.or_else(|| self.last_failure.take());
     }
@@ -116,8 +133,33 @@ struct Connection {
     socket: Option<(Attempt, Handle)>,
     /// Which worker waits for the request in this place of the client's table.
     owners: Vec<usize>,
+    /// At our end, as the replica sees it.
+    port: u16,
+    /// Requests that are traced and not answered yet.
+    traces: Vec<ClientTrace>,
     /// It may have something to send.
     touched: bool,
+}
+
+/// The moments of one request at the client, in nanoseconds since the machine's boot: see [`synod_node::stages`].
+#[derive(Clone, Copy, Debug)]
+pub struct ClientTrace {
+    /// Of the connection, at our end.
+    pub port: u16,
+    /// The request's number on it.
+    pub request: u64,
+    /// The worker began.
+    pub begun: u64,
+    /// Its bytes were handed to the kernel.
+    pub left: u64,
+    /// The kernel gave us the answer's bytes.
+    pub answered: u64,
+}
+
+/// Which requests are traced, and what became of them.
+struct Tracing {
+    every: u64,
+    finished: Vec<ClientTrace>,
 }
 
 struct Worker {
@@ -126,17 +168,47 @@ struct Worker {
     done: u64,
 }
 
+/// When operations arrive in an open loop: one every so often, from its start on.
+struct Arrivals {
+    per_second: u64,
+    start: Moment,
+    /// How many have begun, or were left out.
+    taken: u64,
+}
+
+impl Arrivals {
+    /// When an arrival is due.
+    fn due(&self, arrival: u64) -> Moment {
+        self.start
+            .after(Duration::from_nanos((u128::from(arrival) * 1_000_000_000 / u128::from(self.per_second)) as u64))
+    }
+
+    /// How many are due by now and have not begun.
+    fn waiting(&self, now: Moment) -> u64 {
+        let ns = now.since(self.start).as_nanos();
+        let due = (ns * u128::from(self.per_second) / 1_000_000_000) as u64 + 1;
+        due.saturating_sub(self.taken)
+    }
+}
+
 /// Workers and connections, between and during measurements.
 pub struct Workload {
     plan: Plan,
+    /// When `start` was, in nanoseconds since the machine's boot.
+    start_ns: u64,
+    tracing: Option<Tracing>,
     ring: Ring<Token>,
     start: Instant,
     connections: Vec<Connection>,
     workers: Vec<Worker>,
     value: Vec<u8>,
     name: String,
-    idle: Vec<usize>,
+    idle: VecDeque<usize>,
+    /// None: the loop is closed.
+    arrivals: Option<Arrivals>,
     touched: Vec<usize>,
+    /// Connections whose sends go to the kernel with the next entry, and that have traced requests.
+    leaving: Vec<usize>,
     next_tick: Moment,
     in_flight: usize,
     figures: Figures,
@@ -160,19 +232,27 @@ impl Workload {
             core: ClientCore::new(&endpoints, Options { seed: index as u64, ..Options::default() }),
             socket: None,
             owners: vec![0; UNANSWERED_MAX as usize],
+            port: 0,
+            traces: Vec::new(),
             touched: false,
         };
+        let (start, boot) = (Instant::now(), rustix::time::clock_gettime(rustix::time::ClockId::Boottime));
+        let start_ns = u64::try_from(Duration::try_from(boot)?.as_nanos())?;
         let worker = |index: usize| Worker { connection: index % connections, started: Moment(0), done: 0 };
         Ok(Self {
             ring: Ring::new(synod_ring::Options::default()).context("the load needs io_uring")?,
-            start: Instant::now(),
+            start,
+            start_ns,
+            tracing: None,
             connections: (0..connections).map(connection).collect(),
             workers: (0..plan.workers).map(worker).collect(),
             // Not all alike, so that nobody is tempted to compress it.
             value: (0..plan.value_bytes).map(|at| (at * 31 % 251) as u8).collect(),
             name: String::new(),
             idle: (0..plan.workers).collect(),
+            arrivals: None,
             touched: Vec::new(),
+            leaving: Vec::new(),
             next_tick: Moment(0),
             in_flight: 0,
             figures: Figures::default(),
@@ -181,15 +261,29 @@ impl Workload {
         })
     }
 
-    /// Keeps all workers busy for so long, or until so many operations have been done.
+    /// From now on the loop is open: so many operations arrive a second, one after the other at equal distances. When a
+    /// second's arrivals wait for an idle worker, the oldest is left out, and counted.
+    pub fn pace(&mut self, per_second: u64) {
+        assert!(per_second > 0, "a rate of nothing is no rate");
+        // Who asks for it finds out in the latencies if it fails: arrivals leave a little later.
+        if let Err(error) = rustix::thread::set_current_timer_slack(NonZeroU64::new(TIMER_SLACK_NS)) {
+            eprintln!("synod-bench: cannot ask for precise timeouts: {error}");
+        }
+        self.arrivals = Some(Arrivals { per_second, start: self.now(), taken: 0 });
+    }
+
+    /// Operations of an open loop that should have begun by now and wait for an idle worker.
+    pub fn waiting(&self) -> u64 {
+        self.arrivals.as_ref().map_or(0, |arrivals| arrivals.waiting(self.now()))
+    }
+
+    /// Keeps all workers busy for so long, or until so many operations have been done; in an open loop, as busy as it says.
     pub fn run(&mut self, time: Duration, operations_max: u64) -> anyhow::Result<Figures> {
         let start = self.now();
         let end = start.after(time);
         self.figures = Figures::default();
         while self.now() < end && self.figures.operations() < operations_max {
-            for worker in std::mem::take(&mut self.idle) {
-                self.begin(worker)?;
-            }
+            self.begin_all()?;
             self.turn(end)?;
         }
         let mut figures = std::mem::take(&mut self.figures);
@@ -197,12 +291,32 @@ impl Workload {
         Ok(figures)
     }
 
-    /// Lets what is in flight end, and closes the sessions.
-    pub fn finish(mut self) -> anyhow::Result<()> {
+    /// From now on one request in so many that begin is traced. The replica can be told to trace the same.
+    pub fn trace(&mut self, every: u64) {
+        self.tracing = Some(Tracing { every, finished: Vec::new() });
+    }
+
+    /// No more are traced. Lets what is in flight end, and gives what was traced.
+    pub fn take_traces(&mut self) -> anyhow::Result<Vec<ClientTrace>> {
+        if let Some(tracing) = &mut self.tracing {
+            tracing.every = 0;
+        }
+        self.drain()?;
+        Ok(self.tracing.take().map_or(Vec::new(), |tracing| tracing.finished))
+    }
+
+    /// Lets what is in flight end, and begins nothing.
+    pub fn drain(&mut self) -> anyhow::Result<()> {
         let end = self.now().after(OPERATION_TIME_MAX);
         while self.in_flight > 0 && self.now() < end {
             self.turn(end)?;
         }
+        Ok(())
+    }
+
+    /// Lets what is in flight end, and closes the sessions.
+    pub fn finish(mut self) -> anyhow::Result<()> {
+        self.drain()?;
         for index in 0..self.connections.len() {
             if self.connections[index].core.close_session() {
                 self.touch(index);
@@ -220,11 +334,36 @@ impl Workload {
         Moment(0).after(self.start.elapsed())
     }
 
-    fn begin(&mut self, index: usize) -> anyhow::Result<()> {
+    /// Begins what is to begin now.
+    fn begin_all(&mut self) -> anyhow::Result<()> {
+        let now = self.now();
+        let Some(arrivals) = &mut self.arrivals else {
+            for _ in 0..self.idle.len() {
+                let worker = self.idle.pop_front().expect("so many are idle");
+                self.begin(worker, None)?;
+            }
+            return Ok(());
+        };
+        let left_out = arrivals.waiting(now).saturating_sub(arrivals.per_second);
+        arrivals.taken += left_out;
+        self.figures.not_begun += left_out;
+        while let Some(arrivals) = self.arrivals.as_mut().filter(|arrivals| arrivals.waiting(now) > 0)
+            && let Some(worker) = self.idle.pop_front()
+        {
+            let due = arrivals.due(arrivals.taken);
+            arrivals.taken += 1;
+            self.begin(worker, Some(due))?;
+        }
+        Ok(())
+    }
+
+    /// A worker's next operation, which counts from when it was due, or from now.
+    fn begin(&mut self, index: usize, due: Option<Moment>) -> anyhow::Result<()> {
         use std::fmt::Write;
         let now = self.now();
         let worker = &mut self.workers[index];
         self.name.clear();
+        let mut consistency = None;
         let operation = match &self.plan.work {
             Work::CreateFiles { prefix } => {
                 write!(self.name, "{prefix}/{index}/{}", worker.done).expect("a string takes everything");
@@ -236,22 +375,34 @@ impl Workload {
                 write!(self.name, "any/{:010}", scatter(turn, *keys)).expect("a string takes everything");
                 Operation::Put { key: self.name.as_bytes(), value: &self.value }
             }
-            Work::OwnKey { reads_percent } => {
+            Work::OwnKey { reads_percent, anywhere } => {
                 write!(self.name, "load/{index:08}").expect("a string takes everything");
-                // Spread evenly over time and workers, and the same in every run. What is read was written first.
+                // Spread evenly over time and workers, and the same in every run. What is read was written first, but where nothing
+                // else is done: a write would take the connection to the master.
                 let turn = (worker.done * 37 + index as u64 * 13) % 100;
-                if worker.done > 0 && turn < u64::from(*reads_percent) {
+                consistency = *anywhere;
+                if (worker.done > 0 || *reads_percent == 100 && anywhere.is_some()) && turn < u64::from(*reads_percent)
+                {
                     Operation::Get { key: self.name.as_bytes() }
                 } else {
                     Operation::Put { key: self.name.as_bytes(), value: &self.value }
                 }
             }
         };
-        worker.started = now;
+        let started = due.unwrap_or(now);
+        worker.started = started;
         worker.done += 1;
         let connection = &mut self.connections[worker.connection];
-        let id = connection.core.submit(now, operation, now.after(OPERATION_TIME_MAX))?;
+        let deadline = now.after(OPERATION_TIME_MAX);
+        let id = match consistency.filter(|_| !operation.changes()) {
+            Some(consistency) => connection.core.submit_read(now, operation, consistency, deadline),
+            None => connection.core.submit(now, operation, deadline),
+        }?;
         connection.owners[id.slot()] = index;
+        if self.tracing.as_ref().is_some_and(|tracing| is_traced(id.number(), tracing.every)) {
+            let begun = self.start_ns + started.0;
+            connection.traces.push(ClientTrace { port: 0, request: id.number(), begun, left: 0, answered: 0 });
+        }
         self.in_flight += 1;
         let connection = worker.connection;
         self.touch(connection);
@@ -277,7 +428,14 @@ impl Workload {
             self.connections[index].touched = false;
             self.serve(index);
         }
-        let timeout = end.min(self.next_tick).since(self.now());
+        let now = self.now();
+        while let Some(index) = self.leaving.pop() {
+            let connection = &mut self.connections[index];
+            for trace in connection.traces.iter_mut().filter(|trace| trace.left == 0) {
+                (trace.port, trace.left) = (connection.port, self.start_ns + now.0);
+            }
+        }
+        let timeout = end.min(self.next_tick).min(self.next_arrival(now)).since(now);
         let mut completions = std::mem::take(&mut self.completions);
         self.ring.enter(Some(timeout), &mut completions)?;
         let now = self.now();
@@ -286,6 +444,15 @@ impl Workload {
         }
         self.completions = completions;
         Ok(())
+    }
+
+    /// When to begin something next, if not when an answer comes.
+    fn next_arrival(&self, now: Moment) -> Moment {
+        match &self.arrivals {
+            // With nobody idle, time alone brings nothing.
+            Some(arrivals) if !self.idle.is_empty() => arrivals.due(arrivals.taken).max(now.after(ARRIVALS_TOGETHER)),
+            _ => Moment(u64::MAX),
+        }
     }
 
     /// Does what a connection's client asks for, and sends what it has to say.
@@ -313,6 +480,9 @@ impl Workload {
         {
             assert_eq!(attempt, *current, "a client sends on the connection it has");
             self.ring.send(Token::Send(index, attempt), socket, pieces);
+            if !connection.traces.is_empty() {
+                self.leaving.push(index);
+            }
         }
         self.collect(now, index);
     }
@@ -323,7 +493,13 @@ impl Workload {
         while let Some((id, result)) = connection.core.poll_completed() {
             let owner = connection.owners[id.slot()];
             self.in_flight -= 1;
-            self.idle.push(owner);
+            self.idle.push_back(owner);
+            if let Some(at) = connection.traces.iter().position(|trace| trace.request == id.number()) {
+                let trace = connection.traces.swap_remove(at);
+                if let Some(tracing) = self.tracing.as_mut().filter(|_| result.is_ok() && trace.left > 0) {
+                    tracing.finished.push(ClientTrace { answered: self.start_ns + now.0, ..trace });
+                }
+            }
             count(&mut self.figures, now.since(self.workers[owner].started), result);
         }
     }
@@ -334,6 +510,7 @@ impl Workload {
                 let connection = &mut self.connections[index];
                 match result {
                     Ok(()) => {
+                        connection.port = connection.socket.as_ref().map_or(0, |(_, socket)| port(socket));
                         connection.core.connected(now, attempt);
                         self.receive(index, attempt, BytesMut::with_capacity(RECEIVE_BYTES));
                     }
@@ -389,7 +566,13 @@ const RECEIVE_BYTES: usize = 64 << 10;
 
 fn count(figures: &mut Figures, latency: Duration, result: Result<Answer, synod_client::Error>) {
     match result {
-        Ok(Answer::Created { .. } | Answer::Written { .. } | Answer::Value { .. } | Answer::Absent) => {
+        Ok(
+            Answer::Created { .. }
+            | Answer::Written { .. }
+            | Answer::Value { .. }
+            | Answer::Read { .. }
+            | Answer::Absent,
+        ) => {
             let ns = u64::try_from(latency.as_nanos()).unwrap_or(LONGEST_NS);
             figures.latencies.saturating_record(ns.max(1));
         }
@@ -402,6 +585,12 @@ fn count(figures: &mut Figures, latency: Duration, result: Result<Answer, synod_
             figures.last_failure = Some(error.to_string());
         }
     }
+}
+
+/// The port at our end.
+fn port(socket: &Handle) -> u16 {
+    let address = socket2::SockRef::from(socket).local_addr().ok();
+    address.and_then(|address| address.as_socket()).map_or(0, |address| address.port())
 }
 
 fn dial(endpoint: &str) -> anyhow::Result<(Handle, std::net::SocketAddr)> {

@@ -6,6 +6,7 @@
 //! run is told by its seed, and a run in which nothing was taken, or nothing refused, has shown nothing: it is void.
 
 mod mutate;
+mod recovery;
 mod targets;
 
 use std::time::{Duration, Instant};

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `kill` | `synod-torture kill`: replicas are killed under load; every acknowledged write must be there, once |
 //! | `rejoin` | `synod-torture rejoin`: directories are emptied, or older copies put back, under load; the replica must rejoin |
+//! | `corrupt` | `synod-torture corrupt`: every kind of damage at every block of a log and a database |
 //! | `snapshots` | `synod-torture snapshots`: killed while snapshots are written, logs cut and laggards caught up |
 //! | `power` | `synod-torture power`: the power is cut from the replicas' file systems |
 //! | `full` | `synod-torture full`: the replicas' disks are filled, and emptied again |
@@ -33,6 +34,7 @@
 pub mod attack;
 pub mod cell;
 pub mod client;
+pub mod corrupt;
 pub mod device;
 pub mod device_log;
 pub mod durability;

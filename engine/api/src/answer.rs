@@ -6,7 +6,8 @@
 //! | value | created u64, modified u64, version u64, value |
 //! | written, deleted, swapped, created, exists | revision u64 |
 //! | unequal | u8 0 for absent; or 1, value |
-//! | refused | refusal u8; for some a text; for "not master" u8 0, or 1 and a text |
+//! | read | revision u64; u8 0 for absent; or 1, created u64, modified u64, version u64, value |
+//! | refused | refusal u8; for some a text; for "behind" and "compacted" two revisions u64; for "not master" u8 0, or 1 and a text |
 //! | the others | nothing |
 //!
 //! A value is a u32 length and the bytes, a text a u16 length and UTF-8. Bytes after the last field are an error.
@@ -32,6 +33,7 @@ const CREATED: u8 = 10;
 const EXISTS: u8 = 11;
 const REFUSED: u8 = 12;
 const UNEQUAL_NOT_KEPT: u8 = 13;
+const READ: u8 = 14;
 
 const NOT_MASTER: u8 = 1;
 const BUSY: u8 = 2;
@@ -47,9 +49,33 @@ const MASTER_CHANGED: u8 = 11;
 const DATABASE_FULL: u8 = 12;
 const DISK_FULL: u8 = 13;
 const DIVERGED: u8 = 14;
+const BEHIND: u8 = 15;
+const COMPACTED: u8 = 16;
+const UNCONFIRMED: u8 = 17;
+const UNTRUSTED: u8 = 18;
 
 const NOTHING: u8 = 0;
 const SOMETHING: u8 = 1;
+
+/// What a key or a file holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Found<V> {
+    /// Its bytes.
+    pub value: V,
+    /// The revision that created it.
+    pub create_revision: Revision,
+    /// The revision that last wrote it.
+    pub modify_revision: Revision,
+    /// How often it has been written since.
+    pub version: Version,
+}
+
+impl<V> Found<V> {
+    fn map<W>(self, convert: impl FnOnce(V) -> W) -> Found<W> {
+        let Found { value, create_revision, modify_revision, version } = self;
+        Found { value: convert(value), create_revision, modify_revision, version }
+    }
+}
 
 /// What became of a command. `V` holds a value's bytes: [`Bytes`] at the client, which shares the received frame;
 /// `&[u8]` at the cell, which answers from the database without a copy in between.
@@ -108,6 +134,13 @@ pub enum Answer<V = Bytes> {
         /// The revision that made it: the file's instance number.
         revision: Revision,
     },
+    /// What a [`BoundedRead`](crate::BoundedRead) found.
+    Read {
+        /// The revision of the database that it saw: the one to ask for next time, to see nothing older.
+        revision: Revision,
+        /// What was there; `None` for nothing.
+        found: Option<Found<V>>,
+    },
     /// The command was not answered.
     Refused(Refusal),
 }
@@ -162,6 +195,31 @@ pub enum Refusal {
     /// Mastership changed between the command's arrival and its turn (rule P9). Nothing was done; try again.
     #[error("the master changed before the command's turn came")]
     MasterChanged,
+    /// A read named a revision that this replica has not applied by the time that it waits at most.
+    #[error("this replica has applied up to revision {has}, not up to revision {wanted} yet")]
+    Behind {
+        /// The one it has.
+        has: Revision,
+        /// The one that was named.
+        wanted: Revision,
+    },
+    /// A read named a revision of the past, and what it asks for has changed since: that past is not kept.
+    #[error("revision {wanted} is not kept any more for what was asked: this replica knows revision {has}")]
+    Compacted {
+        /// The one it has.
+        has: Revision,
+        /// The one that was named.
+        wanted: Revision,
+    },
+    /// A linearizable read, and no master told in time up to where it must wait, or this replica has not applied as much.
+    #[error("this replica, at revision {has}, did not learn from the master in time that it is up to date")]
+    Unconfirmed {
+        /// The revision it has.
+        has: Revision,
+    },
+    /// This replica's database is in quarantine, or it rejoins, or it is no member: it answers no reads (rules P11, P14).
+    #[error("this replica answers no reads: its database is not to be trusted, or it rejoins, or it is no member")]
+    Untrusted,
     /// Mastership was lost while the command was under way: it may have been done, or be done yet.
     #[error("mastership was lost while the command was under way: its outcome is unknown")]
     Unknown,
@@ -185,7 +243,11 @@ impl Refusal {
             | Refusal::AlreadyAnswered
             | Refusal::Limit(_)
             | Refusal::Malformed(_)
-            | Refusal::MasterChanged => true,
+            | Refusal::MasterChanged
+            | Refusal::Behind { .. }
+            | Refusal::Compacted { .. }
+            | Refusal::Unconfirmed { .. }
+            | Refusal::Untrusted => true,
             Refusal::Unknown => false,
         }
     }
@@ -207,6 +269,10 @@ impl Refusal {
             Refusal::Limit(_) => "limit",
             Refusal::Malformed(_) => "malformed",
             Refusal::MasterChanged => "master_changed",
+            Refusal::Behind { .. } => "behind",
+            Refusal::Compacted { .. } => "compacted",
+            Refusal::Unconfirmed { .. } => "unconfirmed",
+            Refusal::Untrusted => "untrusted",
             Refusal::Unknown => "unknown",
         }
     }
@@ -244,6 +310,16 @@ impl Refusal {
                 put_text(out, text);
             }
             Refusal::MasterChanged => out.put_u8(MASTER_CHANGED),
+            Refusal::Behind { has, wanted } => {
+                put_revision(out, BEHIND, *has);
+                out.put_u64_le(wanted.0);
+            }
+            Refusal::Compacted { has, wanted } => {
+                put_revision(out, COMPACTED, *has);
+                out.put_u64_le(wanted.0);
+            }
+            Refusal::Unconfirmed { has } => put_revision(out, UNCONFIRMED, *has),
+            Refusal::Untrusted => out.put_u8(UNTRUSTED),
             Refusal::Unknown => out.put_u8(UNKNOWN),
         }
     }
@@ -271,6 +347,10 @@ impl Refusal {
             MALFORMED => Refusal::Malformed(reader.text()?.to_owned()),
             MASTER_CHANGED => Refusal::MasterChanged,
             UNKNOWN => Refusal::Unknown,
+            BEHIND => Refusal::Behind { has: Revision(reader.u64()?), wanted: Revision(reader.u64()?) },
+            COMPACTED => Refusal::Compacted { has: Revision(reader.u64()?), wanted: Revision(reader.u64()?) },
+            UNCONFIRMED => Refusal::Unconfirmed { has: Revision(reader.u64()?) },
+            UNTRUSTED => Refusal::Untrusted,
             unknown => return Err(reader.unknown("refusal", unknown)),
         })
     }
@@ -309,6 +389,19 @@ impl<V: AsRef<[u8]>> Answer<V> {
             Answer::UnequalNotKept => out.put_u8(UNEQUAL_NOT_KEPT),
             Answer::Created { revision } => put_revision(out, CREATED, *revision),
             Answer::Exists { revision } => put_revision(out, EXISTS, *revision),
+            Answer::Read { revision, found } => {
+                put_revision(out, READ, *revision);
+                match found {
+                    None => out.put_u8(NOTHING),
+                    Some(Found { value, create_revision, modify_revision, version }) => {
+                        out.put_u8(SOMETHING);
+                        out.put_u64_le(create_revision.0);
+                        out.put_u64_le(modify_revision.0);
+                        out.put_u64_le(version.0);
+                        put_long(out, value.as_ref());
+                    }
+                }
+            }
             Answer::Refused(refusal) => {
                 out.put_u8(REFUSED);
                 refusal.encode(out);
@@ -353,6 +446,20 @@ impl<'a> Answer<&'a [u8]> {
             UNEQUAL_NOT_KEPT => Answer::UnequalNotKept,
             CREATED => Answer::Created { revision: Revision(reader.u64()?) },
             EXISTS => Answer::Exists { revision: Revision(reader.u64()?) },
+            READ => {
+                let revision = Revision(reader.u64()?);
+                let found = match reader.u8()? {
+                    NOTHING => None,
+                    SOMETHING => {
+                        let create_revision = Revision(reader.u64()?);
+                        let modify_revision = Revision(reader.u64()?);
+                        let version = Version(reader.u64()?);
+                        Some(Found { value: reader.long()?, create_revision, modify_revision, version })
+                    }
+                    unknown => return Err(reader.unknown("option", unknown)),
+                };
+                Answer::Read { revision, found }
+            }
             REFUSED => Answer::Refused(Refusal::read(&mut reader)?),
             unknown => return Err(reader.unknown("answer", unknown)),
         };
@@ -380,6 +487,7 @@ impl<V> Answer<V> {
             Answer::UnequalNotKept => Answer::UnequalNotKept,
             Answer::Created { revision } => Answer::Created { revision },
             Answer::Exists { revision } => Answer::Exists { revision },
+            Answer::Read { revision, found } => Answer::Read { revision, found: found.map(|found| found.map(convert)) },
             Answer::Refused(refusal) => Answer::Refused(refusal),
         }
     }
@@ -444,6 +552,17 @@ mod tests {
         check(Answer::UnequalNotKept, expect!["0d"]);
         check(Answer::Created { revision }, expect!["0a0201000000000000"]);
         check(Answer::Exists { revision }, expect!["0b0201000000000000"]);
+        check(Answer::Read { revision, found: None }, expect!["0e020100000000000000"]);
+        let found = Found {
+            value: &b"val"[..],
+            create_revision: Revision(2),
+            modify_revision: Revision(3),
+            version: Version(4),
+        };
+        check(
+            Answer::Read { revision, found: Some(found) },
+            expect!["0e0201000000000000010200000000000000030000000000000004000000000000000300000076616c"],
+        );
     }
 
     #[test]
@@ -463,13 +582,18 @@ mod tests {
         check(Refusal::Limit("why".to_owned()), expect!["0c080300776879"]);
         check(Refusal::Malformed("why".to_owned()), expect!["0c090300776879"]);
         check(Refusal::Unknown, expect!["0c0a"]);
+        let (has, wanted) = (Revision(5), Revision(0x0109));
+        check(Refusal::Behind { has, wanted }, expect!["0c0f05000000000000000901000000000000"]);
+        check(Refusal::Compacted { has, wanted }, expect!["0c1005000000000000000901000000000000"]);
+        check(Refusal::Unconfirmed { has }, expect!["0c110500000000000000"]);
+        check(Refusal::Untrusted, expect!["0c12"]);
     }
 
     #[test]
     fn bytes_that_select_nothing() {
         let decode = |bytes: &str| Answer::decode(Bytes::from(unhex(bytes))).unwrap_err();
         assert_eq!(decode("00"), DecodeError::Unknown { what: "answer", offset: 0, found: 0 });
-        assert_eq!(decode("0e"), DecodeError::Unknown { what: "answer", offset: 0, found: 14 });
+        assert_eq!(decode("0f"), DecodeError::Unknown { what: "answer", offset: 0, found: 15 });
         assert_eq!(decode("0902"), DecodeError::Unknown { what: "option", offset: 1, found: 2 });
         assert_eq!(decode("0c00"), DecodeError::Unknown { what: "refusal", offset: 1, found: 0 });
         assert_eq!(decode("0c0102"), DecodeError::Unknown { what: "option", offset: 2, found: 2 });
@@ -502,6 +626,10 @@ mod tests {
         Answer::Value { value: &largest, create_revision: revision, modify_revision: revision, version }
             .encode(&mut bytes);
         assert!(bytes.len() <= ANSWER_BYTES_MAX);
+        let found = Found { value: &largest, create_revision: revision, modify_revision: revision, version };
+        bytes.clear();
+        Answer::Read { revision, found: Some(found) }.encode(&mut bytes);
+        assert!(bytes.len() <= ANSWER_BYTES_MAX);
     }
 
     #[test]
@@ -518,8 +646,8 @@ mod tests {
     proptest! {
         #[test]
         fn junk_is_refused_or_is_the_one_encoding_of_an_answer(
-            tag in 0..15u8,
-            choice in 0..15u8,
+            tag in 0..16u8,
+            choice in 0..20u8,
             rest in proptest::collection::vec(prop_oneof![Just(0u8), any::<u8>()], 0..48),
         ) {
             let mut bytes = vec![tag, choice];

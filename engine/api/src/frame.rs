@@ -21,6 +21,8 @@ pub enum FrameKind {
     OperatorRequest = 6,
     /// Node to operator: what became of it, as JSON text.
     OperatorAnswer = 7,
+    /// Client to node: one encoded [`BoundedRead`](crate::BoundedRead). Answered as a request is.
+    ReadRequest = 8,
 }
 
 /// A frame of a kind that this version does not know.
@@ -46,6 +48,7 @@ impl TryFrom<u8> for FrameKind {
             5 => FrameKind::Error,
             6 => FrameKind::OperatorRequest,
             7 => FrameKind::OperatorAnswer,
+            8 => FrameKind::ReadRequest,
             unknown => return Err(UnknownFrameKind(unknown)),
         })
     }
@@ -58,7 +61,7 @@ mod tests {
     #[test]
     fn every_byte_is_one_kind_or_none() {
         let known: Vec<u8> = (0..=u8::MAX).filter(|&byte| FrameKind::try_from(byte).is_ok()).collect();
-        assert_eq!(known, [1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(known, [1, 2, 3, 4, 5, 6, 7, 8]);
         for byte in known {
             assert_eq!(u8::from(FrameKind::try_from(byte).unwrap()), byte);
         }

@@ -10,6 +10,7 @@
 //! | module | owns |
 //! |---|---|
 //! | `command` | what a client asks, and the at-most-once stamp it carries (rule P10) |
+//! | `bounded` | reads that any replica may answer, and how new what they see must be |
 //! | `answer` | what it is told, and the refusals |
 //! | [`limits`] | how large, how long, how many; checked by the client and again by the cell |
 //! | `frame` | the kinds of frames a client and a node exchange; the frames themselves are `synod-net`'s |
@@ -17,6 +18,7 @@
 //! | `read` | taking fields off bytes that nobody vouches for |
 
 mod answer;
+mod bounded;
 mod command;
 mod frame;
 pub mod limits;
@@ -24,7 +26,8 @@ mod mastership;
 mod read;
 mod words;
 
-pub use answer::{Answer, Refusal};
+pub use answer::{Answer, Found, Refusal};
+pub use bounded::{BoundedRead, Consistency};
 pub use command::{Command, Expected, Operation};
 pub use frame::{FrameKind, UnknownFrameKind};
 pub use limits::{LimitError, PathFault};

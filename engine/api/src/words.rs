@@ -44,6 +44,11 @@ impl fmt::Display for Sequence {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Revision(pub u64);
 
+impl Revision {
+    /// Before the empty database: everything is newer.
+    pub const NONE: Revision = Revision(0);
+}
+
 impl fmt::Display for Revision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)

@@ -89,6 +89,23 @@ impl Cell {
         operations::perform(&mut self.store, &mut self.key, command.operation, answer);
     }
 
+    /// Answers a [bounded read](synod_api::BoundedRead) from the database as it is now, or as it was at a revision that is not
+    /// above its own, and appends the answer's bytes. Whether it is new enough is the caller's to know.
+    ///
+    /// # Panics
+    ///
+    /// If the operation is not a read, or the revision is yet to come.
+    pub fn read_at(&mut self, operation: Operation<'_>, at: Option<Revision>, answer: &mut Vec<u8>) {
+        assert!(at.is_none_or(|at| at <= self.revision()), "it is yet to come");
+        operations::read_at(&self.store, &mut self.key, operation, at, answer);
+    }
+
+    /// The database's version.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        Revision(self.store.revision().0)
+    }
+
     /// The epoch of the master that began last.
     #[must_use]
     pub fn epoch(&self) -> Epoch {

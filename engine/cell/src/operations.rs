@@ -4,7 +4,7 @@
 //! not. A file's instance number is the revision that created it and its content generation its version (Chubby's
 //! words): the store keeps both with every row anyway.
 
-use synod_api::{Expected, Operation, Revision, Version};
+use synod_api::{Expected, Found, Operation, Refusal, Revision, Version};
 use synod_store::{Row, Store};
 
 use crate::Told;
@@ -23,6 +23,44 @@ pub(crate) fn perform(store: &mut Store, buffer: &mut KeyBuffer, operation: Oper
         Operation::OpenSession | Operation::CloseSession => unreachable!("sessions have a module of their own"),
     };
     told.encode(answer);
+}
+
+/// Answers a read from the database as it is, or as it was at a revision. A store without a history knows the past of what has
+/// not changed since.
+pub(crate) fn read_at(
+    store: &Store,
+    buffer: &mut KeyBuffer,
+    operation: Operation<'_>,
+    at: Option<Revision>,
+    answer: &mut Vec<u8>,
+) {
+    let row = match operation {
+        Operation::Get { key } => buffer.key(key),
+        Operation::ReadFile { path } => buffer.file(path),
+        changing => panic!("{} is not a read", changing.name()),
+    };
+    let has = Revision(store.revision().0);
+    let now = store.get(row);
+    let then = match at.filter(|at| *at < has) {
+        None => Ok(now),
+        Some(at) if now.is_some_and(|row| row.modify_revision.0 <= at.0) => Ok(now),
+        Some(at) => store.get_at(row, synod_store::Revision(at.0)).map_err(|_| Refusal::Compacted { has, wanted: at }),
+    };
+    let told = match then {
+        Err(refusal) => Told::Refused(refusal),
+        Ok(row) => Told::Read { revision: at.unwrap_or(has), found: row.map(found) },
+    };
+    told.encode(answer);
+}
+
+fn found(row: Row<'_>) -> Found<&[u8]> {
+    let Row { create_revision, modify_revision, version, value } = row;
+    Found {
+        value,
+        create_revision: Revision(create_revision.0),
+        modify_revision: Revision(modify_revision.0),
+        version: Version(version.0),
+    }
 }
 
 fn read<'a>(store: &'a Store, row: &[u8]) -> Told<'a> {

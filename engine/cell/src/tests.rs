@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use proptest::prelude::*;
 use synod_api::limits::{KEY_BYTES_MAX, SESSIONS_MAX, UNANSWERED_MAX, VALUE_BYTES_MAX};
-use synod_api::{Answer, Command, Expected, Operation, Refusal, Revision, Sequence, SessionId, Version};
+use synod_api::{Answer, Command, Expected, Found, Operation, Refusal, Revision, Sequence, SessionId, Version};
 use synod_paxos::{Slot, StateMachine};
 
 use crate::{Cell, Status};
@@ -97,6 +97,39 @@ fn keys() {
     assert_eq!(client.read(Operation::Get { key }), Answer::Absent);
     assert_eq!(client.call(Operation::Put { key, value: b"" }), written(5));
     assert_eq!(client.read(Operation::Get { key }), value(b"", 5, 5, 1));
+}
+
+#[test]
+fn reads_at_a_revision() {
+    let mut client = Client::new();
+    let (get, file) = (Operation::Get { key: b"k" }, Operation::ReadFile { path: b"/f" });
+    client.call(Operation::Put { key: b"k", value: b"one" });
+    client.call(Operation::Put { key: b"other", value: b"" });
+    client.call(Operation::Put { key: b"k", value: b"two" });
+    let mut read = |operation, at: Option<u64>| {
+        let mut answer = Vec::new();
+        client.cell.read_at(operation, at.map(Revision), &mut answer);
+        Answer::decode(answer.into()).unwrap()
+    };
+    let seen = |revision, found| Answer::Read { revision: Revision(revision), found };
+    let two = Found {
+        value: Bytes::from_static(b"two"),
+        create_revision: Revision(2),
+        modify_revision: Revision(4),
+        version: Version(2),
+    };
+    assert_eq!(read(get, None), seen(4, Some(two.clone())));
+    assert_eq!(read(get, Some(4)), seen(4, Some(two)));
+    let gone = |wanted| Answer::Refused(Refusal::Compacted { has: Revision(4), wanted: Revision(wanted) });
+    assert_eq!(read(get, Some(3)), gone(3), "it has changed since, and no history is kept");
+    assert_eq!(read(file, None), seen(4, None));
+    assert_eq!(read(file, Some(3)), gone(3), "it may have been removed since");
+    let other = Operation::Get { key: b"other" };
+    assert!(
+        matches!(read(other, Some(3)), Answer::Read { revision: Revision(3), found: Some(_) }),
+        "it has not changed since"
+    );
+    assert_eq!(read(other, Some(2)), gone(2));
 }
 
 #[test]

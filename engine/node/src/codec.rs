@@ -36,6 +36,8 @@ mod kind {
     pub(super) const POSITION: u8 = 22;
     pub(super) const REJOIN: u8 = 23;
     pub(super) const REJOIN_ANSWER: u8 = 24;
+    pub(super) const ASK_INDEX: u8 = 25;
+    pub(super) const TELL_INDEX: u8 = 26;
 }
 
 /// Bytes that are no message or record of ours.
@@ -214,14 +216,25 @@ pub fn encode_message(message: &Message) -> EncodedMessage {
             head.put_u64_le(incarnation.0);
             kind::REJOIN
         }
-        Message::RejoinAnswer { asked, known, is_lost, promised, chosen, accepted } => {
+        Message::RejoinAnswer { asked, known, is_lost, promised, chosen, accepted, voter } => {
             head.put_u64_le(asked.0);
             head.put_u64_le(known.0);
             head.put_u8(u8::from(*is_lost));
             put_ballot(&mut head, *promised);
             head.put_u64_le(chosen.0);
+            put_voter(&mut head, voter);
             put_accepted(&mut head, accepted);
             kind::REJOIN_ANSWER
+        }
+        Message::AskIndex { name } => {
+            head.put_u64_le(*name);
+            kind::ASK_INDEX
+        }
+        Message::TellIndex { ballot, name, slot } => {
+            put_ballot(&mut head, *ballot);
+            head.put_u64_le(*name);
+            head.put_u64_le(slot.0);
+            kind::TELL_INDEX
         }
         Message::Fetch { from } => {
             head.put_u64_le(from.0);
@@ -482,8 +495,9 @@ pub fn decode_message(kind: u8, payload: Bytes) -> Result<Message, CodecError> {
         kind::REJOIN_ANSWER => {
             let mut reader = Reader::new("an answer to a rejoin", payload);
             let (asked, known, is_lost) = (reader.incarnation()?, reader.incarnation()?, reader.flag("its loss")?);
-            let (promised, chosen) = (reader.ballot()?, reader.slot()?);
-            Ok(Message::RejoinAnswer { asked, known, is_lost, promised, chosen, accepted: reader.accepted()? })
+            let (promised, chosen, voter) = (reader.ballot()?, reader.slot()?, reader.voter()?);
+            let accepted = reader.accepted()?;
+            Ok(Message::RejoinAnswer { asked, known, is_lost, promised, chosen, accepted, voter })
         }
         kind::REJECT => {
             let mut reader = Reader::new("a reject", payload);
@@ -494,6 +508,17 @@ pub fn decode_message(kind: u8, payload: Bytes) -> Result<Message, CodecError> {
             let mut reader = Reader::new("a commit", payload);
             let (ballot, chosen) = (reader.ballot()?, reader.slot()?);
             let message = Message::Commit { ballot, chosen, tolerance: reader.u8()?.cast_signed() };
+            reader.end().map(|()| message)
+        }
+        kind::ASK_INDEX => {
+            let mut reader = Reader::new("a question for the read index", payload);
+            let message = Message::AskIndex { name: reader.u64()? };
+            reader.end().map(|()| message)
+        }
+        kind::TELL_INDEX => {
+            let mut reader = Reader::new("a read index", payload);
+            let (ballot, name) = (reader.ballot()?, reader.u64()?);
+            let message = Message::TellIndex { ballot, name, slot: reader.slot()? };
             reader.end().map(|()| message)
         }
         kind::FETCH => {
@@ -697,11 +722,14 @@ mod tests {
                 promised: ballot(3),
                 chosen: Slot(4),
                 accepted: vec![accepted(5)],
+                voter: voter(),
             },
             Message::Reject { promised: ballot(NUMBER_MAX) },
             Message::Commit { ballot: ballot(1), chosen: Slot(8), tolerance: -1 },
             Message::Release { ballot: ballot(1) },
             Message::TakeOver { ballot: ballot(1) },
+            Message::AskIndex { name: u64::MAX },
+            Message::TellIndex { ballot: ballot(1), name: u64::MAX, slot: Slot(8) },
             Message::Fetch { from: Slot(1) },
             Message::Entries { first: Slot(1), batches: vec![batch(&[b"a"]), Batch::NO_OP], chosen: Slot(20) },
         ]
@@ -746,6 +774,7 @@ mod tests {
             Message::Propose { ballot: strange, released: Ballot::NONE },
             Message::Reject { promised: far },
             Message::Commit { ballot: ballot(1), chosen: Slot(u64::MAX), tolerance: 0 },
+            Message::TellIndex { ballot: ballot(1), name: 0, slot: Slot(u64::MAX) },
             Message::Promise {
                 ballot: ballot(1),
                 cut: Slot(3),

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `database` | the own database: the two newest snapshots, and between them what is not yet one |
 //! | `database.incoming` | another replica's, while it is taken over: renamed to `database` when it is durable |
+//! | `database.lost-N` | what did not open any more, and was set aside: for a person, who may remove it |
 //!
 //! One job after the other, so snapshots of the own database end before another one takes its place. Plain threads, as for the
 //! log's segments: another one does the database's chores (rule S4), which must not wait for a snapshot.
@@ -24,7 +25,8 @@ use synod_store::{Chore, Durable, Frozen, OpenError, OpenOptions, Opened, Option
 use crate::config::Config;
 use crate::directory::Identity;
 
-const DATABASE_FILE: &str = "database";
+/// The own database.
+pub(crate) const DATABASE_FILE: &str = "database";
 const INCOMING_FILE: &str = "database.incoming";
 
 /// How much the threads of snapshots and of the scrubber step back behind those that serve.
@@ -90,9 +92,37 @@ impl Place {
             let (store, opened) = Store::open(&path, &self.options)?;
             return Ok((store, opened, None));
         }
+        self.make_fresh()
+    }
+
+    /// Makes an empty one that is to be the own one, whatever is in its place.
+    pub fn make_fresh(&self) -> Result<(Store, Opened, Option<Fresh>), OpenError> {
         let fresh = Fresh(self.clone());
         let (store, opened) = self.make()?;
         Ok((store, opened, Some(fresh)))
+    }
+
+    /// Whether the own database does not open because its file is not what was written there: then nothing is lost with it that
+    /// the log or another replica has not. Anything else is for a person: a newer build's file, another cell's, a setting, or a
+    /// disk that does not read. A file of another replica of this very cell is damage: no operator's command takes one there, the
+    /// log beside it is this replica's own, and of what is in it nothing is used.
+    pub fn is_damage(&self, error: &OpenError) -> bool {
+        const CELL_BYTES: usize = size_of::<u128>();
+        match error {
+            OpenError::NotADatabase { .. }
+            | OpenError::BothDamaged { .. }
+            | OpenError::Truncated { .. }
+            | OpenError::Damaged(_) => true,
+            OpenError::Foreign { found, expected, .. } => {
+                found.len() == expected.len() && found[..CELL_BYTES] == expected[..CELL_BYTES]
+            }
+            OpenError::File { .. }
+            | OpenError::InUse { .. }
+            | OpenError::Newer { .. }
+            | OpenError::NoOlder { .. }
+            | OpenError::TooLarge { .. }
+            | OpenError::SelfTest(_) => false,
+        }
     }
 
     /// The directory.
@@ -152,7 +182,11 @@ impl Drop for Fresh {
 /// Reads the database through once, so that whoever serves finds it in memory and does not wait for the disk (rule S4). What does
 /// not fit into memory is dropped again by the kernel as it sees fit.
 fn read_ahead(path: &Path, pacing: &Pacing) -> io::Result<()> {
-    let mut file = File::open(path)?;
+    let mut file = match File::open(path) {
+        // It is lost, and another replica's will be put there.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
     let mut buffer = vec![0; READ_AHEAD_BYTES];
     let (began, mut bytes) = (Instant::now(), 0);
     while !pacing.cancel.load(Ordering::Relaxed) {

@@ -5,6 +5,7 @@
 //! | `identity.toml` | cell, replica, incarnation, format: written last on the first start, so it stands for a finished one |
 //! | `lock` | held (flock) while a process uses the directory |
 //! | `wal-*.log` | the log's segments (`synod-wal`) |
+//! | `database*` | see [`crate::databases`] |
 //! | `lost-N` | what was left of a log that was no whole: the replica rejoined without it (rule P11). For a person, who may remove it |
 
 use std::fs::{self, File, TryLockError};
@@ -12,6 +13,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::databases::DATABASE_FILE;
 
 /// The version of the directory's layout that this build writes and reads.
 const FORMAT: u32 = 1;
@@ -93,10 +96,13 @@ pub enum DirectoryError {
     )]
     NoIdentity(PathBuf),
     /// Somebody has to look.
-    #[error(
-        "{0} holds {LOST_MAX} directories lost-N already: its disk loses logs again and again. See to it, and remove them"
-    )]
-    LostTooOften(PathBuf),
+    #[error("{dir} holds {LOST_MAX} {what} already: its disk loses them again and again. See to it, and remove them")]
+    LostTooOften {
+        /// The directory.
+        dir: PathBuf,
+        /// What was set aside.
+        what: &'static str,
+    },
     /// The identity file is damaged.
     #[error("{path} is damaged ({reason}); nothing in this directory can be trusted without it")]
     Damaged {
@@ -243,8 +249,7 @@ impl Directory {
             let path = path.to_owned();
             move |source| DirectoryError::Io { doing, path, source }
         };
-        let aside = (1..=LOST_MAX).map(|number| self.path.join(format!("lost-{number}"))).find(|path| !path.exists());
-        let aside = aside.ok_or_else(|| DirectoryError::LostTooOften(self.path.clone()))?;
+        let aside = self.free_name("lost-", "lost logs (directories lost-N)")?;
         fs::create_dir(&aside).map_err(io("cannot make", &aside))?;
         for entry in fs::read_dir(&self.path).map_err(io("cannot list", &self.path))? {
             let entry = entry.map_err(io("cannot list", &self.path))?;
@@ -258,6 +263,24 @@ impl Directory {
             File::open(path).and_then(|dir| dir.sync_all()).map_err(io("cannot sync", path))?;
         }
         Ok(aside)
+    }
+
+    /// Moves a database that does not open out of the way, for a person to look at. Says where.
+    pub fn set_database_aside(&self) -> Result<PathBuf, DirectoryError> {
+        let aside = self.free_name("database.lost-", "lost databases (files database.lost-N)")?;
+        let rename = || -> io::Result<()> {
+            fs::rename(self.path.join(DATABASE_FILE), &aside)?;
+            File::open(&self.path)?.sync_all()
+        };
+        rename().map_err(|source| DirectoryError::Io { doing: "cannot set aside as", path: aside.clone(), source })?;
+        Ok(aside)
+    }
+
+    /// The first name with this beginning that is not taken.
+    fn free_name(&self, beginning: &str, what: &'static str) -> Result<PathBuf, DirectoryError> {
+        let names = (1..=LOST_MAX).map(|number| self.path.join(format!("{beginning}{number}")));
+        let dir = || self.path.clone();
+        names.into_iter().find(|path| !path.exists()).ok_or_else(|| DirectoryError::LostTooOften { dir: dir(), what })
     }
 
     /// Writes the identity: under another name first, so that a crash leaves the old one or the new one, never half.

@@ -13,6 +13,7 @@ mod catch_up;
 mod digests;
 mod entries;
 mod pace;
+mod reads;
 mod room;
 mod snapshots;
 #[cfg(test)]
@@ -35,16 +36,18 @@ use synod_paxos::{
 use synod_ring::AlignedBuffer;
 
 use crate::codec::{self, RoomMessage, SnapshotMessage};
-use crate::stages::{Stage, StageTimes};
+use crate::stages::{Stage, Stages, Trace};
 use catch_up::CatchUp;
 use digests::Digests;
 use entries::{LogReads, Recent};
 use pace::Pace;
+use reads::Reads;
 use room::Room;
 use snapshots::Snapshots;
 
 pub use digests::{DigestStatus, Evidence, Said};
 pub use entries::LogRead;
+pub use reads::{READ_TIME_MAX, READS_MAX};
 pub use room::{RETRY_MAX, RETRY_MIN};
 
 /// The gather never waits for more commands than this: with so many on their way the batch is large enough.
@@ -114,12 +117,15 @@ struct Pending {
     callers: Vec<Caller>,
     /// When commands arrived, and how many at that moment.
     arrivals: Vec<(Instant, u64)>,
+    /// Those of them that are traced.
+    traces: Vec<Trace>,
 }
 
 /// A batch on its way.
 struct InFlight {
     callers: Vec<Caller>,
     sealed: Instant,
+    traces: Vec<Trace>,
 }
 
 /// This replica's time as master, as the database knows it (rule P9).
@@ -164,6 +170,12 @@ pub struct Counters {
     pub commands: u64,
     /// Reads answered from the state machine under the lease: no slot, no disk, no other replica.
     pub lease_reads: u64,
+    /// Reads answered from what is applied here, once that was as new as they wanted: without a lease, at any replica.
+    #[serde(default)]
+    pub local_reads: u64,
+    /// Rounds in which this replica asked for the read index.
+    #[serde(default)]
+    pub index_rounds: u64,
     /// Batches of this replica's that were applied.
     pub batches: u64,
     /// Commands refused before they were proposed.
@@ -252,6 +264,7 @@ pub struct Engine {
     gather: Gather,
     recent: Recent,
     log_reads: LogReads,
+    reads: Reads,
     snapshots: Snapshots,
     catch_up: CatchUp,
     digests: Digests,
@@ -268,11 +281,9 @@ pub struct Engine {
     /// Where the log had lost something at the start, and how many slots at the most.
     holes: u64,
     slots_lost: u64,
-    stages: StageTimes,
+    stages: Stages,
     /// Own batches whose record is not durable yet, for the flush stage.
-    unflushed: VecDeque<(PersistId, Instant, u64)>,
-    /// When the answers that wait for the end of the turn were made.
-    unsent: Vec<(Instant, u64)>,
+    unflushed: VecDeque<(PersistId, Ticket, Instant, u64)>,
 }
 
 /// What an engine starts from.
@@ -364,6 +375,7 @@ impl Engine {
             gather: Gather { time_max: start.gather_time_max, waiting: None },
             recent: Recent::new(chosen, retention.recent_bytes_max),
             log_reads: LogReads::new(pace()),
+            reads: Reads::default(),
             answer: Vec::new(),
             was_coordinating: false,
             refuses_writes: false,
@@ -371,9 +383,8 @@ impl Engine {
             counters: Counters::default(),
             holes: start.recovered.holes,
             slots_lost: 0,
-            stages: StageTimes::default(),
+            stages: Stages::default(),
             unflushed: VecDeque::new(),
-            unsent: Vec::new(),
         };
         engine.note_members(&configurations);
         engine.slots_lost = engine.replica.lost_slots();
@@ -420,10 +431,14 @@ impl Engine {
             Some((arrived, commands)) if *arrived == now => *commands += 1,
             _ => self.pending.arrivals.push((now, 1)),
         }
+        if self.stages.is_traced(caller.request) {
+            let Caller { connection, request } = caller;
+            let (received, queued) = (now.0, outlet.now().0);
+            self.pending.traces.push(Trace { connection, request, received, queued, ..Trace::default() });
+        }
     }
 
-    /// Answers a read from the database as it is, if this replica is the master: no slot, no disk, no other replica. The
-    /// lease is looked at again, with a fresh clock, when the answer has been made (rule P8).
+    /// Answers a command that only reads, if this replica is the master.
     fn read_under_lease(
         &mut self,
         now: Instant,
@@ -431,11 +446,24 @@ impl Engine {
         command: &Command<'_>,
         outlet: &mut impl Outlet,
     ) -> bool {
-        if command.operation.changes() || self.digests.is_halted() || !self.replica.may_read(now) {
+        !command.operation.changes()
+            && self.answer_under_lease(now, caller, outlet, |cell, answer| cell.read(command, answer))
+    }
+
+    /// Answers a read from the database as it is, if this replica is the master: no slot, no disk, no other replica. The
+    /// lease is looked at again, with a fresh clock, when the answer has been made (rule P8).
+    fn answer_under_lease(
+        &mut self,
+        now: Instant,
+        caller: Caller,
+        outlet: &mut impl Outlet,
+        read: impl FnOnce(&mut Cell, &mut Vec<u8>),
+    ) -> bool {
+        if self.digests.is_halted() || !self.replica.may_read(now) {
             return false;
         }
         self.answer.clear();
-        self.cell.read(command, &mut self.answer);
+        read(&mut self.cell, &mut self.answer);
         let told = outlet.now();
         if !self.replica.may_read(told) {
             return false;
@@ -498,6 +526,10 @@ impl Engine {
 
     /// A message came from another replica.
     pub fn message(&mut self, now: Instant, from: ReplicaId, message: Message, outlet: &mut impl Outlet) {
+        // A cell that is halted answers no read, at no replica (P14).
+        if self.digests.is_halted() && matches!(message, Message::AskIndex { .. }) {
+            return;
+        }
         self.step(now, Event::Received { from, message }, outlet);
     }
 
@@ -514,6 +546,7 @@ impl Engine {
         let own = [
             self.catch_up.deadline(),
             self.log_reads.deadline(),
+            self.reads.deadline(),
             self.room.deadline(),
             self.snapshots.deadline(),
             self.digests.deadline(self.members.len()),
@@ -537,8 +570,11 @@ impl Engine {
         self.counters.flush_longest_us = self.counters.flush_longest_us.max(took.as_micros() as u64);
         self.counters.flush_stalls += u64::from(took > FLUSH_STALL);
         while self.unflushed.front().is_some_and(|(id, ..)| *id <= upto) {
-            let (_, sealed, commands) = self.unflushed.pop_front().expect("the front was just seen");
+            let (_, ticket, sealed, commands) = self.unflushed.pop_front().expect("the front was just seen");
             self.stages.record(Stage::Flush, sealed, now, commands);
+            if let Some(batch) = self.in_flight.get_mut(&ticket) {
+                batch.traces.iter_mut().for_each(|trace| trace.durable = now.0);
+            }
         }
         let frame = self.log.durable_frame().0;
         self.step(now, Event::Persisted { upto, frame }, outlet);
@@ -579,6 +615,7 @@ impl Engine {
         } else if self.replica.is_full() || self.is_majority_short() {
             self.refuse_pending(&self.full(), outlet);
         }
+        self.tend_reads(now, outlet);
         self.tend_snapshots(now, outlet);
         self.tend_room(now, outlet);
         if let Some(flush) = self.log.seal() {
@@ -602,7 +639,7 @@ impl Engine {
         builder.push(&Mastership::Begins.encode());
         let begins = self.next_ticket();
         self.reign = Some(Reign { mastership, begins, epoch: None });
-        self.in_flight.insert(begins, InFlight { callers: Vec::new(), sealed: outlet.now() });
+        self.in_flight.insert(begins, InFlight { callers: Vec::new(), sealed: outlet.now(), traces: Vec::new() });
         let event = Event::Submitted { ticket: begins, batch: builder.take() };
         self.step(outlet.now(), event, outlet);
     }
@@ -621,9 +658,7 @@ impl Engine {
 
     /// The answers of this turn are with the kernel.
     pub fn turn_sent(&mut self, now: Instant) {
-        for (applied, commands) in self.unsent.drain(..) {
-            self.stages.record(Stage::Reply, applied, now, commands);
-        }
+        self.stages.sent(now);
     }
 
     /// Nothing has happened for an idle beat, or the replica is about to stop: an empty mark frame behind the last one
@@ -632,7 +667,7 @@ impl Engine {
         self.log.mark();
     }
 
-    /// How long commands took to decode on their connection.
+    /// How long commands took to be decoded, from the turn's beginning on.
     pub fn record_decode(&mut self, start: Instant, end: Instant, commands: u64) {
         self.stages.record(Stage::Decode, start, end, commands);
     }
@@ -660,10 +695,23 @@ impl Engine {
         let commands = pending.callers.len() as u64;
         pending.builder.replace_first(&Mastership::Stamp(epoch).encode());
         let batch = pending.builder.take();
-        self.in_flight.insert(ticket, InFlight { callers: pending.callers, sealed });
+        self.in_flight.insert(ticket, InFlight { callers: pending.callers, sealed, traces: pending.traces });
         self.step(sealed, Event::Submitted { ticket, batch }, outlet);
-        self.unflushed.push_back((PersistId(self.log.appended().0), sealed, commands));
-        self.stages.record(Stage::Batch, sealed, outlet.now(), commands);
+        self.unflushed.push_back((PersistId(self.log.appended().0), ticket, sealed, commands));
+        self.note_proposed(ticket, sealed, commands, outlet);
+    }
+
+    fn note_proposed(&mut self, ticket: Ticket, sealed: Instant, commands: u64, outlet: &mut impl Outlet) {
+        // A cell of one may have chosen it already, and one that is no master any more refused it.
+        let batch = self.in_flight.get_mut(&ticket).filter(|batch| !batch.traces.is_empty());
+        if !self.stages.is_timing() && batch.is_none() {
+            return;
+        }
+        let proposed = outlet.now();
+        for trace in batch.into_iter().flat_map(|batch| &mut batch.traces) {
+            (trace.sealed, trace.proposed) = (sealed.0, proposed.0);
+        }
+        self.stages.record(Stage::Batch, sealed, proposed, commands);
     }
 
     /// What waits will never be proposed: mastership went away, or the log is full.
@@ -709,6 +757,7 @@ impl Engine {
                 Effect::SendOnceDurable { to, message, upto } => self.awaiting_durability.hold(upto, to, message),
                 Effect::SendEntries { to, from, chosen } => self.send_entries(to, from, chosen, outlet),
                 Effect::Apply { slot, batch, ticket } => self.apply(slot, batch, ticket, outlet),
+                Effect::Index { slot } => self.index_told(slot),
                 Effect::Reconfigured { configurations } => {
                     for leaver in self.note_members(&configurations) {
                         self.tell_leaver(leaver, outlet);
@@ -766,9 +815,8 @@ impl Engine {
             outlet.answer(*caller, &self.answer);
         }
         let applied = outlet.now();
-        self.stages.record(Stage::Apply, chosen, applied, commands);
         self.gather.after_commit(applied, own.callers.len(), self.pending.callers.len());
-        self.unsent.push((applied, commands));
+        self.stages.applied(chosen, applied, commands, own.traces);
         self.counters.commands += commands;
         self.counters.batches += 1;
         self.recent.push(slot, batch);
@@ -856,8 +904,13 @@ impl Engine {
     }
 
     /// The stage times since the start.
-    pub fn stages(&self) -> &StageTimes {
+    pub fn stages(&self) -> &Stages {
         &self.stages
+    }
+
+    /// The stage times, to be told what to take, and to be asked for traces.
+    pub fn stages_mut(&mut self) -> &mut Stages {
+        &mut self.stages
     }
 
     /// Whether commands wait for a slot or for their outcome.

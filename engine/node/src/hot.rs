@@ -385,15 +385,13 @@ impl HotCore {
         };
         let outcome = match self.world.connections.role(id) {
             ConnectionRole::Client => {
-                let start = self.world.clock.now();
                 let mut commands = 0;
                 let outcome = inbound.for_each_frame(|frame| {
                     commands += u64::from(frame.kind == u8::from(FrameKind::Request));
-                    self.client_frame(start, id, frame);
+                    self.client_frame(now, id, frame);
                 });
-                if commands > 0 {
-                    let end = self.world.clock.now();
-                    self.engine.record_decode(start, end, commands);
+                if commands > 0 && self.engine.stages().is_timing() {
+                    self.engine.record_decode(now, self.world.clock.now(), commands);
                 }
                 outcome
             }
@@ -414,6 +412,10 @@ impl HotCore {
             Ok(FrameKind::Request) => {
                 let caller = Caller { connection: id.to_bits(), request: frame.id.0 };
                 self.engine.command(now, caller, frame.payload, &mut self.world);
+            }
+            Ok(FrameKind::ReadRequest) => {
+                let caller = Caller { connection: id.to_bits(), request: frame.id.0 };
+                self.engine.read(now, caller, frame.payload, &mut self.world);
             }
             Ok(FrameKind::StatusRequest) => {
                 let status = serde_json::to_vec(&self.status()).expect("a status is valid JSON");
@@ -456,12 +458,26 @@ impl HotCore {
                 self.engine.snapshot_now();
                 OperatorAnswer::Accepted
             }
+            (OperatorRequest::Stages { settings }, None) => {
+                self.engine.stages_mut().set(*settings);
+                OperatorAnswer::Accepted
+            }
+            // Often, and long: not told on standard error.
+            (OperatorRequest::TakeTraces, None) => return self.take_traces(),
             (OperatorRequest::AddMember { .. } | OperatorRequest::RemoveMember { .. }, None) => {
                 unreachable!("these are changes")
             }
         };
         eprintln!("synod: an operator asked for {request:?}: {answer:?}");
         answer
+    }
+
+    fn take_traces(&mut self) -> OperatorAnswer {
+        let mut taken = self.engine.stages_mut().take(self.world.clock.start_ns());
+        for trace in &mut taken.traces {
+            trace.connection = self.world.connections.port(ConnectionId::from_bits(trace.connection)).into();
+        }
+        OperatorAnswer::Traces(taken)
     }
 
     /// Why a new member must not have these addresses, if this is the master's to say.

@@ -4,6 +4,8 @@
 mod digest;
 #[path = "main/operate.rs"]
 mod operate;
+#[path = "main/reading.rs"]
+mod reading;
 #[path = "main/snapshot.rs"]
 mod snapshot;
 #[path = "main/wal.rs"]
@@ -69,6 +71,8 @@ enum Command {
         /// Print revision and version too, as one line of JSON (a value that is not UTF-8 as value_hex)
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        freshness: reading::Freshness,
     },
     /// Delete a key; exit status 1 if there was none
     Del {
@@ -145,7 +149,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => return args.run(),
         Command::Cell(args) => run_cell(args).map(|()| ExitCode::SUCCESS),
         Command::Put { key, value } => put(&cli.client, &key, value),
-        Command::Get { key, json } => get(&cli.client, &key, json),
+        Command::Get { key, json, freshness } => get(&cli.client, &key, json, &freshness),
         Command::Del { key } => del(&cli.client, &key),
         Command::Status { json, stages } => status(&cli.client, json, stages),
         Command::Transfer { to } => operate::transfer(&cli.client, to),
@@ -265,8 +269,9 @@ fn put(args: &ClientArgs, key: &str, value: Option<String>) -> anyhow::Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
-fn get(args: &ClientArgs, key: &str, json: bool) -> anyhow::Result<ExitCode> {
-    let Some(value) = connect(args)?.get(key.as_bytes())? else {
+fn get(args: &ClientArgs, key: &str, json: bool, freshness: &reading::Freshness) -> anyhow::Result<ExitCode> {
+    let (revision, found) = freshness.get(&mut connect(args)?, key.as_bytes())?;
+    let Some(value) = found else {
         eprintln!("synod: there is no key {key:?}");
         return Ok(ExitCode::from(1));
     };
@@ -278,6 +283,9 @@ fn get(args: &ClientArgs, key: &str, json: bool) -> anyhow::Result<ExitCode> {
             "modify_revision": value.modify_revision.0,
             "version": value.version.0,
         });
+        if let Some(revision) = revision {
+            line["revision"] = revision.0.into();
+        }
         // JSON has text only, and a value is bytes: what is no text is not made to look like some.
         match std::str::from_utf8(&value.value) {
             Ok(text) => line["value"] = text.into(),

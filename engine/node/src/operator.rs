@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use crate::stages::{StageSettings, Traces};
 use serde::{Deserialize, Serialize};
 use synod_paxos::{Change, ChangeError, ReplicaId, TransferError};
 
@@ -33,6 +34,13 @@ pub enum OperatorRequest {
     },
     /// Make a snapshot of the database now, whatever the log's length.
     Snapshot,
+    /// Take these stage times from now on. Any replica does, for itself.
+    Stages {
+        /// What to take.
+        settings: StageSettings,
+    },
+    /// Give what was traced, the oldest first. Any replica does.
+    TakeTraces,
     /// Copy this replica's database to a remote place. Any replica does.
     SaveSnapshot {
         /// The place: see [`crate::remote::Remote::open`]. None: where its schedule puts them.
@@ -51,6 +59,8 @@ pub enum OperatorAnswer {
         /// Its client address, if this replica knows of one.
         master: Option<String>,
     },
+    /// What was traced.
+    Traces(Traces),
     /// Nothing was done, and this is why.
     Refused {
         /// Why.
@@ -64,7 +74,11 @@ impl OperatorRequest {
     /// The change of the members that it asks for, if it asks for one. The new member's addresses go into the log with it.
     pub fn change(&self) -> Option<Change> {
         match self {
-            OperatorRequest::Transfer { .. } | OperatorRequest::Snapshot | OperatorRequest::SaveSnapshot { .. } => None,
+            OperatorRequest::Transfer { .. }
+            | OperatorRequest::Snapshot
+            | OperatorRequest::Stages { .. }
+            | OperatorRequest::TakeTraces
+            | OperatorRequest::SaveSnapshot { .. } => None,
             OperatorRequest::AddMember { id, peer, client } => {
                 Some(Change::Add { id: ReplicaId(*id), address: format!("{peer},{client}") })
             }

@@ -18,8 +18,9 @@ use synod_store::{Pacing, ReadView, RecomputeError, Scrub, ScrubError, Store};
 use crate::cli::chain;
 use crate::databases::NICE;
 
-/// Between the end of one round and the beginning of the next.
-pub const REST: Duration = Duration::from_secs(60);
+/// Between the end of one round and the beginning of the next. Each freezes the database, and the first write of each page behind a
+/// freeze copies it: seldom, then.
+pub const REST: Duration = Duration::from_secs(3600);
 
 /// What `synod status` says of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,7 +75,7 @@ impl Scrubber {
                 eprintln!("synod: the thread of the scrubber keeps its priority: {error}");
             }
             while let Ok(job) = to_do.recv() {
-                if tell.send(job.run(&pacing)).is_err() {
+                if tell.send(look_through(job.scrub, &job.view, &pacing)).is_err() {
                     return;
                 }
                 waker.wake();
@@ -114,20 +115,18 @@ impl Scrubber {
     }
 }
 
-impl Job {
-    fn run(self, pacing: &Pacing) -> Round {
-        let Job { scrub, view } = self;
-        let pages = match scrub.run(pacing) {
-            Ok(pages) => pages,
-            Err(ScrubError::Damaged(damage)) => return Round::Damaged(damage.to_string()),
-            Err(error @ (ScrubError::Read { .. } | ScrubError::Cancelled)) => return Round::GivenUp(chain(&error)),
-        };
-        let kept = view.digest();
-        match view.recompute_digest(pacing) {
-            Ok(found) if found == kept => Round::Sound(pages),
-            Ok(found) => Round::Damaged(format!("its rows have digest {found}, and every change kept {kept}")),
-            Err(error @ (RecomputeError::Ended(_) | RecomputeError::Cancelled)) => Round::GivenUp(chain(&error)),
-        }
+/// Looks through the pages of a snapshot and the rows of a view: a round.
+pub fn look_through(scrub: Scrub, view: &ReadView, pacing: &Pacing) -> Round {
+    let pages = match scrub.run(pacing) {
+        Ok(pages) => pages,
+        Err(ScrubError::Damaged(damage)) => return Round::Damaged(damage.to_string()),
+        Err(error @ (ScrubError::Read { .. } | ScrubError::Cancelled)) => return Round::GivenUp(chain(&error)),
+    };
+    let kept = view.digest();
+    match view.recompute_digest(pacing) {
+        Ok(found) if found == kept => Round::Sound(pages),
+        Ok(found) => Round::Damaged(format!("its rows have digest {found}, and every change kept {kept}")),
+        Err(error @ (RecomputeError::Ended(_) | RecomputeError::Cancelled)) => Round::GivenUp(chain(&error)),
     }
 }
 

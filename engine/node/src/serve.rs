@@ -11,6 +11,7 @@ use synod_ring::Waker;
 use synod_wal::directory;
 
 use crate::config::Config;
+use crate::databases::DATABASE_FILE;
 use crate::hot::{HotCore, HotError};
 use crate::start::{self, FirstStart, StartError};
 
@@ -128,6 +129,8 @@ pub fn serve(config: &Config, options: ServeOptions) -> Result<(), ServeError> {
     // A file that may not be longer is as a full disk, an error, and not the end of the process.
     let ignored = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
     ignored.map_err(|source| ServeError::System { doing: "cannot watch for SIGXFSZ", source })?;
+    let place = config.dir.join(DATABASE_FILE);
+    synod_store::end_on_own_panics(move || place.clone());
     let opened = start::open(config, options.first_start)?;
     let report = opened.report.clone();
     eprintln!(

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use synod_cell::Cell;
 use synod_paxos::{
@@ -14,8 +15,9 @@ use synod_ring::BLOCK_BYTES;
 use synod_store::Digest;
 use synod_wal::directory::{DirectoryStorage, carry_out};
 use synod_wal::frame::FrameHeader;
-use synod_wal::{CellId, Log, Lost, LostSlots, OpenError, RecordRef, SegmentId, StartId, Visitor};
+use synod_wal::{CellId, Log, Lost, LostSlots, OpenError, RecordKind, RecordRef, SegmentId, StartId, Visitor};
 
+use crate::cli::chain;
 use crate::codec::{self, CodecError};
 use crate::config::{Config, ConfigError};
 use crate::databases;
@@ -85,7 +87,7 @@ pub enum StateLoss {
     /// The identity says that this replica has started before, and the log has nothing.
     #[error("the log is empty, yet this replica has started before")]
     All,
-    /// The end of the log.
+    /// The end of the log, or all of it: what is there is another replica's.
     #[error(transparent)]
     End(synod_wal::OpenError),
     /// Records without which the others mean nothing.
@@ -140,13 +142,21 @@ pub enum FirstStart {
     Join,
 }
 
+/// Asks the members named whether they know this replica, and of which cell: [`introduction::recall`], or another way to them.
+pub type Recall<'a> = &'a dyn Fn(&Config) -> Result<(u128, Configuration), IntroductionError>;
+
 /// Opens the replica's directory: recovers it, or, if it is empty and that is meant, begins it.
 pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartError> {
+    open_asking(config, first_start, &introduction::recall)
+}
+
+/// As [`open`], for whoever reaches the members in another way than by their addresses.
+pub fn open_asking(config: &Config, first_start: FirstStart, recall: Recall<'_>) -> Result<Opened, StartError> {
     config.validate()?;
     let directory = Directory::open(&config.dir, config.volatile)?;
     let identity = match directory.identity()? {
         Some(identity) => identity,
-        None => begin(config, &directory, first_start)?,
+        None => begin(config, &directory, first_start, recall)?,
     };
     directory.expect_replica(&identity, config.id)?;
     let recovered = match directory.has_segments()? {
@@ -155,7 +165,7 @@ pub fn open(config: &Config, first_start: FirstStart) -> Result<Opened, StartErr
     };
     let (identity, recovered) = match recovered {
         Err(StartError::StateLost { what, .. }) => {
-            let identity = begin_after_loss(config, &directory, &identity, what)?;
+            let identity = begin_after_loss(config, &directory, &identity, (what, recall))?;
             let recovered = recover(config, &directory, &identity)?;
             (identity, recovered)
         }
@@ -175,48 +185,57 @@ fn recover(
     databases
         .drop_incoming()
         .map_err(|source| StartError::Io { doing: "cannot remove a database half taken over", source })?;
-    let quarantined = quarantined(config, directory.path())?;
-    let (store, opened, fresh) = databases.open()?;
+    let mut quarantined = quarantined(config, directory.path())?;
+    let ((store, opened, fresh), damage) = match databases.open() {
+        Err(error) if databases.is_damage(&error) => (databases.make_fresh()?, Some(error)),
+        found => (found?, None),
+    };
     let handle = if opened.handle.is_empty() { None } else { Some(codec::decode_handle(&opened.handle)?) };
-    let snapshot = handle.as_ref().map_or(Slot::NONE, |handle| handle.slot);
+    let own_log = OwnLog { config, directory, identity };
     let mut replay = Replay::new(handle, Cell::of(store));
     replay.is_quarantined = quarantined.is_some();
-    let mut storage = DirectoryStorage::open(directory.path()).map_err(io_error("cannot open the log's directory"))?;
-    let log_identity = log_identity(identity)?;
-    let recovered = synod_wal::inspect(&mut storage, log_settings(config)?, &log_identity, &mut replay);
-    let recovered = recovered.map_err(|source| match source {
-        OpenError::EndLost { .. } => state_lost(config, StateLoss::End(source)),
-        source => StartError::Log { dir: config.dir.clone(), source },
-    })?;
+    let read = match own_log.read(replay) {
+        Err(StartError::Recovery(behind @ RecoveryError::Cut { .. })) => {
+            let Some(handle) = own_log.end_of_what_is_cut(behind)? else {
+                return Err(damage.map_or(behind.into(), StartError::from));
+            };
+            let why = damage.as_ref().map_or(behind.to_string(), |damage| chain(damage));
+            let mut replay = Replay::new(Some(handle), Cell::default());
+            replay.is_quarantined = true;
+            let read = own_log.read(replay)?;
+            let aside = set_database_aside(directory, damage)?;
+            let note = || {
+                let me = ReplicaId(config.id);
+                let evidence = engine::Evidence::of_damage(me, read.protocol.chosen, format!("{why}{aside}"));
+                note_quarantine(directory.path(), &evidence).map(|()| evidence)
+            };
+            // An earlier note says more: what was found first.
+            quarantined = Some(quarantined.map_or_else(note, Ok)?);
+            read
+        }
+        read => {
+            let read = read?;
+            if let Some(why) = damage.as_ref().map(|damage| chain(damage)) {
+                let aside = set_database_aside(directory, damage)?;
+                eprintln!("synod: {why}{aside}: it is made again, for the log has everything from the first slot on");
+            }
+            if let Some(fresh) = fresh {
+                fresh.keep().map_err(|source| StartError::Io { doing: "cannot name the database", source })?;
+            }
+            read
+        }
+    };
+    let Read { log: recovered, lost, bytes, snapshot, incarnation, mut protocol, cell } = read;
     let report = RecoveryReport {
         frames: recovered.frames,
         records: recovered.records,
         bytes: recovered.bytes,
         torn_tail: recovered.tail != synod_wal::Tail::Clean,
-        lost: std::mem::take(&mut replay.lost),
+        lost,
         holes: recovered.holes,
         snapshot,
     };
-    let log_bytes_since_snapshot = replay.bytes;
-    let finished = replay.finish().map_err(|error| match error {
-        StartError::Recovery(what @ (RecoveryError::NoHardState | RecoveryError::Gap { .. })) => {
-            state_lost(config, StateLoss::Records(what))
-        }
-        error => error,
-    })?;
-    let Some((incarnation, mut protocol, cell)) = finished else {
-        return Err(state_lost(config, StateLoss::All));
-    };
-
-    // The hard state says so too, a moment earlier; whoever took the log's last segments away took that with them.
-    if recovered.cut.0 > snapshot.next().0 {
-        return Err(RecoveryError::Cut { cut: Slot(recovered.cut.0).before(), snapshot }.into());
-    }
-
     protocol.frame = recovered.log.durable_frame().0;
-    if let Some(fresh) = fresh {
-        fresh.keep().map_err(|source| StartError::Io { doing: "cannot name the database", source })?;
-    }
     notice_other_members(config, &protocol.configurations);
     let seed = random_u64()?;
     let mut settings = Settings::new(ReplicaId(config.id), incarnation, seed);
@@ -235,7 +254,7 @@ fn recover(
         retention: Retention {
             snapshot,
             snapshot_log_bytes: config.snapshot_log_mb() * MIB,
-            log_bytes_since_snapshot,
+            log_bytes_since_snapshot: bytes,
             catch_up_bytes_per_second: config.catch_up_mb_per_s * MIB,
             ..Retention::default()
         },
@@ -249,22 +268,31 @@ fn state_lost(config: &Config, what: StateLoss) -> StartError {
     StartError::StateLost { dir: config.dir.clone(), what, source: None }
 }
 
+/// A database that does not open goes out of the way. Gives the words that say where it is.
+fn set_database_aside(directory: &Directory, damage: Option<synod_store::OpenError>) -> Result<String, StartError> {
+    let aside = damage.map(|_| directory.set_database_aside()).transpose()?;
+    Ok(aside.map_or(String::new(), |aside| format!(" (what was there is in {})", aside.display())))
+}
+
 /// Why the database is not to be used as it is, if it is not: noted once more, should only a damaged page or the operator have
 /// said so.
-fn quarantined(config: &Config, dir: &std::path::Path) -> Result<Option<engine::Evidence>, StartError> {
-    let io_error = |source| StartError::Io { doing: "cannot read or note why the database is in quarantine", source };
+fn quarantined(config: &Config, dir: &Path) -> Result<Option<engine::Evidence>, StartError> {
     let me = ReplicaId(config.id);
-    let noted = quarantine::noted(dir, me).map_err(io_error)?;
+    let noted = quarantine::noted(dir, me).map_err(no_note)?;
     let asked = || engine::Evidence::of_damage(me, Slot::NONE, "an operator wants it rebuilt".to_owned());
     let evidence = noted.or_else(|| config.rebuild.then(asked));
-    if let Some(evidence) = &evidence {
-        quarantine::note(dir, evidence).map_err(io_error)?;
-        eprintln!(
-            "synod: the database is in quarantine, and will be rebuilt from another replica's: {}",
-            evidence.found
-        );
-    }
+    evidence.as_ref().map_or(Ok(()), |evidence| note_quarantine(dir, evidence))?;
     Ok(evidence)
+}
+
+fn note_quarantine(dir: &Path, evidence: &engine::Evidence) -> Result<(), StartError> {
+    quarantine::note(dir, evidence).map_err(no_note)?;
+    eprintln!("synod: the database is in quarantine, and will be rebuilt from another replica's: {}", evidence.found);
+    Ok(())
+}
+
+fn no_note(source: io::Error) -> StartError {
+    StartError::Io { doing: "cannot read or note why the database is in quarantine", source }
 }
 
 /// The sizes of the log. A segment must hold its opening and two of the longest frames, so small segments have shorter
@@ -293,7 +321,7 @@ const fn frame_bytes_that_fit(segment_bytes: u64) -> usize {
 /// A log that does not open needs a person; this is what they can do.
 pub fn what_to_do(error: &synod_wal::OpenError) -> &'static str {
     match error {
-        OpenError::EndLost { .. } => {
+        OpenError::EndLost { .. } | OpenError::OtherReplica { .. } => {
             ". What is lost may have been acknowledged, so this replica must not vote without it. `synod serve` on this \
              directory sets what is left aside and rejoins, if a majority of the others says that it knows this replica"
         }
@@ -301,10 +329,7 @@ pub fn what_to_do(error: &synod_wal::OpenError) -> &'static str {
             ". A faulty program wrote it: nothing of it can be trusted. Nothing was changed: keep the directory as it is, and \
              let the cell go on without this replica"
         }
-        OpenError::Misplaced { .. }
-        | OpenError::OtherCell { .. }
-        | OpenError::OtherReplica { .. }
-        | OpenError::OtherLog { .. } => {
+        OpenError::Misplaced { .. } | OpenError::OtherCell { .. } | OpenError::OtherLog { .. } => {
             ". The file is not of this directory's log. Nothing was changed: put the right file back"
         }
         OpenError::WrongSize { .. } => {
@@ -342,10 +367,15 @@ fn notice_other_members(config: &Config, configurations: &Configurations) {
 
 /// The first start of this member: a log with the first hard state, and then the identity. In this order, so that an
 /// identity always stands for a log that has begun.
-fn begin(config: &Config, directory: &Directory, first_start: FirstStart) -> Result<Identity, StartError> {
+fn begin(
+    config: &Config,
+    directory: &Directory,
+    first_start: FirstStart,
+    recall: Recall<'_>,
+) -> Result<Identity, StartError> {
     let (cell, configuration) = match first_start {
         FirstStart::Refused => {
-            let (cell, configuration) = introduction::recall(config)?;
+            let (cell, configuration) = recall(config)?;
             return begin_rejoining(config, directory, cell, configuration);
         }
         // Only its first member makes a cell's id: one that others have is one that it made before.
@@ -378,10 +408,10 @@ fn begin_after_loss(
     config: &Config,
     directory: &Directory,
     identity: &Identity,
-    what: StateLoss,
+    (what, recall): (StateLoss, Recall<'_>),
 ) -> Result<Identity, StartError> {
     eprintln!("synod: in {} {what}: it asks the others whether they know it", config.dir.display());
-    let (cell, configuration) = match introduction::recall(config) {
+    let (cell, configuration) = match recall(config) {
         Ok(known) => known,
         Err(source) => {
             return Err(StartError::StateLost { dir: config.dir.clone(), what, source: Some(Box::new(source)) });
@@ -430,7 +460,7 @@ fn begin_rejoining(
 }
 
 /// Makes the first segment of a log, which says this and nothing else, durably.
-pub(crate) fn begin_log(
+pub fn begin_log(
     config: &Config,
     directory: &Directory,
     identity: &Identity,
@@ -469,6 +499,94 @@ fn random_u64() -> Result<u64, StartError> {
 
 pub(crate) fn random_u128() -> Result<u128, StartError> {
     Ok(u128::from(random_u64()?) << 64 | u128::from(random_u64()?))
+}
+
+/// The log of this very directory.
+struct OwnLog<'a> {
+    config: &'a Config,
+    directory: &'a Directory,
+    identity: &'a Identity,
+}
+
+/// What was in it.
+struct Read {
+    log: synod_wal::Recovered,
+    lost: Vec<Lost>,
+    /// Of records behind the snapshot.
+    bytes: u64,
+    /// All up to here is in the database that was opened.
+    snapshot: Slot,
+    incarnation: Incarnation,
+    protocol: Recovered,
+    cell: Cell,
+}
+
+impl OwnLog<'_> {
+    fn inspect(&self, visitor: &mut dyn Visitor) -> Result<synod_wal::Recovered, StartError> {
+        let mut storage =
+            DirectoryStorage::open(self.directory.path()).map_err(io_error("cannot open the log's directory"))?;
+        let read = synod_wal::inspect(&mut storage, log_settings(self.config)?, &log_identity(self.identity)?, visitor);
+        read.map_err(|source| match source {
+            // Where all that is left is another replica's of this cell, the own log is lost.
+            OpenError::EndLost { .. } | OpenError::OtherReplica { .. } => {
+                state_lost(self.config, StateLoss::End(source))
+            }
+            source => StartError::Log { dir: self.config.dir.clone(), source },
+        })
+    }
+
+    /// Goes on from what the replay begins with. [`RecoveryError::Cut`]: that does not reach up to where the log begins.
+    fn read(&self, mut replay: Replay) -> Result<Read, StartError> {
+        let log = self.inspect(&mut replay)?;
+        let (lost, bytes, snapshot) = (std::mem::take(&mut replay.lost), replay.bytes, replay.snapshot);
+        let finished = replay.finish().map_err(|error| match error {
+            StartError::Recovery(what @ (RecoveryError::NoHardState | RecoveryError::Gap { .. })) => {
+                state_lost(self.config, StateLoss::Records(what))
+            }
+            error => error,
+        })?;
+        let Some((incarnation, protocol, cell)) = finished else {
+            return Err(state_lost(self.config, StateLoss::All));
+        };
+        // The hard state says so too, a moment earlier; whoever took the log's last segments away took that with them.
+        if log.cut.0 > snapshot.next().0 {
+            return Err(RecoveryError::Cut { cut: Slot(log.cut.0).before(), snapshot }.into());
+        }
+        Ok(Read { log, lost, bytes, snapshot, incarnation, protocol, cell })
+    }
+
+    /// Where to begin without a database, as the last hard state says. `None`: there is nobody to have another one from.
+    ///
+    /// # Errors
+    ///
+    /// If a hole has taken that hard state too: then who votes is not known any more.
+    fn end_of_what_is_cut(&self, behind: RecoveryError) -> Result<Option<SnapshotHandle>, StartError> {
+        let mut last = LastHardState(Ok(None));
+        let cut = Slot(self.inspect(&mut last)?.cut.0).before();
+        let Some(state) = last.0?.filter(|state| state.cut >= cut) else {
+            return Err(state_lost(self.config, StateLoss::Records(behind)));
+        };
+        let is_alone = state.configurations.members().all(|member| member.id.0 == self.config.id);
+        Ok((!is_alone).then(|| SnapshotHandle::of_lost(&state)))
+    }
+}
+
+struct LastHardState(Result<Option<HardState>, CodecError>);
+
+impl Visitor for LastHardState {
+    fn frame(&mut self, _: &FrameHeader) {}
+
+    fn record(&mut self, record: RecordRef<'_>, _: u64) {
+        if record.kind == RecordKind::HardState
+            && let Ok(last) = &mut self.0
+        {
+            match codec::decode_record(record.kind, record.slot, record.ballot, record.payload) {
+                Ok(Record::HardState(state)) => *last = Some(state),
+                Ok(Record::Accepted { .. } | Record::Chosen { .. }) => unreachable!("its kind says what it is"),
+                Err(error) => self.0 = Err(error),
+            }
+        }
+    }
 }
 
 /// Rebuilds protocol state and database from the log's records, in the order in which they were appended.
@@ -575,7 +693,9 @@ impl Replay {
 }
 
 impl Visitor for Replay {
-    fn frame(&mut self, _: &FrameHeader) {}
+    fn frame(&mut self, header: &FrameHeader) {
+        self.recovery.written_in(header.start.0);
+    }
 
     fn record(&mut self, record: RecordRef<'_>, _: u64) {
         self.take_raw(&record);

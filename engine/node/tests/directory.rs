@@ -9,7 +9,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use common::{Members, REFUSED, contents, segments, status, synod, temp_dir, wait_for};
+use common::{Members, REFUSED, Running, contents, segments, status, synod, temp_dir, wait_for};
 use rustix::process::Signal;
 
 #[test]
@@ -127,6 +127,18 @@ fn a_segment_of_another_cell_is_refused() {
     let process = ours.serve(1, &[]);
     ours.has(&["a"]);
     process.stop(Signal::TERM).says(0, &[]);
+}
+
+#[test]
+fn a_log_of_another_replica_of_the_cell_is_a_loss_and_the_replica_rejoins() {
+    let mut cell = Running::start(3, 3, &[]);
+    cell.serves(&["a"]);
+    [2, 3].into_iter().for_each(|id| drop(cell.stop(id)));
+    fs::copy(&segments(&cell.members.dir(2))[0], &segments(&cell.members.dir(3))[0]).unwrap();
+    [2, 3].into_iter().for_each(|id| cell.launch(id, &[]));
+    cell.wait_until(3, "it votes in another life", |status| status.voting == "voting" && status.life > 1);
+    assert!(cell.said(3).contains("segment 1 belongs to replica 2"), "{}", cell.said(3));
+    cell.members.has(&["a"]);
 }
 
 #[test]

@@ -80,6 +80,13 @@ pub(crate) struct Told<'a> {
     pub(crate) batches: &'a [Batch],
 }
 
+/// A replica asks for the read index.
+#[derive(Clone, Copy)]
+pub(crate) struct IndexAsked {
+    pub(crate) from: ReplicaId,
+    pub(crate) name: u64,
+}
+
 synod_spec::machine! {
     /// Coordinator: who proposes. "PML §4.1 and §5.2: coordinators are elected by promises; a master holds a lease beside."
     machine coordinator(World<'_>) rows Row;
@@ -134,6 +141,8 @@ synod_spec::machine! {
         TransferAsked(ReplicaId),
         /// An operator wants the members changed.
         ChangeAsked(Change),
+        /// A replica, this one perhaps, asks up to where it must have applied to answer its reads.
+        IndexAsked(IndexAsked),
         /// The own disk is too far behind, or silent (P7); or the own state is not to be trusted (P14).
         BackedUp,
         /// This replica lost state: the life of it that voted is over (P11).
@@ -278,6 +287,12 @@ synod_spec::machine! {
     on ChangeAsked {
         in Leading: do propose_change stay;
         in Idle, Probing, Proposing, CatchingUp, Boosting, HandingOver: never "check_change was not asked";
+    }
+
+    on IndexAsked {
+        in Idle, Probing, Proposing, CatchingUp: refuse "who leads is to be asked";
+        in Leading, Boosting, HandingOver: when may_tell_index do tell_index stay;
+                                           do note_question stay;
     }
 
     on BackedUp {

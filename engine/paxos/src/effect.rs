@@ -44,6 +44,11 @@ pub enum Event {
         /// How.
         change: Change,
     },
+    /// Linearizable reads wait that no round covers: the read index is asked for, for all of them. It ends with [`Effect::Index`], or
+    /// with `IndexUnwanted`; another `IndexWanted` begins it anew, for the earlier reads too.
+    IndexWanted,
+    /// None of them waits any more.
+    IndexUnwanted,
     /// Time passed: [`crate::Replica::deadline`] is reached, or just so.
     Ticked,
     /// The log is at its bound (rule L7): nothing more is accepted here, promises aside.
@@ -111,6 +116,12 @@ pub enum Effect {
         batch: Batch,
         /// The submitter's name for it, if this replica proposed it and counted its majority.
         ticket: Option<Ticket>,
+    },
+    /// The reads that waited when [`Event::IndexWanted`] was last told may be answered once all up to this slot is applied: they
+    /// then see all that was acknowledged before that (rule P16). Those that came later may not.
+    Index {
+        /// The slot.
+        slot: Slot,
     },
     /// The members are others than before: reach all of these. They were persisted before this effect.
     Reconfigured {

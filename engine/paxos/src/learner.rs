@@ -37,7 +37,13 @@ pub(crate) struct Committed {
 pub(crate) struct Outrun {
     pub(crate) from: ReplicaId,
     pub(crate) upto: Slot,
+    /// It coordinates, and did not say so in answer to a question.
+    pub(crate) is_busy: bool,
 }
+
+/// A replica further behind than so many windows does not ask the coordinator first: what it lacks has to be read from a disk, or is
+/// in a snapshot, and clients wait for the coordinator alone.
+const FAR_WINDOWS: u64 = 16;
 
 /// Chosen batches of consecutive slots.
 pub(crate) struct Entries {
@@ -126,11 +132,13 @@ fn has_no_use(_: &Outrun, world: &World<'_>) -> bool {
     world.core.acceptor.is_full() || world.core.quarantined
 }
 
-/// Of whoever spoke, if it knows more than we do; else of another: somebody told us of it.
+/// Of whoever spoke, if it knows more than we do and has time for us; else of another: somebody told us of it.
 fn fetch(outrun: Outrun, world: &mut World<'_>) -> Fetching {
     // This replica itself knows more than it has where its log has lost values (L5).
     let knows_more = outrun.upto > world.chosen() && outrun.from != world.me();
-    let of = if knows_more { outrun.from } else { next_after(outrun.from, world) };
+    let far = world.chosen().plus(FAR_WINDOWS * world.core.settings.window);
+    let is_spared = outrun.is_busy && outrun.upto > far;
+    let of = if knows_more && !is_spared { outrun.from } else { next_after(outrun.from, world) };
     ask(of, world)
 }
 
@@ -310,7 +318,16 @@ pub(crate) fn cut(upto: Slot, world: &mut World<'_>) {
 
 /// `from` knows all up to `upto` to be chosen: fetches what is missing here.
 pub(crate) fn outrun(from: ReplicaId, upto: Slot, world: &mut World<'_>) {
+    hear(Outrun { from, upto, is_busy: false }, world);
+}
+
+/// The same, of whoever coordinates and was not asked.
+pub(crate) fn outrun_by_coordinator(from: ReplicaId, upto: Slot, world: &mut World<'_>) {
+    hear(Outrun { from, upto, is_busy: true }, world);
+}
+
+fn hear(outrun: Outrun, world: &mut World<'_>) {
     let heard_of = &mut world.core.learner.heard_of;
-    *heard_of = upto.max(*heard_of);
-    tell(Event::Outrun(Outrun { from, upto }), world);
+    *heard_of = outrun.upto.max(*heard_of);
+    tell(Event::Outrun(outrun), world);
 }

@@ -12,6 +12,7 @@
 //! | `lease`, `grant` | the master's lease: as its holder sees it, as its granters do |
 //! | `membership` | the configuration in force, and the one to come |
 //! | `standing` | whether this replica may promise anything to anyone |
+//! | `index` | up to which slot must be applied before a linearizable read is answered |
 //! | `lives`, `rejoin` | what a loss of state means for votes, and how a replica votes again after one |
 //! | [`durable`] | the one mechanism for "send once durable" (rule P15) |
 //!
@@ -38,6 +39,7 @@ pub mod coordinator;
 pub mod durable;
 mod effect;
 mod grant;
+mod index;
 pub mod learner;
 mod lease;
 mod lives;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
-use crate::{acceptor, coordinator, grant, learner, lease, membership, standing};
+use crate::{acceptor, coordinator, grant, index, learner, lease, membership, standing};
 
 /// One row of a machine's table, as `synod-spec` generates it.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +77,7 @@ macro_rules! counts {
     };
 }
 
-counts!(coordinator, acceptor, learner, lease, grant, membership, standing);
+counts!(coordinator, acceptor, learner, lease, grant, membership, standing, index);
 
 // What was counted is not part of what a replica is: two replicas that will do the same from here on are equal.
 impl PartialEq for Counts {

@@ -1,4 +1,4 @@
-//! The paper's five messages and the reject; the probe before them, the two that end a mastership, the two of catch-up.
+//! The paper's five messages and the reject; the probe before them, the two that end a mastership, the two of catch-up, the two of reads.
 //!
 //! | message | who sends it, to whom | when | durable first |
 //! |---|---|---|---|
@@ -16,6 +16,8 @@
 //! | rejoin | who lost state -> the members | until enough have answered | nothing |
 //! | rejoin answer | member -> who rejoins | asked, and sure of its own state | the asker's new life, and all that it tells of (P11) |
 //! | fetch | laggard -> whoever knows more, then the next member | a chosen slot is missing here | nothing |
+//! | ask index | who has linearizable reads waiting -> whoever coordinates, itself perhaps | no round is under way; again after a while | nothing |
+//! | tell index | coordinator -> who asked | its lease runs; or a slot that it proposed since is chosen (P16) | nothing: what is chosen stays chosen |
 //! | entries | whoever is asked -> laggard; acceptor -> coordinator | asked by fetch, or by an accept for a slot known to be chosen | nothing: what is chosen stays chosen |
 //!
 //! A promise, an acceptance and a propose wait for their record through one mechanism ([`crate::durable`], rule P15). Nothing
@@ -161,6 +163,22 @@ pub enum Message {
         chosen: Slot,
         /// What it has accepted above what it knows to be chosen: as in a promise.
         accepted: Vec<AcceptedSlot>,
+        /// Which life of the sender answers, and which of the others' it knows: who lost state has forgotten them as well.
+        voter: Voter,
+    },
+    /// Up to where must I have applied, to see all that was acknowledged until now?
+    AskIndex {
+        /// The round's name: no other has it, in no life of the sender's.
+        name: u64,
+    },
+    /// Up to here.
+    TellIndex {
+        /// The coordinator's. To whoever obeys it this is a commit as well (P4), so that nobody waits for the next heartbeat.
+        ballot: Ballot,
+        /// Of the round that was asked about.
+        name: u64,
+        /// The slot.
+        slot: Slot,
     },
     /// Send me what is chosen from this slot on.
     Fetch {
@@ -185,6 +203,7 @@ impl Message {
             Message::Propose { ballot, .. }
             | Message::Accept { ballot, .. }
             | Message::Commit { ballot, .. }
+            | Message::TellIndex { ballot, .. }
             | Message::Release { ballot }
             | Message::TakeOver { ballot } => Some(ballot.replica),
             Message::Probe { .. }
@@ -195,6 +214,7 @@ impl Message {
             | Message::Position { .. }
             | Message::Rejoin { .. }
             | Message::RejoinAnswer { .. }
+            | Message::AskIndex { .. }
             | Message::Fetch { .. }
             | Message::Entries { .. } => None,
         }

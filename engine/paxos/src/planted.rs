@@ -63,10 +63,12 @@ bugs! {
     P8HolderLongerThanGranters: "the holder counts on the lease for longer than it was granted",
     P8CountsFromAcknowledgement: "the holder counts from the acknowledgement, not from before the accept",
     P8ReadsBeforeOwnSlot: "a new master reads before it has applied what was acknowledged before it",
+    P8TellsIndexWithoutLease: "a coordinator tells the read index whether or not its lease runs",
     P9KeepsEpoch: "a new mastership goes on under the epoch of the one before",
     P10ForgetsResults: "a retried command is applied again",
     P11VotesAfterOneInstance: "who lost state votes again once it has seen one whole instance, as the paper has it",
     P11KeepsOldIncarnation: "who lost state votes again as if it were the life that lost it",
+    P11ForgetsLives: "who rejoins does not learn which lives the others have ended",
     P11CountsSuperseded: "votes of a life that is known to be over count, if they were counted before",
     P13VotesAtOnce: "a replica votes after a start without asking whether its log is an older one",
     P14AppliesDifferently: "a replica puts its own number into its database",
@@ -76,6 +78,9 @@ bugs! {
     P14InstallsUnasked: "another replica's database is taken over without asking the others what they had",
     P15TellsBeforeDurable: "what waits for a record leaves before the record is durable",
     P16ReadsWithoutLease: "any replica answers reads from what it has applied",
+    P16AnswersBeforeIndex: "a replica answers a linearizable read before it has applied what the read index names",
+    P16SharesOlderRound: "a linearizable read is answered by a round that was begun before it came",
+    P16ServesOlderThanAsked: "a replica answers a read from before the revision that it names",
     S1CutsAtTheNewer: "the log is cut at the newer of the two snapshots that are kept",
 }
 

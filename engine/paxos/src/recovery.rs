@@ -13,6 +13,9 @@
 //!   - what is accepted lies within twice the horizon of what is chosen (P5), and what is chosen has a record each in the own
 //!     log or is in a snapshot (see the learner): so no slot is further on than the highest one before the hole, the number of
 //!     records that have room in it, and twice the horizon;
+//!   - nor is one further on than twice the horizon above what the first record behind the hole says was known to be chosen, if one
+//!     life of the process wrote what is before the hole and that record: within a life what is known only grows. (Another life may
+//!     have begun with a hole, and known less);
 //!   - whoever accepts promises first, so no ballot is above what was promised at the hole's end, which the next frame repeats.
 //!
 //! A slot there that has a value at the hole's ballot or above has lost nothing: one ballot proposes one value, and what was
@@ -52,6 +55,10 @@ pub struct Recovery {
     doubtful: BTreeSet<Slot>,
     /// Holes before the first hard state.
     early: Vec<Loss>,
+    /// Which life of the process wrote what comes now; `None`: nobody says.
+    life: Option<u64>,
+    /// What the last hole may have held, as long as the next record that says what was known then may bound it.
+    loose: Option<LostSlots>,
 }
 
 /// What is known of a part of the log that is lost, from what follows it.
@@ -129,6 +136,15 @@ impl Recovery {
             dropped: Slot::NONE,
             doubtful: BTreeSet::new(),
             early: Vec::new(),
+            life: None,
+            loose: None,
+        }
+    }
+
+    /// Says which life of the process wrote what follows. Told between a hole and the record behind it, too.
+    pub fn written_in(&mut self, life: u64) {
+        if self.life.replace(life) != Some(life) {
+            self.loose = None;
         }
     }
 
@@ -163,7 +179,9 @@ impl Recovery {
         if first <= last {
             self.highest = self.highest.max(last);
             let ballot = if loss.slots.is_some() { loss.ballot } else { loss.promised };
-            recovered.lose(LostSlots { first, last, ballot });
+            let lost = LostSlots { first, last, ballot };
+            recovered.lose(lost);
+            self.loose = (loss.slots.is_none() && self.life.is_some()).then_some(lost);
         }
         Ok(loss.slots.unwrap_or((self.known.next(), last)))
     }
@@ -202,6 +220,11 @@ impl Recovery {
             Record::Accepted { chosen, .. } => *chosen,
             Record::Chosen { slot, .. } => *slot,
         });
+        if let Record::Accepted { chosen: known, .. } | Record::Chosen { slot: known, .. } = &record
+            && let Some(loose) = self.loose.take()
+        {
+            recovered.bound(loose, known.plus(2 * recovered.configurations.current.horizon()));
+        }
         if let Record::Accepted { slot, .. } | Record::Chosen { slot, .. } = &record {
             self.highest = self.highest.max(*slot);
         }
@@ -267,6 +290,17 @@ impl Recovery {
     }
 }
 
+impl SnapshotHandle {
+    /// Where a replica goes on whose log is sound, and whose database is lost with all that the log was cut behind: all that its
+    /// last hard state knows to be chosen is passed over, for a database of another replica's is to bring it. Whoever starts so
+    /// must be in quarantine until then: it has applied nothing. Promises and acceptances are in the log, and stay what they are
+    /// (P2: every segment repeats the hard state), so it votes as it would have.
+    pub fn of_lost(last: &HardState) -> Self {
+        let configurations = last.configurations.clone();
+        Self { slot: last.cut.max(configurations.known_chosen()), ballot: Ballot::NONE, configurations }
+    }
+}
+
 impl Recovered {
     /// A snapshot has all up to here, says the log. Ours has, or what came before is lost.
     fn cut_at(&mut self, cut: Slot) -> Result<(), RecoveryError> {
@@ -287,6 +321,14 @@ impl Recovered {
             });
             self.lost.extend(all);
         }
+    }
+
+    /// Nothing above this slot was lost there after all. What was joined with other ranges stays as it is.
+    fn bound(&mut self, loose: LostSlots, last: Slot) {
+        if let Some(lost) = self.lost.iter_mut().find(|lost| **lost == loose) {
+            lost.last = lost.last.min(last);
+        }
+        self.lost.retain(|lost| lost.first <= lost.last);
     }
 
     /// Whether something may be missing at this slot beside a value at `ballot`.
@@ -486,6 +528,25 @@ mod tests {
             with_hole(2, loss(None, HIGHER), &[at(1, BALLOT, 0), at(4, BALLOT, 1), at(5, HIGHER, 4)]);
         assert_eq!((applied, after.promised), (vec![1], HIGHER));
         assert_eq!(after.lost, [LostSlots { first: Slot(2), last: Slot(4 + 3 + 2 * horizon), ballot: HIGHER }]);
+    }
+
+    #[test]
+    fn what_was_known_right_behind_a_hole_bounds_it_within_one_life() {
+        let horizon = Configuration::of(&[1]).horizon();
+        for (behind, last) in [(7, 2 + 2 * horizon), (8, 1 + 300 + 2 * horizon)] {
+            let first = Configurations::first(Configuration::of(&[1]));
+            let mut recovery = Recovery::new(None);
+            recovery.written_in(7);
+            recovery.take(hard_state(&first), |_, _| {}).unwrap();
+            recovery.take(at(1, BALLOT, 0), |_, _| {}).unwrap();
+            recovery.lose(Loss { records_max: 300, ..loss(None, HIGHER) }).unwrap();
+            recovery.written_in(behind);
+            recovery.take(at(5, HIGHER, 2), |_, _| {}).unwrap();
+            // Later ones say nothing of what was known before.
+            recovery.take(at(6, HIGHER, 1), |_, _| {}).unwrap();
+            let after = recovery.finish().unwrap().1;
+            assert_eq!(after.lost, [LostSlots { first: Slot(1), last: Slot(last), ballot: HIGHER }]);
+        }
     }
 
     #[test]

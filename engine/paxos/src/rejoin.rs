@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 
 use crate::batch::Batch;
 use crate::effect::Effect;
+use crate::lives::{self, Voter};
 use crate::message::{AcceptedSlot, Message};
 use crate::types::{Ballot, Incarnation, Instant, ReplicaId, ReplicaSet, Slot};
 use crate::world::World;
@@ -31,6 +32,7 @@ pub(crate) struct Answer {
     pub(crate) promised: Ballot,
     pub(crate) chosen: Slot,
     pub(crate) accepted: Vec<AcceptedSlot>,
+    pub(crate) voter: Voter,
 }
 
 /// A try at rejoining.
@@ -118,6 +120,7 @@ pub(crate) fn answer(to: ReplicaId, asked: Incarnation, world: &mut World<'_>) {
         promised: world.core.acceptor.promised(),
         chosen: chosen.max(world.core.learner.heard_of()),
         accepted,
+        voter: world.core.lives.voter(),
     };
     // All that it tells of, and the new life, is in records up to here.
     let upto = world.core.journal.last();
@@ -135,6 +138,11 @@ pub(crate) fn note(answer: Answer, world: &mut World<'_>) {
         return;
     }
     rejoin.lost.remove(answer.from);
+    if !crate::planted!(P11ForgetsLives) {
+        // Nobody's votes are counted here, so none are to be dropped.
+        lives::learn(answer.from, &answer.voter, world);
+    }
+    let rejoin = &mut world.core.rejoin;
     rejoin.known = rejoin.known.max(answer.known);
     if answer.asked != rejoin.incarnation {
         return;

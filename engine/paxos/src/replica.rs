@@ -12,7 +12,7 @@ use crate::rejoin::{self, Rejoin, Rejoining};
 use crate::settings::Settings;
 use crate::types::{Ballot, Incarnation, Instant, LogPosition, ReplicaId, ReplicaSet, Slot};
 use crate::world::{Core, Journal, Random, World};
-use crate::{grant, lease, standing};
+use crate::{grant, index, lease, standing};
 
 /// One replica of the fault-tolerant log.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -95,6 +95,7 @@ impl Replica {
             learner: Learner::new(recovered.chosen, recovered.known, recovered.cut),
             held_up: None,
             lease: lease::State::Without,
+            index: index::State::Quiet,
             quarantined: false,
             journal: Journal::new(),
             random,
@@ -140,9 +141,14 @@ impl Replica {
                 standing::tell(standing::Event::Ticked, &mut world);
                 grant::tell(grant::Event::Ticked, &mut world);
                 learner::tell(learner::Event::Ticked, &mut world);
+                index::tell(index::Event::Ticked(whom_to_ask(coordinator, &world)), &mut world);
                 lives::tell_position(&mut world);
                 coordinator::step(coordinator, coordinator::Event::Ticked, &mut world);
             }
+            Event::IndexWanted => {
+                index::tell(index::Event::Wanted(whom_to_ask(coordinator, &world)), &mut world);
+            }
+            Event::IndexUnwanted => index::tell(index::Event::Unwanted, &mut world),
             Event::LogFull => acceptor::tell(acceptor::Event::LogFull, &mut world),
             Event::LogRoom => acceptor::tell(acceptor::Event::LogRoom, &mut world),
             Event::Cut { upto } => learner::cut(upto, &mut world),
@@ -252,7 +258,8 @@ impl Replica {
         let standing = self.core.standing.deadline(&self.core).unwrap_or(coordinator);
         let is_alone = self.core.membership.others().is_empty();
         let lives = self.core.lives.deadline().filter(|_| !is_alone).unwrap_or(coordinator);
-        coordinator.min(learner).min(standing).min(lives)
+        let index = self.core.index.deadline().unwrap_or(coordinator);
+        coordinator.min(learner).min(standing).min(lives).min(index)
     }
 
     /// What this replica is to the others.
@@ -452,9 +459,19 @@ fn receive(from: ReplicaId, message: Message, coordinator: &mut coordinator::Sta
                 supersede(from, coordinator, world);
             }
         }
-        Message::RejoinAnswer { asked, known, is_lost, promised, chosen, accepted } => {
-            let answer = rejoin::Answer { from, asked, known, is_lost, promised, chosen, accepted };
+        Message::RejoinAnswer { asked, known, is_lost, promised, chosen, accepted, voter } => {
+            let answer = rejoin::Answer { from, asked, known, is_lost, promised, chosen, accepted, voter };
             standing::tell(standing::Event::Answered(answer), world);
+        }
+        Message::AskIndex { name } => {
+            let asked = coordinator::IndexAsked { from, name };
+            coordinator::step(coordinator, coordinator::Event::IndexAsked(asked), world);
+        }
+        Message::TellIndex { ballot, name, slot } => {
+            if obeys(ballot, world) {
+                obey(from, ballot, slot, coordinator, world);
+            }
+            index::tell(index::Event::Told(index::Told { name, slot }), world);
         }
         Message::Fetch { from: first } => {
             let chosen = world.chosen();
@@ -471,6 +488,15 @@ fn receive(from: ReplicaId, message: Message, coordinator: &mut coordinator::Sta
     }
 }
 
+/// Who tells the read index, as far as is known here.
+fn whom_to_ask(coordinator: &coordinator::State, world: &World<'_>) -> Option<ReplicaId> {
+    match coordinator.role() {
+        Role::Following(coordinator) => coordinator,
+        Role::Campaigning => None,
+        Role::Coordinating => Some(world.me()),
+    }
+}
+
 /// A life of this replica is over: its votes count no more, those that were counted among them (P11).
 fn supersede(replica: ReplicaId, coordinator: &mut coordinator::State, world: &mut World<'_>) {
     if !crate::planted!(P11CountsSuperseded) {
@@ -484,5 +510,5 @@ fn obey(from: ReplicaId, ballot: Ballot, upto: Slot, coordinator: &mut coordinat
         coordinator::step(coordinator, coordinator::Event::Heard(ballot), world);
     }
     learner::tell(learner::Event::Committed(learner::Committed { ballot, upto }), world);
-    learner::outrun(from, upto, world);
+    learner::outrun_by_coordinator(from, upto, world);
 }

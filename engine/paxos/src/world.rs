@@ -14,7 +14,7 @@ use crate::message::{LostSlots, Message};
 use crate::rejoin::Rejoin;
 use crate::settings::Settings;
 use crate::types::{Ballot, Instant, PersistId, ReplicaId, Slot};
-use crate::{grant, lease, standing};
+use crate::{grant, index, lease, standing};
 
 /// Everything of a replica but its coordinator, which acts on it.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -30,6 +30,7 @@ pub(crate) struct Core {
     pub(crate) acceptor: Acceptor,
     pub(crate) learner: Learner,
     pub(crate) lease: lease::State,
+    pub(crate) index: index::State,
     /// The application's state is not to be trusted (P14): see [`crate::Event::Quarantined`].
     pub(crate) quarantined: bool,
     pub(crate) journal: Journal,

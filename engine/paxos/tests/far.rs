@@ -128,3 +128,30 @@ fn a_promise_that_reports_what_no_acceptor_can_hold_does_not_count() {
     assert_eq!(replica.role(), Role::Campaigning);
     assert!(replica.is_fetching());
 }
+
+/// Whom it asks for slots when replica 1, which coordinates, says how far the log is chosen.
+fn asked(replica: &mut Replica, chosen: u64) -> Vec<u16> {
+    let commit = Message::Commit { ballot: ballot(1, 1), chosen: Slot(chosen), tolerance: 1 };
+    fetched(told(replica, 1, commit))
+}
+
+fn fetched(effects: Effects) -> Vec<u16> {
+    let asks = |effect| match effect {
+        Effect::Send { to, message: Message::Fetch { .. } } => Some(to.0),
+        _ => None,
+    };
+    effects.into_iter().filter_map(asks).collect()
+}
+
+#[test]
+fn who_is_far_behind_does_not_ask_the_coordinator_first() {
+    assert_eq!(asked(&mut replica(2), 10), [1], "it has it in memory, and may be the only one who knows");
+    let mut laggard = replica(2);
+    assert_eq!(asked(&mut laggard, 10_000), [3]);
+    // No answer: then the coordinator, which is not left as long as it helps.
+    let mut effects = Effects::new();
+    laggard.step(Instant(10_000_000_000), Event::Ticked, &mut effects);
+    assert_eq!(fetched(effects), [1]);
+    let entries = Message::Entries { first: Slot(1), batches: vec![Batch::NO_OP], chosen: Slot(10_000) };
+    assert_eq!(fetched(told(&mut laggard, 1, entries)), [1]);
+}

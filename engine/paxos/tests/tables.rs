@@ -32,6 +32,7 @@ script takes. One message may be an event of several machines: `receive` in `rep
 | grant | `grant` | to whom this replica has bound itself |
 | membership | `membership` | the configuration in force, and the one to come |
 | standing | `standing` | whether this replica may promise anything to anyone |
+| index | `index` | up to which slot this replica has to have applied before it answers the reads that wait |
 
 ";
 
@@ -58,8 +59,9 @@ fn so_many_rows() {
     }
     expect![[r#"
         acceptor: 20 rows, 9 of them refusals
-        coordinator: 172 rows, 75 of them refusals
+        coordinator: 182 rows, 79 of them refusals
         grant: 10 rows, 2 of them refusals
+        index: 10 rows, 3 of them refusals
         learner: 16 rows, 1 of them refusals
         lease: 6 rows, 3 of them refusals
         membership: 10 rows, 2 of them refusals

@@ -4,7 +4,7 @@
 //! lied": the process ends, with an exit status of its own, and the next start repairs. Wrong data is never returned
 //! (rule S3).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::overflow;
 use crate::page::{Kind, Page, PageNumber};
@@ -40,9 +40,28 @@ pub(crate) fn check(number: PageNumber, bytes: &[u8]) -> Result<(), (Option<u32>
 
 /// Notes beside the file why, for the next start, and ends the process.
 pub(crate) fn end(damage: &Damage) -> ! {
-    eprintln!("synod-store: {damage}");
-    if let Err(error) = std::fs::write(damage.file.with_extension("damaged"), damage.to_string()) {
+    end_noting(&damage.file, &damage.to_string())
+}
+
+fn end_noting(file: &Path, why: &str) -> ! {
+    eprintln!("synod-store: {why}");
+    if let Err(error) = std::fs::write(file.with_extension("damaged"), why) {
         eprintln!("synod-store: cannot note that: {error}");
     }
     std::process::exit(DAMAGED_EXIT_STATUS);
+}
+
+/// From here on a panic within this crate ends the process as a damaged page does. Pages that are sound one by one and do not fit
+/// together show so: one whose last write was lost is as it was before, checksum and all, and what it then says of others is not
+/// true. Without this each start would end at the same place, for ever. `file` says which database it is.
+pub fn end_on_own_panics(file: impl Fn() -> PathBuf + Send + Sync + 'static) {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        before(panic);
+        let sources = Path::new(file!()).parent();
+        if let Some(at) = panic.location().filter(|at| sources.is_some_and(|own| Path::new(at.file()).starts_with(own)))
+        {
+            end_noting(&file(), &format!("the pages of {} do not fit together ({at})", file().display()));
+        }
+    }));
 }

@@ -70,7 +70,7 @@ mod view;
 use std::fmt;
 
 pub use chore::Chore;
-pub use damage::{DAMAGED_EXIT_STATUS, Damage};
+pub use damage::{DAMAGED_EXIT_STATUS, Damage, end_on_own_panics};
 pub use device::Device;
 pub use digest::{Digest, RecomputeError};
 pub use history::{Changed, Changes, Compacted, RangeAt};

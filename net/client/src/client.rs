@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use synod_api::limits::{ANSWER_BYTES_MAX, UNANSWERED_MAX};
-use synod_api::{Answer, Expected, FrameKind, Operation, Revision, Version};
+use synod_api::{Answer, Consistency, Expected, Found, FrameKind, Operation, Revision, Version};
 use synod_net::{Attempt, FrameId, Inbound, InboundSizes, Moment, frame};
 
 use crate::core::{Action, ClientCore, CoreCounts, Options};
@@ -38,6 +38,15 @@ pub struct Value {
     pub modify_revision: Revision,
     /// How often it has been written since; a file's content generation.
     pub version: Version,
+}
+
+/// What a read at any replica saw.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Seen {
+    /// The revision of the database that it saw. [`Consistency::AtLeast`] it, the next read sees nothing older, at whichever replica.
+    pub revision: Revision,
+    /// What was there; `None` for nothing.
+    pub found: Option<Value>,
 }
 
 /// What a compare-and-swap found.
@@ -178,6 +187,32 @@ impl Client {
         value("read_file", self.call(Operation::ReadFile { path })?)
     }
 
+    /// Reads a key at the replica that this client is connected to, whichever that is: as new as `consistency` says.
+    pub fn get_at(&mut self, key: &[u8], consistency: Consistency) -> Result<Seen, Error> {
+        self.seen(Operation::Get { key }, consistency)
+    }
+
+    /// Reads a file in the same way.
+    pub fn read_file_at(&mut self, path: &[u8], consistency: Consistency) -> Result<Seen, Error> {
+        self.seen(Operation::ReadFile { path }, consistency)
+    }
+
+    fn seen(&mut self, operation: Operation<'_>, consistency: Consistency) -> Result<Seen, Error> {
+        let ticket = self.submit_read(operation, consistency)?;
+        match self.wait(ticket)? {
+            Answer::Read { revision, found } => {
+                let found = found.map(|Found { value, create_revision, modify_revision, version }| Value {
+                    value,
+                    create_revision,
+                    modify_revision,
+                    version,
+                });
+                Ok(Seen { revision, found })
+            }
+            other => Err(nonsense(operation.name(), &other)),
+        }
+    }
+
     /// How the replica at this endpoint is, master or not, as JSON text. On a connection of its own.
     pub fn status(&self, endpoint: &str) -> Result<String, Error> {
         fetch_status(endpoint, self.core.options().deadline)
@@ -194,13 +229,30 @@ impl Client {
     /// that were submitted before it and are not answered yet. Up to `UNANSWERED_MAX` may be in flight or not waited for
     /// yet.
     pub fn submit(&mut self, operation: Operation<'_>) -> Result<Ticket, Error> {
+        self.submit_as(operation, None)
+    }
+
+    /// Likewise a read for any replica: [`Client::get_at`] for many at once.
+    ///
+    /// # Panics
+    ///
+    /// If the operation is not a read.
+    pub fn submit_read(&mut self, operation: Operation<'_>, consistency: Consistency) -> Result<Ticket, Error> {
+        self.submit_as(operation, Some(consistency))
+    }
+
+    fn submit_as(&mut self, operation: Operation<'_>, consistency: Option<Consistency>) -> Result<Ticket, Error> {
         let name = operation.name();
         if (self.results.len() + self.core.in_flight()) as u64 >= UNANSWERED_MAX {
             return Err(Error::not_tried(name, Cause::Submit(SubmitError::TooMany)));
         }
         let now = self.now();
         let deadline = now.after(self.core.options().deadline);
-        match self.core.submit(now, operation, deadline) {
+        let submitted = match consistency {
+            None => self.core.submit(now, operation, deadline),
+            Some(consistency) => self.core.submit_read(now, operation, consistency, deadline),
+        };
+        match submitted {
             Ok(id) => Ok(Ticket(id)),
             Err(SubmitError::Limit(limit)) => Err(Error::not_tried(name, Cause::Limit(limit))),
             Err(error) => Err(Error::not_tried(name, Cause::Submit(error))),

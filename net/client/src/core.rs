@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use synod_api::limits::{ANSWER_BYTES_MAX, COMMAND_BYTES_MAX};
-use synod_api::{Answer, Operation, Refusal, SessionId};
+use synod_api::{Answer, Consistency, Operation, Refusal, SessionId};
 use synod_net::{Attempt, FrameError, Inbound, InboundSizes, Moment, Outbound};
 
 use crate::endpoints::{EndpointIndex, Endpoints};
@@ -214,7 +214,26 @@ impl ClientCore {
         operation: Operation<'_>,
         deadline: Moment,
     ) -> Result<RequestId, SubmitError> {
-        let id = self.requests.submit(now, operation, deadline)?;
+        let id = self.requests.submit(now, operation, None, deadline)?;
+        self.go_on(now);
+        Ok(id)
+    }
+
+    /// Takes a read for any replica, which sees what is as new as it says; it is answered by [`Answer::Read`]. It goes to whichever
+    /// replica the client is connected to, and to the next one if that cannot tell: so a client that asks for nothing else stays
+    /// where it is, while one that also writes is sent to the master.
+    ///
+    /// # Panics
+    ///
+    /// If the operation is not a read.
+    pub fn submit_read(
+        &mut self,
+        now: Moment,
+        operation: Operation<'_>,
+        consistency: Consistency,
+        deadline: Moment,
+    ) -> Result<RequestId, SubmitError> {
+        let id = self.requests.submit(now, operation, Some(consistency), deadline)?;
         self.go_on(now);
         Ok(id)
     }

@@ -22,7 +22,7 @@ mod endpoints;
 mod error;
 mod requests;
 
-pub use client::{Client, Created, Swap, Ticket, Value, fetch_status, operate};
+pub use client::{Client, Created, Seen, Swap, Ticket, Value, fetch_status, operate};
 pub use core::{Action, ClientCore, CoreCounts, Options};
 pub use error::{Cause, Error, Failure, Outcome, SubmitError};
 pub use requests::RequestId;

@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use synod_api::limits::UNANSWERED_MAX;
-use synod_api::{Answer, Command, FrameKind, Operation, Refusal, Sequence, SessionId};
+use synod_api::{Answer, BoundedRead, Command, Consistency, FrameKind, Operation, Refusal, Sequence, SessionId};
 use synod_net::{FrameId, FrameRef, Moment, Outbound};
 
 use crate::endpoints::Endpoints;
@@ -74,6 +74,8 @@ struct Request {
     phase: Phase,
     operation: &'static str,
     changes: bool,
+    /// It is a read for any replica, which must be as new as this.
+    consistency: Option<Consistency>,
     /// The encoded command; its stamp is replaced each time it is sent.
     command: Vec<u8>,
     stamp: Option<Stamp>,
@@ -82,6 +84,16 @@ struct Request {
     submitted: Moment,
     deadline: Moment,
     last_refusal: Option<Refusal>,
+}
+
+impl Request {
+    /// It is under way.
+    fn is_sent(&mut self, outstanding: &mut usize) -> bool {
+        self.phase = Phase::Outstanding;
+        self.attempts += 1;
+        *outstanding += 1;
+        true
+    }
 }
 
 #[derive(Debug)]
@@ -169,8 +181,10 @@ impl Requests {
         &mut self,
         now: Moment,
         operation: Operation<'_>,
+        consistency: Option<Consistency>,
         deadline: Moment,
     ) -> Result<RequestId, SubmitError> {
+        assert!(consistency.is_none() || !operation.changes(), "{} is no read", operation.name());
         match operation {
             Operation::OpenSession | Operation::CloseSession => return Err(SubmitError::SessionOperation),
             Operation::Get { .. }
@@ -196,6 +210,7 @@ impl Requests {
         request.phase = Phase::Ready;
         request.operation = operation.name();
         request.changes = operation.changes();
+        request.consistency = consistency;
         request.command.clear();
         command.encode(&mut request.command);
         request.stamp = None;
@@ -285,6 +300,7 @@ impl Requests {
             }
             Ok(
                 FrameKind::Request
+                | FrameKind::ReadRequest
                 | FrameKind::StatusRequest
                 | FrameKind::Status
                 | FrameKind::OperatorRequest
@@ -398,6 +414,7 @@ impl Requests {
             phase: Phase::Free,
             operation: "",
             changes: false,
+            consistency: None,
             command: Vec::new(),
             stamp: None,
             doubtful: false,
@@ -422,19 +439,24 @@ impl Requests {
     fn transmit(&mut self, id: RequestId, stamp: Option<(Stamp, Sequence)>, outbound: &mut Outbound) -> bool {
         let request = &mut self.slab[id.slot()];
         let operation = Command::decode(&request.command).expect("we encoded it ourselves").operation;
+        let id = FrameId(id.0);
+        if let Some(consistency) = request.consistency {
+            let read = BoundedRead { consistency, operation };
+            if outbound.write(FrameKind::ReadRequest.into(), id, |out| read.encode(out)).is_err() {
+                return false;
+            }
+            return request.is_sent(&mut self.outstanding);
+        }
         let command = match stamp {
             None => Command::without_session(operation),
             Some((Stamp { session, sequence }, unanswered_from)) => {
                 Command { session, sequence, unanswered_from, operation }
             }
         };
-        if outbound.write(FrameKind::Request.into(), FrameId(id.0), |out| command.encode(out)).is_err() {
+        if outbound.write(FrameKind::Request.into(), id, |out| command.encode(out)).is_err() {
             return false;
         }
-        request.phase = Phase::Outstanding;
-        request.attempts += 1;
-        self.outstanding += 1;
-        true
+        request.is_sent(&mut self.outstanding)
     }
 
     fn open_session(&mut self, outbound: &mut Outbound) -> Pumped {
@@ -483,7 +505,13 @@ impl Requests {
         request.phase = Phase::Ready;
         request.doubtful |= !refusal.certain();
         match refusal {
-            Refusal::NotMaster { .. } | Refusal::LogFailed | Refusal::Unknown => {
+            Refusal::NotMaster { .. }
+            | Refusal::LogFailed
+            | Refusal::Unknown
+            // Another replica may be further on, or hear from the master.
+            | Refusal::Behind { .. }
+            | Refusal::Unconfirmed { .. }
+            | Refusal::Untrusted => {
                 signals.not_master = Some(refusal.clone());
                 request.last_refusal = Some(refusal);
                 self.queue_again(id);
@@ -508,6 +536,7 @@ impl Requests {
             | Refusal::Diverged
             | Refusal::DiskFull(_)
             | Refusal::AlreadyAnswered
+            | Refusal::Compacted { .. }
             | Refusal::Limit(_)
             | Refusal::Malformed(_) => {
                 self.fail(endpoints, now, id.slot(), Cause::Refused(refusal));

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use synod_node::cli::ServeArgs;
 use synod_tests::torture::{
-    durability, eio, failover, full, kill, lease_reads, linearize, power, rejoin, snapshots, stale, stall, transfer,
+    corrupt, durability, eio, failover, full, kill, lease_reads, linearize, power, rejoin, snapshots, stale, stall,
+    transfer,
 };
 
 /// Breaks cells of real processes on this machine, and checks that what they promise holds.
@@ -26,6 +27,7 @@ enum Command {
     Full(full::FullOptions),
     Eio(eio::EioOptions),
     Stall(stall::StallOptions),
+    Corrupt(corrupt::CorruptOptions),
     /// Empty a replica's directory, or put an older copy back, under load; it must rejoin by itself
     Rejoin(rejoin::RejoinOptions),
     /// Kill and pause the master under load, and measure how long writes stop
@@ -40,6 +42,9 @@ enum Command {
     LeaseReads(lease_reads::LeaseReadsOptions),
     /// Prove by the log of the block devices that what is acknowledged is durable on a majority
     Durability(durability::DurabilityOptions),
+    /// Cases of `corrupt`, in a process that some of them end
+    #[command(hide = true)]
+    CorruptWorker(corrupt::worker::WorkerOptions),
     /// One replica; the commands start these themselves
     #[command(hide = true)]
     Serve(Box<ServeArgs>),
@@ -53,6 +58,8 @@ fn main() -> ExitCode {
         Command::Full(options) => full::main(&options),
         Command::Eio(options) => eio::main(&options),
         Command::Stall(options) => stall::main(&options),
+        Command::Corrupt(options) => corrupt::main(&options).map(|()| ExitCode::SUCCESS),
+        Command::CorruptWorker(options) => corrupt::worker::main(&options).map(|()| ExitCode::SUCCESS),
         Command::Rejoin(options) => rejoin::main(&options).map(|()| ExitCode::SUCCESS),
         Command::Failover(options) => failover::main(&options).map(|()| ExitCode::SUCCESS),
         Command::Linearize(options) => linearize::main(&options).map(|()| ExitCode::SUCCESS),

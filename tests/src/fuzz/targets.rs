@@ -2,7 +2,9 @@
 
 use bytes::{Bytes, BytesMut};
 use fastrand::Rng;
-use synod_api::{Answer, Command, Expected, Operation, Refusal, Revision, Sequence, SessionId, Version};
+use synod_api::{
+    Answer, BoundedRead, Command, Consistency, Expected, Operation, Refusal, Revision, Sequence, SessionId, Version,
+};
 use synod_net::frame::{self, FrameId, FrameLimits, FrameRef};
 use synod_net::{Hello, HelloAnswer};
 use synod_node::codec::{self, DigestMessage, PeerMessage, RoomMessage, SnapshotMessage};
@@ -15,7 +17,7 @@ use synod_store::{Digest, Options, Store};
 use synod_wal::frame::{FRAME_HEADER_BYTES, FrameHeader};
 use synod_wal::record::RECORD_HEADER_BYTES;
 
-use super::{Finding, Verdict};
+use super::{Finding, Verdict, recovery};
 
 /// One decoder.
 pub struct Target {
@@ -42,6 +44,7 @@ pub const TARGETS: &[Target] = &[
     },
     Target { name: "hello", about: "the first frame of a peer", samples: hellos, mend: as_it_is, feed: feed_hello },
     Target { name: "command", about: "a client's command", samples: commands, mend: as_it_is, feed: feed_command },
+    Target { name: "read", about: "a client's read for any replica", samples: reads, mend: as_it_is, feed: feed_read },
     Target { name: "answer", about: "an answer to a client", samples: answers, mend: as_it_is, feed: feed_answer },
     Target { name: "batch", about: "a batch of commands", samples: batches, mend: as_it_is, feed: feed_batch },
     Target {
@@ -79,6 +82,13 @@ pub const TARGETS: &[Target] = &[
         samples: wal_headers,
         mend: wal_checksums,
         feed: feed_wal_header,
+    },
+    Target {
+        name: "recovery",
+        about: "the files of a log",
+        samples: recovery::logs,
+        mend: as_it_is,
+        feed: recovery::feed,
     },
     Target {
         name: "manifest",
@@ -192,6 +202,28 @@ fn feed_command(bytes: &[u8]) -> Result<Verdict, Finding> {
     same(Some(again), &bytes.to_vec(), bytes)
 }
 
+fn reads() -> Vec<Vec<u8>> {
+    let get = Operation::Get { key: b"key" };
+    let read = |(consistency, operation)| {
+        let mut bytes = Vec::new();
+        BoundedRead { consistency, operation }.encode(&mut bytes);
+        bytes
+    };
+    let reads = [
+        (Consistency::Linearizable, get),
+        (Consistency::AtLeast(Revision(9)), get),
+        (Consistency::At(Revision(9)), Operation::ReadFile { path: b"/a" }),
+    ];
+    reads.map(read).into()
+}
+
+fn feed_read(bytes: &[u8]) -> Result<Verdict, Finding> {
+    let Ok(read) = BoundedRead::decode(bytes) else { return Ok(Verdict::Refused) };
+    let mut again = Vec::new();
+    read.encode(&mut again);
+    same(Some(again), &bytes.to_vec(), bytes)
+}
+
 fn answers() -> Vec<Vec<u8>> {
     let (value, revision) = (&b"value"[..], Revision(9));
     let answers = [
@@ -199,6 +231,8 @@ fn answers() -> Vec<Vec<u8>> {
         Answer::SessionClosed,
         Answer::Value { value, create_revision: Revision(2), modify_revision: revision, version: Version(3) },
         Answer::Absent,
+        Answer::Read { revision, found: None },
+        Answer::Refused(Refusal::Behind { has: revision, wanted: revision }),
         Answer::Written { revision },
         Answer::Unequal { current: Some(value) },
         Answer::Unequal { current: None },
@@ -290,6 +324,8 @@ fn peer_messages() -> Vec<Vec<u8>> {
         Message::Propose { ballot: BALLOT, released: Ballot::NONE },
         Message::Accept { ballot: BALLOT, slot, batch: a_batch(), chosen: Slot(70) },
         Message::Commit { ballot: BALLOT, chosen: Slot(70), tolerance: -1 },
+        Message::AskIndex { name: 9 },
+        Message::TellIndex { ballot: BALLOT, name: 9, slot: Slot(70) },
         Message::Fetch { from: slot },
         Message::Entries { first: slot, batches: vec![a_batch(), Batch::NO_OP], chosen: Slot(99) },
     ];

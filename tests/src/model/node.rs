@@ -478,6 +478,7 @@ impl Turn<'_> {
                 self.apply(slot, batch);
             }
             Effect::Refuse { ticket } | Effect::Abandon { ticket } => self.end(ticket),
+            Effect::Index { .. } => unreachable!("nobody reads"),
             Effect::Reconfigured { .. } => unreachable!("nobody asks for other members"),
         }
     }

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use synod_paxos::{AcceptedSlot, Ballot, LostSlots, Record, Recovered, ReplicaId, Slot, Voter};
+use synod_paxos::{AcceptedSlot, Ballot, Incarnation, LostSlots, Record, Recovered, ReplicaId, Slot, Voter};
 
 use super::verdict::{Checker, Verdict, violation};
 
@@ -20,8 +20,12 @@ use super::verdict::{Checker, Verdict, violation};
 pub(crate) struct Disk {
     /// Its state is lost, or older than what it told others, and no later life of it is on the disk yet (P11).
     lost: bool,
+    /// The last hard state says that it rejoins.
+    rejoins: bool,
     /// On whose behalf it votes, as of the last hard state.
     voter: Voter,
+    /// The last life that it began, whatever it has lost since.
+    last_life: Incarnation,
     promised: Option<Ballot>,
     /// The highest ballot accepted, a slot. Slots that are chosen stay: it must not vanish there either.
     accepted: BTreeMap<Slot, Ballot>,
@@ -34,15 +38,21 @@ impl Disk {
         let (ballot, what) = match record {
             Record::HardState(state) => {
                 if state.incarnation > self.voter.incarnation {
-                    self.lost = false;
+                    if state.incarnation <= self.last_life {
+                        let (life, last) = (state.incarnation, self.last_life);
+                        let what = format!("replica {replica} takes life {life:?}, and has had {last:?} (P11)");
+                        return violation(Checker::Promises, what);
+                    }
+                    (self.lost, self.last_life) = (false, state.incarnation);
                 }
+                self.rejoins = state.incarnation == Incarnation::NONE;
                 // (While it rejoins it keeps the number of the life that is over.)
                 let incarnation = state.incarnation.max(self.voter.incarnation);
                 self.voter = Voter { incarnation, vector: state.vector.clone() };
                 (state.promised, "repeats a promise of")
             }
-            // What it adopts may be older than what it promised.
-            Record::Accepted { slot, ballot, .. } if self.lost => {
+            // What it adopts may be older than what it promised, and is read again after a crash (seed 12).
+            Record::Accepted { slot, ballot, .. } if self.lost || self.rejoins => {
                 self.accepted.insert(*slot, *ballot);
                 return Ok(());
             }
@@ -96,7 +106,8 @@ impl Acceptors {
     ) -> Verdict {
         let disk = self.disk(replica);
         // Only a later life than the one that was lost ends the loss.
-        let mut found = Disk { lost: disk.lost, voter: disk.voter.clone(), ..Disk::default() };
+        let (lost, voter, last_life) = (disk.lost, disk.voter.clone(), disk.last_life);
+        let mut found = Disk { lost, voter, last_life, ..Disk::default() };
         records.iter().try_for_each(|record| found.take(replica, record))?;
         if found.promised.max((protocol.holes > 0).then_some(protocol.promised)) < disk.promised {
             let what = format!(
@@ -122,7 +133,7 @@ impl Acceptors {
             found.accepted.into_iter().filter(|(slot, _)| !disk.accepted.contains_key(slot)).collect::<Vec<_>>(),
         );
         disk.promised = disk.promised.max(found.promised);
-        (disk.voter, disk.lost) = (found.voter, found.lost);
+        (disk.voter, disk.lost, disk.last_life) = (found.voter, found.lost, found.last_life);
         Ok(())
     }
 
@@ -133,8 +144,9 @@ impl Acceptors {
 
     /// Its directory is emptied, or an older copy is put back: it must not vote before it has rejoined.
     pub(crate) fn loses(&mut self, replica: ReplicaId, copy: Option<Disk>) {
-        let told = Disk { lost: true, ..copy.unwrap_or_default() };
-        *self.disk(replica) = Disk { told: None, ..told };
+        let disk = self.disk(replica);
+        let last_life = disk.last_life;
+        *disk = Disk { lost: true, told: None, last_life, ..copy.unwrap_or_default() };
     }
 
     /// Whether it has lost state and not rejoined.

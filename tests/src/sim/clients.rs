@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fastrand::Rng;
-use synod_api::{Expected, Operation};
+use synod_api::{Consistency, Expected, Operation, Revision};
 use synod_client::{ClientCore, Moment, Options, RequestId};
 use synod_net::Inbound;
 use synod_net::connection::InboundSizes;
@@ -66,13 +66,17 @@ pub(crate) struct Client {
     pub(crate) connection: Option<usize>,
     pub(crate) pending: BTreeMap<RequestId, Pending>,
     pub(crate) wake_at: u64,
+    /// It only reads, at whichever replica it is connected to.
+    pub(crate) only_reads: bool,
+    /// The highest revision that it was shown.
+    pub(crate) shown: u64,
     /// How many of the final operations are still to be asked.
     pub(crate) last_left: u32,
     written: u64,
 }
 
 impl Client {
-    pub(crate) fn new(swarm: &Swarm, seed: u64) -> Client {
+    pub(crate) fn new(swarm: &Swarm, only_reads: bool, seed: u64) -> Client {
         let endpoints: Vec<String> = (1..=swarm.machines).map(|id| address(ReplicaId(id))).collect();
         let endpoints: Vec<&str> = endpoints.iter().map(String::as_str).collect();
         let election = swarm.election_timeout;
@@ -94,6 +98,8 @@ impl Client {
             connection: None,
             pending: BTreeMap::new(),
             wake_at: u64::MAX,
+            only_reads,
+            shown: 0,
             last_left: 0,
             written: 0,
         }
@@ -112,8 +118,14 @@ impl Client {
             Ask::Create { path, contents } => Operation::CreateFile { path, contents },
             Ask::Write { path, contents } => Operation::WriteFile { path, contents },
             Ask::Read { path } => Operation::ReadFile { path },
+            Ask::Bounded { key, .. } => Operation::Get { key },
         };
-        let id = self.core.submit(Moment(now), operation, Moment(deadline)).expect("few are under way");
+        let (now, deadline) = (Moment(now), Moment(deadline));
+        let id = match &ask {
+            Ask::Bounded { consistency, .. } => self.core.submit_read(now, operation, *consistency, deadline),
+            _ => self.core.submit(now, operation, deadline),
+        };
+        let id = id.expect("few are under way");
         self.pending.insert(id, Pending { ask, floor, last });
     }
 
@@ -124,6 +136,20 @@ impl Client {
         // The lengths differ, so that a value in a wrong place shows in the sizes alone.
         value.resize(random.usize(8..=swarm.value_bytes_max).max(value.len()), b'.');
         value
+    }
+
+    /// Draws a read for whichever replica it is connected to. `known` is the highest revision that anybody was told. One that
+    /// must succeed asks for nothing that may be forgotten.
+    pub(crate) fn draw_read(&self, swarm: &Swarm, known: u64, must_succeed: bool, random: &mut Rng) -> Ask {
+        let key = format!("k{}", random.u64(..swarm.keys)).into_bytes();
+        let consistency = match random.u8(..10) {
+            0..=4 => Consistency::Linearizable,
+            5 => Consistency::AtLeast(Revision::NONE),
+            6 => Consistency::AtLeast(Revision(self.shown)),
+            9 if !must_succeed => Consistency::At(Revision(known.saturating_sub(random.u64(..3)))),
+            _ => Consistency::AtLeast(Revision(known)),
+        };
+        Ask::Bounded { key, consistency }
     }
 
     /// Draws something to ask. `seen` is what keys held when somebody last saw them.

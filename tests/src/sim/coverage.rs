@@ -59,6 +59,10 @@ pub const REASONS: &[(&str, &str)] = &[
         "rare: an accept that a release has overtaken, and the next master's accepts too",
     ),
     (
+        "index: Wanted in Asking -> Asking",
+        "the node begins a round when the last is over, or when nobody waits for it any more",
+    ),
+    (
         "membership: Decided in Settled, is_for_another (refuse: made for a configuration that is gone: void)",
         "whoever proposes a change has applied all but a horizon of slots (P5): the one that ended its configuration is pending still",
     ),

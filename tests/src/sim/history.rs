@@ -6,11 +6,15 @@
 //! some revision between the last one known when it began and the last one there when it ended. Known is what an ended
 //! operation did, or the earliest revision that fits what it saw: so a read that saw a key gone, or a state since
 //! overwritten, binds all that begin later too, whoever answered it and by whatever means.
+//!
+//! A read for any replica says which revision it saw: the key must have been so at exactly that one. If it was to be linearizable,
+//! the revision must be none below what was known when it was asked, and is known from then on; else it must be as it was named.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use synod_api::{Answer, Revision};
+use bytes::Bytes;
+use synod_api::{Answer, Consistency, Found, Revision};
 
 use super::oracle::{Change, Oracle};
 use super::tally::Tally;
@@ -26,12 +30,17 @@ pub(crate) enum Ask {
     Create { path: Vec<u8>, contents: Vec<u8> },
     Write { path: Vec<u8>, contents: Vec<u8> },
     Read { path: Vec<u8> },
+    Bounded { key: Vec<u8>, consistency: Consistency },
 }
 
 impl Ask {
     pub(crate) fn key(&self) -> &[u8] {
         match self {
-            Ask::Get { key } | Ask::Put { key, .. } | Ask::Delete { key } | Ask::Swap { key, .. } => key,
+            Ask::Get { key }
+            | Ask::Put { key, .. }
+            | Ask::Delete { key }
+            | Ask::Swap { key, .. }
+            | Ask::Bounded { key, .. } => key,
             Ask::Create { path, .. } | Ask::Write { path, .. } | Ask::Read { path } => path,
         }
     }
@@ -45,6 +54,9 @@ impl Ask {
             Ask::Create { .. } => "create file",
             Ask::Write { .. } => "write file",
             Ask::Read { .. } => "read file",
+            Ask::Bounded { consistency: Consistency::Linearizable, .. } => "read anywhere, linearizable",
+            Ask::Bounded { consistency: Consistency::AtLeast(_), .. } => "read anywhere, at least a revision",
+            Ask::Bounded { consistency: Consistency::At(_), .. } => "read anywhere, at a revision",
         }
     }
 
@@ -52,7 +64,7 @@ impl Ask {
         match self {
             Ask::Put { value, .. } | Ask::Swap { value, .. } => Some(value),
             Ask::Create { contents, .. } | Ask::Write { contents, .. } => Some(contents),
-            Ask::Get { .. } | Ask::Delete { .. } | Ask::Read { .. } => None,
+            Ask::Get { .. } | Ask::Delete { .. } | Ask::Read { .. } | Ask::Bounded { .. } => None,
         }
     }
 }
@@ -71,6 +83,7 @@ impl fmt::Debug for Ask {
             Ask::Create { contents, .. } => write!(f, "create {key} = {}", value(contents)),
             Ask::Write { contents, .. } => write!(f, "write {key} = {}", value(contents)),
             Ask::Read { .. } => write!(f, "read {key}"),
+            Ask::Bounded { consistency, .. } => write!(f, "read {key} anywhere, {consistency:?}"),
         }
     }
 }
@@ -145,6 +158,9 @@ impl History {
                 self.saw(ask, floor, answer, |_, state| state != expected)
             }
             (Ask::Create { .. }, Answer::Exists { .. }) => self.saw(ask, floor, answer, |_, state| state.is_some()),
+            (Ask::Bounded { consistency, .. }, Answer::Read { revision, found }) => {
+                self.saw_at(ask, *consistency, floor, (*revision, found.as_ref()), changes)
+            }
             _ => violation(Checker::Answers, format!("{ask:?} was answered by {answer:?}")),
         }?;
         self.known = self.known.max(told);
@@ -195,6 +211,39 @@ impl History {
                 "{ask:?}, asked when revision {floor} was known, was answered by {answer:?}, which was not so then"
             ),
         )
+    }
+
+    /// A read says which revision it saw. Says up to where later ones are bound by it.
+    fn saw_at(
+        &self,
+        ask: &Ask,
+        consistency: Consistency,
+        floor: u64,
+        (revision, found): (Revision, Option<&Found<Bytes>>),
+        changes: &[Change],
+    ) -> Result<u64, Violation> {
+        let Revision(seen) = revision;
+        let (checker, is_new_enough, binds) = match consistency {
+            Consistency::Linearizable => (Checker::Linearizability, seen >= floor, seen),
+            Consistency::AtLeast(wanted) => (Checker::BoundedReads, revision >= wanted, 0),
+            Consistency::At(wanted) => (Checker::BoundedReads, revision == wanted, 0),
+        };
+        let states = self.keys.get(ask.key()).map_or(&[][..], Vec::as_slice);
+        let first = (0, None);
+        let (modified, state) = states.iter().rev().find(|(from, _)| *from <= seen).unwrap_or(&first);
+        let is_so = match (found, state) {
+            (None, None) => true,
+            (Some(found), Some(value)) => found.value == *value && found.modify_revision.0 == *modified,
+            (None, Some(_)) | (Some(_), None) => false,
+        };
+        let is_there = seen <= changes.last().map_or(1, |last| last.revision);
+        if is_new_enough && is_so && is_there {
+            return Ok(binds);
+        }
+        let what = format!(
+            "{ask:?}, asked when revision {floor} was known, saw {found:?} at revision {seen}, right is {state:?}"
+        );
+        violation(checker, what)
     }
 
     /// An operation was refused for certain: what it would have written must never be there.

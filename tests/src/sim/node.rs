@@ -169,7 +169,9 @@ struct Reading<'a> {
 }
 
 impl Visitor for Reading<'_> {
-    fn frame(&mut self, _: &FrameHeader) {}
+    fn frame(&mut self, header: &FrameHeader) {
+        self.replay.frame(header);
+    }
 
     fn record(&mut self, record: RecordRef<'_>, _: u64) {
         self.replay.take_raw(&record);

@@ -164,7 +164,9 @@ impl World {
     fn put_back(&mut self, replica: usize) {
         let Some(copy) = self.nodes[replica].copy.take() else { return };
         let id = self.nodes[replica].id;
-        if self.must_end.is_some() || !self.may_lose(replica) || self.oracle.acceptors.is_lost(id) {
+        // Where another one's directory is meanwhile there is nothing to put it back over (seed 1370).
+        let is_there = self.has_own_directory(replica);
+        if self.must_end.is_some() || !is_there || !self.may_lose(replica) || self.oracle.acceptors.is_lost(id) {
             return;
         }
         let others = self.nodes.iter().filter(|node| node.id != id && !node.is_spare);

@@ -425,9 +425,15 @@ impl Oracle {
             }
             Message::Release { ballot } | Message::TakeOver { ballot } => self.own_ballot(from, life, *ballot),
             Message::Probe { chosen } | Message::ProbeAnswer { chosen, .. } => self.known_chosen(from, *chosen),
-            Message::Reject { .. } | Message::Fetch { .. } | Message::Position { .. } | Message::Rejoin { .. } => {
-                Ok(())
+            Message::TellIndex { ballot, slot, .. } => {
+                self.own_ballot(from, life, *ballot)?;
+                self.known_chosen(from, *slot)
             }
+            Message::AskIndex { .. }
+            | Message::Reject { .. }
+            | Message::Fetch { .. }
+            | Message::Position { .. }
+            | Message::Rejoin { .. } => Ok(()),
             Message::RejoinAnswer { chosen, accepted, .. } => {
                 for AcceptedSlot { slot, ballot, batch } in accepted {
                     self.proposed(*slot, *ballot, batch, &format!("what replica {from} tells of itself"))?;

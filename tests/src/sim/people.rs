@@ -31,7 +31,10 @@ impl World {
             }
             Some(_) => return Ok(()),
         };
-        let ask = client.draw(index, &self.swarm, &self.seen, &mut self.random.people);
+        let ask = match client.only_reads {
+            true => client.draw_read(&self.swarm, self.history.begin(), last, &mut self.random.people),
+            false => client.draw(index, &self.swarm, &self.seen, &mut self.random.people),
+        };
         self.trace.say(self.now, || format!("client {index} asks {ask:?}"));
         client.ask(self.now, ask, self.history.begin(), last, deadline);
         self.drive(index)
@@ -66,6 +69,10 @@ impl World {
                     Ok(answer) => {
                         self.counts.operations += 1;
                         self.remember(&pending.ask, &answer);
+                        if let Answer::Read { revision, .. } = answer {
+                            let shown = &mut self.clients[index].shown;
+                            *shown = revision.0.max(*shown);
+                        }
                         self.history.answered(&pending.ask, pending.floor, &answer, &self.oracle.changes)?;
                     }
                     // A log that is full takes nothing more, and says so.

@@ -101,12 +101,14 @@ fn checker_of(bug: core::Bug) -> Checker {
         | B::P8HolderLongerThanGranters
         | B::P8CountsFromAcknowledgement => Checker::DisjointLeases,
         B::P8ReadsBeforeOwnSlot | B::P16ReadsWithoutLease => Checker::Linearizability,
+        B::P8TellsIndexWithoutLease | B::P16AnswersBeforeIndex | B::P16SharesOlderRound => Checker::Linearizability,
+        B::P16ServesOlderThanAsked => Checker::BoundedReads,
         B::P2InstallForgetsPromise | B::L5NoOpOverLost => Checker::Promises,
         B::L5CountsLostAsNothing => Checker::Agreement,
         B::P6InstallKeepsMembers => Checker::Agreement,
         B::S1CutsAtTheNewer => Checker::Recovery,
         B::L7NeverTriesAgain => Checker::Liveness,
-        B::P11KeepsOldIncarnation | B::P13VotesAtOnce => Checker::Promises,
+        B::P11KeepsOldIncarnation | B::P11ForgetsLives | B::P13VotesAtOnce => Checker::Promises,
         B::P11VotesAfterOneInstance => Checker::Promises,
         B::P11CountsSuperseded => Checker::Agreement,
         B::P14AppliesDifferently | B::P14SeedsFromQuarantine => Checker::Divergence,
@@ -222,7 +224,7 @@ fn arrange_for(bug: core::Bug, swarm: &mut Swarm) {
             swarm.kinds = Some(&[Kind::Partition, Kind::Bridge, Kind::Delay, Kind::SlowDisk, Kind::Stall, Kind::Drift]);
             swarm.lease = swarm.election_timeout * 2;
         }
-        B::P8ReadsBeforeOwnSlot | B::P5AppliesOutOfOrder | B::P3AdoptsLatestReport => {
+        B::P8ReadsBeforeOwnSlot | B::P8TellsIndexWithoutLease | B::P5AppliesOutOfOrder | B::P3AdoptsLatestReport => {
             swarm.horizon = swarm.horizon.max(8);
             swarm.window = 8;
             swarm.kinds =
@@ -245,7 +247,9 @@ fn arrange_for(bug: core::Bug, swarm: &mut Swarm) {
         }
         B::L7NeverTriesAgain => swarm.kinds = Some(&[Kind::NoRoom]),
         B::P7NeverGivesUp => swarm.kinds = Some(lost_masters),
-        B::P11VotesAfterOneInstance | B::P11KeepsOldIncarnation => swarm.lose_often(&[Kind::Wiped, Kind::Crash]),
+        B::P11VotesAfterOneInstance | B::P11KeepsOldIncarnation | B::P11ForgetsLives => {
+            swarm.lose_often(&[Kind::Wiped, Kind::Crash])
+        }
         B::P11CountsSuperseded => {
             swarm.lose_often(&[Kind::Wiped, Kind::Loss, Kind::Delay, Kind::Partition, Kind::Stall, Kind::Transfer]);
         }

@@ -235,8 +235,13 @@ impl World {
             return;
         }
         let visited = attempt.inbound.visit(bytes, |frame| {
-            assert_eq!(frame.kind, u8::from(FrameKind::Request), "clients send requests");
             let caller = Caller { connection: connection as u64, request: frame.id.0 };
+            if frame.kind == u8::from(FrameKind::ReadRequest) {
+                let before = node.asked.insert((caller.connection, caller.request), Asked::Read);
+                assert!(before.is_none(), "a client does not repeat a question that is open on the same connection");
+                return engine.read(now, caller, frame.payload, wishes);
+            }
+            assert_eq!(frame.kind, u8::from(FrameKind::Request), "clients send requests");
             let command = match bug {
                 Some(Bug::P10RetryIsNew) => Cow::Owned(sabotage::restamped(frame.payload, stamps)),
                 _ => Cow::Borrowed(frame.payload),

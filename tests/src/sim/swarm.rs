@@ -81,6 +81,8 @@ pub(crate) struct Swarm {
     /// How long a master waits for more commands after a commit.
     pub(crate) gather_max: Duration,
     pub(crate) clients: usize,
+    /// How many beside them only read, at whichever replica.
+    pub(crate) readers: usize,
     /// How many requests a client has under way at once.
     pub(crate) outstanding: usize,
     pub(crate) keys: u64,
@@ -172,6 +174,7 @@ impl Swarm {
                 0
             }),
             clients,
+            readers: within(random, 1, 2) as usize,
             outstanding,
             keys: within(random, 1, 12),
             value_bytes_max: (room.saturating_sub(120) / 2).clamp(16, 3000),

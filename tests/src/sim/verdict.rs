@@ -29,6 +29,8 @@ pub enum Checker {
     GivesUp,
     /// What clients saw fits no order.
     Linearizability,
+    /// A read at a revision, or at least as new as one, that saw something else.
+    BoundedReads,
     /// A crash after which the log does not open, or lacks what was durable; a start that should have been refused.
     Recovery,
     /// Faults have stopped, and still it does not go on.
@@ -55,6 +57,7 @@ impl Checker {
             Checker::DisjointLeases => "disjoint leases",
             Checker::GivesUp => "gives up in time",
             Checker::Linearizability => "linearizability",
+            Checker::BoundedReads => "reads at a revision",
             Checker::Recovery => "recovery",
             Checker::Liveness => "liveness",
             Checker::Determinism => "determinism",

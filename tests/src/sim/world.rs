@@ -198,7 +198,9 @@ impl World {
             Node::new(id, &swarm, start, Clock::new(0, random.replicas.u64(..UPTIME_MAX)))
         });
         let nodes = nodes.collect();
-        let clients = (0..swarm.clients).map(|_| Client::new(&swarm, random.people.u64(..))).collect();
+        let clients = (0..swarm.clients + swarm.readers)
+            .map(|number| Client::new(&swarm, number >= swarm.clients, random.people.u64(..)))
+            .collect();
         World {
             now: 0,
             scheduled: 0,

@@ -129,6 +129,11 @@ impl TortureCell {
         ids.iter().try_for_each(|&id| self.cell.kill_replica(id)).context("killing a replica")
     }
 
+    /// Stops one replica in order.
+    pub fn stop_replica(&mut self, id: u16) -> anyhow::Result<()> {
+        self.cell.stop_replica(id).with_context(|| format!("stopping replica {id}"))
+    }
+
     /// Pauses a replica with SIGSTOP: its connections stay open, and its kernel goes on taking new ones.
     pub fn pause(&self, id: u16) -> anyhow::Result<()> {
         self.signal(id, Signal::STOP).with_context(|| format!("pausing replica {id}"))

@@ -1,5 +1,5 @@
 //! `synod-torture linearize`: replicas are killed and paused under load, and what all clients were told must have an
-//! order (`faults.md` 2.3), reads under the master's lease included.
+//! order (`faults.md` 2.3): reads under the master's lease included, and linearizable reads that other replicas answer.
 //!
 //! Every client asks for one thing at a time, most of them for a few hot keys, and writes down what it asked, when, and
 //! what it was told. Meanwhile replicas are killed and started again, or paused for longer than a mastership lasts
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
-use synod_api::{Answer, Expected, Operation as Request};
+use synod_api::{Answer, Consistency, Expected, Found, Operation as Request};
 use synod_client::{Client, Error, Options, Outcome};
 
 use super::cell::{Common, Place, TortureCell};
@@ -34,6 +34,8 @@ const WIDE_KEYS: u32 = 2_000;
 const FILES_FROM: u32 = 1 << 20;
 /// So many creations in a row are of one file, by whomever.
 const CREATIONS_A_FILE: u32 = 3;
+/// Of a hundred reads so many are asked of whichever replica a client of their own is connected to.
+const ANYWHERE_PERCENT: u32 = 50;
 /// The longest pause between two operations of one client.
 const THINK_TIME_MAX: Duration = Duration::from_millis(1);
 /// Every other client gives up early, so that there are outcomes that nobody knows.
@@ -109,6 +111,8 @@ pub struct LinearizeReport {
     /// Of these, at least so many by the master alone, under its lease. What a replica answered right before it was
     /// killed is not known.
     pub lease_reads: u64,
+    /// And at least so many by whichever replica was asked, from its own database.
+    pub local_reads: u64,
     /// Reads answered, each second of these.
     pub reads_per_s: u64,
     /// Writes acknowledged, each second of these.
@@ -140,6 +144,7 @@ impl Report for LinearizeReport {
             "kills, pauses         {}, {} ({} of them of the master); {} elections\n\
              under load            {:.1} s: {} reads/s and {} writes/s, {} clients\n\
              lease reads           {} of {} reads at least: no slot, no disk, no other replica\n\
+             at any replica        {} of these reads at least, up to the read index\n\
              checker               {} ms for {} keys; {} unknown writes happened, {} are unknown still, {} ways at most\n",
             self.kills,
             self.pauses,
@@ -151,6 +156,7 @@ impl Report for LinearizeReport {
             self.clients,
             self.lease_reads,
             self.reads,
+            self.local_reads,
             self.checker_ms,
             self.keys,
             self.revealed,
@@ -230,6 +236,9 @@ fn run(
         Verdict::Linearizable(figures) if nemesis.lease_reads == 0 => {
             ("void", figures, Some("void: no read was answered under a lease".to_owned()))
         }
+        Verdict::Linearizable(figures) if nemesis.local_reads == 0 => {
+            ("void", figures, Some("void: no replica answered a read up to the read index".to_owned()))
+        }
         Verdict::Linearizable(figures) => ("linearizable", figures, None),
         Verdict::Violation(why) => ("NOT LINEARIZABLE", linear::Figures::default(), Some(why)),
         Verdict::Unknown(why) => ("unknown, the checker gave up", linear::Figures::default(), Some(why)),
@@ -255,6 +264,7 @@ fn run(
         load_s: load.as_secs_f64(),
         reads: reads as u64,
         lease_reads: nemesis.lease_reads,
+        local_reads: nemesis.local_reads,
         reads_per_s: per_s(reads),
         writes_per_s: per_s(writes),
         keys: figures.keys,
@@ -316,6 +326,8 @@ struct Shared {
 struct Recorder {
     id: u32,
     client: Client,
+    /// For linearizable reads at whichever replica it is connected to.
+    reader: Client,
     random: fastrand::Rng,
     start: Instant,
     writes: u64,
@@ -328,9 +340,12 @@ impl Recorder {
     fn connect(id: u32, endpoints: &[String], options: Options, seed: u64, start: Instant) -> anyhow::Result<Self> {
         let endpoints: Vec<&str> = endpoints.iter().map(String::as_str).collect();
         let deadline = if id.is_multiple_of(2) { IMPATIENT_DEADLINE } else { options.deadline };
+        let connect =
+            || Client::connect(&endpoints, Options { deadline, ..options }).context("a client cannot connect");
         Ok(Self {
             id,
-            client: Client::connect(&endpoints, Options { deadline, ..options }).context("a client cannot connect")?,
+            client: connect()?,
+            reader: connect()?,
             random: fastrand::Rng::with_seed(seed ^ u64::from(id) << 32),
             start,
             writes: 0,
@@ -401,8 +416,14 @@ impl Recorder {
             Asked::Create(_) => Request::CreateFile { path: name, contents: &value },
         };
         self.writes += u64::from(asked.write().is_some());
+        let is_anywhere = asked == Asked::Get && self.random.u32(..100) < ANYWHERE_PERCENT;
         let begin = self.now();
-        let result = self.client.call(request);
+        let result = if is_anywhere {
+            let ticket = self.reader.submit_read(request, Consistency::Linearizable);
+            ticket.and_then(|ticket| self.reader.wait(ticket))
+        } else {
+            self.client.call(request)
+        };
         let end = self.now();
         let told = told(asked, result).with_context(|| format!("client {}, {}", self.id, key_name(key)))?;
         match told {
@@ -442,7 +463,18 @@ fn told(asked: Asked, result: Result<Answer, Error>) -> anyhow::Result<Told> {
             modified: modify_revision.0,
             version: version.0,
         },
-        (Asked::Get, Ok(Answer::Absent)) | (Asked::Delete, Ok(Answer::NotThere)) => Told::Absent,
+        (Asked::Get, Ok(Answer::Read { found: Some(found), .. })) => {
+            let Found { value, create_revision, modify_revision, version } = found;
+            Told::Found {
+                write: write(&value)?,
+                created: create_revision.0,
+                modified: modify_revision.0,
+                version: version.0,
+            }
+        }
+        (Asked::Get, Ok(Answer::Absent | Answer::Read { found: None, .. })) | (Asked::Delete, Ok(Answer::NotThere)) => {
+            Told::Absent
+        }
         (Asked::Put(_), Ok(Answer::Written { revision }))
         | (Asked::Swap(..), Ok(Answer::Swapped { revision }))
         | (Asked::Delete, Ok(Answer::Deleted { revision }))
@@ -466,6 +498,7 @@ struct Nemesis {
     elections: u64,
     /// Answered in these.
     lease_reads: u64,
+    local_reads: u64,
 }
 
 impl Nemesis {
@@ -477,6 +510,7 @@ impl Nemesis {
             masters_hit: 0,
             elections: 0,
             lease_reads: 0,
+            local_reads: 0,
         }
     }
 
@@ -485,6 +519,7 @@ impl Nemesis {
         if let Some(status) = cell.status(id) {
             self.elections += status.counters.engine.elections_won;
             self.lease_reads += status.counters.engine.lease_reads;
+            self.local_reads += status.counters.engine.local_reads;
         }
     }
 

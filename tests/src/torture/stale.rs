@@ -6,6 +6,9 @@
 //! first while it is still paused, so that the questions are the first thing that it finds, then again and again. What
 //! it answers itself may not be older than what had been acknowledged when it was asked. And it may answer itself only
 //! when it was elected again meanwhile: the lease from before its pause has run out.
+//!
+//! All the time every replica, the paused one too, is asked for linearizable reads of the watched keys (rule P16): what it answers, from its
+//! own database, may not be older than what had been acknowledged when it was asked either.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
-use synod_api::{Answer, Refusal};
+use synod_api::{Answer, Consistency, Refusal};
 use synod_client::Client;
 
 use super::cell::{Common, Place, TortureCell};
@@ -137,6 +140,10 @@ pub struct StaleReport {
     pub later: Questions,
     /// Writes acknowledged to the watched keys.
     pub writes: u64,
+    /// Linearizable reads that were answered by the replica that was asked, each checked.
+    pub replica_reads: u64,
+    /// And those that none answered in time.
+    pub replica_reads_failed: u64,
     /// Reads of the clients under load, each checked.
     pub load_reads: u64,
     /// Stale answers. Any number but 0 ends the command before there is a report.
@@ -157,6 +164,7 @@ impl Report for StaleReport {
              asked as it woke      {}\n\
              asked after           {}\n\
              watched writes        {}\n\
+             at every replica      {} linearizable reads, each checked; {} not answered in time\n\
              reads under load      {}, each checked\n\
              {} pauses, {} reads of the old master: {} stale",
             self.pauses,
@@ -166,6 +174,8 @@ impl Report for StaleReport {
             line(&self.first),
             line(&self.later),
             self.writes,
+            self.replica_reads,
+            self.replica_reads_failed,
             self.load_reads,
             self.pauses,
             self.first.asked + self.later.asked,
@@ -195,6 +205,8 @@ struct Watch {
     /// By key: the highest revision that was acknowledged.
     floors: [AtomicU64; WATCHED],
     writes: AtomicU64,
+    reads: AtomicU64,
+    reads_failed: AtomicU64,
     stopping: AtomicBool,
 }
 
@@ -211,6 +223,30 @@ impl Watch {
             let revision = client.put(watched(key).as_bytes(), &number.to_le_bytes()).context("a watched write")?;
             self.floors[key].fetch_max(revision.0, Ordering::SeqCst);
             self.writes.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    /// Reads at one replica until it is told to stop.
+    fn read(&self, client: &mut Client) -> anyhow::Result<()> {
+        for key in (0..WATCHED).cycle() {
+            if self.stopping.load(Ordering::SeqCst) {
+                break;
+            }
+            let floor = self.floors[key].load(Ordering::SeqCst);
+            match client.get_at(watched(key).as_bytes(), Consistency::Linearizable) {
+                Ok(seen) => {
+                    let modified = seen.found.map_or(0, |found| found.modify_revision.0);
+                    anyhow::ensure!(
+                        modified >= floor,
+                        "STALE: a replica read {} at revision {modified}, though {floor} was acknowledged before",
+                        watched(key)
+                    );
+                    self.reads.fetch_add(1, Ordering::SeqCst);
+                }
+                Err(_) => drop(self.reads_failed.fetch_add(1, Ordering::SeqCst)),
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
     }
@@ -245,15 +281,24 @@ fn run(options: &StaleOptions, place: &Place, stop: &Stop) -> anyhow::Result<Sta
         .collect::<anyhow::Result<Vec<_>>>()?;
     let names: Vec<&str> = endpoints.iter().map(String::as_str).collect();
     let mut writer = Client::connect(&names, profile.options()).context("the writer cannot connect")?;
+    let readers =
+        names.iter().map(|name| Client::connect(&[*name], profile.options()).context("a reader cannot connect"));
+    let mut readers = readers.collect::<anyhow::Result<Vec<_>>>()?;
     let (shared, watch) = (Shared::default(), Watch::default());
     let mut rounds = Rounds { options, pauses: Vec::new(), first: Questions::default(), later: Questions::default() };
     let (acted, ran) = under_load(&mut clients, &shared, || {
         std::thread::scope(|scope| {
             let writing = scope.spawn(|| watch.write(&mut writer));
+            let reading: Vec<_> = readers
+                .iter_mut()
+                .map(|reader| scope.spawn(|| watch.read(reader).inspect_err(|_| shared.stop())))
+                .collect();
             let acted = rounds.all(&mut cell, &watch, &shared);
             watch.stopping.store(true, Ordering::SeqCst);
             // Why it stopped says more than that it did.
-            writing.join().expect("the writer returns its error").and(acted)
+            let wrote = writing.join().expect("the writer returns its error");
+            let mut read = reading.into_iter().map(|reader| reader.join().expect("a reader returns its error"));
+            read.try_for_each(|read| read).and(wrote).and(acted)
         })
     });
     ran?;
@@ -271,6 +316,8 @@ fn run(options: &StaleOptions, place: &Place, stop: &Stop) -> anyhow::Result<Sta
         first: rounds.first,
         later: rounds.later,
         writes: watch.writes.load(Ordering::SeqCst),
+        replica_reads: watch.reads.load(Ordering::SeqCst),
+        replica_reads_failed: watch.reads_failed.load(Ordering::SeqCst),
         load_reads: clients.iter().map(|client| client.tally().reads).sum(),
         stale: 0,
     })

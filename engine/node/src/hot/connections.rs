@@ -121,6 +121,13 @@ impl Connections {
         Ok(ConnectionId { index, generation: place.generation })
     }
 
+    /// The port at the other end; 0 if the connection is gone.
+    pub(crate) fn port(&mut self, id: ConnectionId) -> u16 {
+        let handle = self.get(id).map(|connection| &connection.handle);
+        let address = handle.and_then(|handle| socket2::SockRef::from(handle).peer_addr().ok());
+        address.and_then(|address| address.as_socket()).map_or(0, |address| address.port())
+    }
+
     fn get(&mut self, id: ConnectionId) -> Option<&mut Connection> {
         let place = self.places.get_mut(id.index as usize)?;
         if place.generation != id.generation {

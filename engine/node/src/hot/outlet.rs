@@ -48,6 +48,11 @@ impl Clock {
         Self { start: boot_time() }
     }
 
+    /// When the process started, in nanoseconds since the machine's boot.
+    pub(crate) fn start_ns(&self) -> u64 {
+        u64::try_from(self.start.as_nanos()).expect("the machine runs for less than 584 years")
+    }
+
     pub(crate) fn now(&self) -> Instant {
         let elapsed = boot_time().saturating_sub(self.start);
         Instant(u64::try_from(elapsed.as_nanos()).expect("the process runs for less than 584 years"))

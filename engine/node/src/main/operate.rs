@@ -249,6 +249,7 @@ fn ask(args: &ClientArgs, request: &OperatorRequest) -> anyhow::Result<()> {
                 }
                 OperatorAnswer::Refused { reason, retry: true } => anyhow::anyhow!("{reason}"),
                 OperatorAnswer::Refused { reason, retry: false } => bail!("{reason}"),
+                OperatorAnswer::Traces(_) => bail!("{endpoint} answered what was not asked: {text}"),
             },
             Err(error) => error.into(),
         };

@@ -347,6 +347,7 @@ fn save_running(args: &ClientArgs, to: Option<&str>, replica: Option<u16>) -> an
         OperatorAnswer::Accepted => {}
         OperatorAnswer::Refused { reason, .. } => bail!("{reason}"),
         OperatorAnswer::NotMaster { .. } => bail!("{endpoint} is of another version: it passes this on to the master"),
+        OperatorAnswer::Traces(_) => bail!("{endpoint} answered what was not asked"),
     }
     let copy = follow(endpoint, before)?;
     if let Some(error) = copy.error {

@@ -149,6 +149,7 @@ impl Node<'_> {
             // Whether it is certain (refused) or not (abandoned) that nothing happened: the client asks again, and its
             // request's number makes that safe.
             Effect::Refuse { ticket } | Effect::Abandon { ticket } => drop(self.in_flight.remove(&ticket)),
+            Effect::Index { .. } => unreachable!("every request changes something"),
             Effect::Reconfigured { .. } => unreachable!("nobody asks for other members here"),
         }
     }

@@ -103,7 +103,9 @@ enums! {
         12 Entries { first, batches, chosen }
         13 Position { durable, known, asks }
         14 Rejoin { incarnation }
-        15 RejoinAnswer { asked, known, is_lost, promised, chosen, accepted }
+        15 RejoinAnswer { asked, known, is_lost, promised, chosen, accepted, voter }
+        16 AskIndex { name }
+        17 TellIndex { ballot, name, slot }
     }
     Record {
         1 HardState(state)

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::election::{Candidacy, Idle, ask_the_others, campaign, completes, follow, is_unsound, make_way, note_round};
-use super::{Acknowledge, Promise, Submitted, Told};
+use super::{Acknowledge, IndexAsked, Promise, Submitted, Told};
 use crate::batch::Batch;
 use crate::effect::Effect;
 use crate::lease::{self, Confirmed};
@@ -41,6 +41,8 @@ pub(crate) struct Leadership {
     boosted_from: Slot,
     /// The round for the higher ballot, while it runs.
     boost: Candidacy,
+    /// Who waits for the read index: the latest question of each, and when it came.
+    index_asked: BTreeMap<ReplicaId, (u64, Instant)>,
     /// Who is to be master next.
     successor: Option<ReplicaId>,
 }
@@ -225,6 +227,30 @@ impl Leadership {
         self.next_heartbeat = world.now.after(world.core.settings.heartbeat);
     }
 
+    /// A slot was chosen that was proposed then: who had asked before is told (P16).
+    fn tell_indexes(&mut self, proposed_at: Instant, world: &mut World<'_>) {
+        let (ballot, slot) = (self.ballot, world.chosen());
+        self.index_asked.retain(|from, (name, asked_at)| {
+            let is_open = *asked_at > proposed_at;
+            if !is_open {
+                world
+                    .effects
+                    .push(Effect::Send { to: *from, message: Message::TellIndex { ballot, name: *name, slot } });
+            }
+            is_open
+        });
+    }
+
+    /// Without a lease a slot tells that nobody else has been master: a no-op, unless others wait for theirs anyway. With one, its
+    /// renewal does.
+    fn propose_for_indexes(&mut self, world: &mut World<'_>) {
+        let has_lease = !world.core.membership.lease().is_zero();
+        let is_due = !self.index_asked.is_empty() && self.open.is_empty();
+        if is_due && !has_lease && self.has_room(world.core) && !world.core.acceptor.is_full() {
+            self.propose(Batch::NO_OP, None, world);
+        }
+    }
+
     /// Mastership is over. What was open may still be chosen, by whoever adopts it.
     fn end(&mut self, world: &mut World<'_>) {
         lease::tell(lease::Event::GivenUp, world);
@@ -325,7 +351,9 @@ pub(super) fn count(leadership: &mut Leadership, acknowledge: Acknowledge, world
         let is_own = slot >= leadership.own_from || crate::planted!(P8ReadsBeforeOwnSlot);
         if is_own && world.chosen() >= slot {
             lease::tell(lease::Event::Confirmed(Confirmed { slot, proposed_at: open.proposed_at }), world);
+            leadership.tell_indexes(open.proposed_at, world);
         }
+        leadership.propose_for_indexes(world);
     }
 }
 
@@ -350,6 +378,34 @@ pub(super) fn propose_change(leadership: &mut Leadership, change: Change, world:
     let alive = leadership.alive(world.core, world.now);
     let batch = world.core.membership.change(&change, alive).expect("check_change was asked");
     leadership.propose(batch, None, world);
+}
+
+// The read index.
+
+/// Whether all that was acknowledged, by whomever, is applied here at this moment (P8), which is after the question came.
+pub(super) fn may_tell_index(leadership: &Leadership, _: &IndexAsked, world: &World<'_>) -> bool {
+    if crate::planted!(P8TellsIndexWithoutLease) {
+        return true;
+    }
+    leadership.is_caught_up(world.chosen()) && world.core.lease.holds(world.now)
+}
+
+pub(super) fn tell_index(leadership: &mut Leadership, asked: IndexAsked, world: &mut World<'_>) {
+    let slot = world.chosen();
+    world.send(asked.from, Message::TellIndex { ballot: leadership.ballot, name: asked.name, slot });
+}
+
+/// It is told with the next own slot that is proposed from now on and chosen (P16). A replica has one question open, its latest.
+pub(super) fn note_question(leadership: &mut Leadership, asked: IndexAsked, world: &mut World<'_>) {
+    let IndexAsked { from, name } = asked;
+    match leadership.index_asked.get(&from) {
+        // Asked again: the first time counts.
+        Some((noted, _)) if *noted == name => {}
+        _ => {
+            leadership.index_asked.insert(from, (name, world.now));
+        }
+    }
+    leadership.propose_for_indexes(world);
 }
 
 /// More is applied: there is room for more, and the members may have changed.

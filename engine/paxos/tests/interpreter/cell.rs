@@ -161,6 +161,8 @@ pub(crate) struct Cell {
     cut: BTreeSet<(ReplicaId, ReplicaId)>,
     /// All up to here has been acknowledged to somebody.
     acknowledged: Slot,
+    /// What had been when each last asked for a read index.
+    index_wanted: BTreeMap<ReplicaId, Slot>,
     /// By replicas that run no more.
     taken: Taken,
     tickets: BTreeMap<Ticket, Asked>,
@@ -187,6 +189,7 @@ impl Cell {
             isolated: BTreeSet::new(),
             cut: BTreeSet::new(),
             acknowledged: Slot::NONE,
+            index_wanted: BTreeMap::new(),
             taken: Vec::new(),
             tickets: BTreeMap::new(),
             promises: BTreeMap::new(),
@@ -444,6 +447,12 @@ impl Cell {
         }
     }
 
+    /// Reads come that need a read index.
+    pub(crate) fn want_index(&mut self, id: ReplicaId) -> Result<(), String> {
+        self.index_wanted.insert(id, self.acknowledged);
+        self.event(id, Event::IndexWanted)
+    }
+
     /// Who holds a lease right now.
     pub(crate) fn holders(&self) -> Vec<ReplicaId> {
         let holds = |(id, node): (&ReplicaId, &Node)| {
@@ -502,6 +511,13 @@ impl Cell {
                     self.acknowledged = self.acknowledged.max(slot);
                     self.end(ticket);
                 }
+            }
+            Effect::Index { slot } => {
+                let asked = self.index_wanted[&id];
+                if slot < asked {
+                    self.broken.push(format!("{id}'s read index is {slot}, and {asked} was acknowledged before"));
+                }
+                self.deed(id, format!("may answer what waits once it has applied {slot}"));
             }
             Effect::Reconfigured { configurations } => self.deed(id, words::configurations(&configurations)),
             Effect::Refuse { ticket } => {

@@ -29,6 +29,7 @@
 //! | `start 4` | a new machine, whose replica knows the cell's first configuration |
 //! | `transfer 1 to=2` | an operator asks 1 to hand over to 2 |
 //! | `add 4 at ADDRESS`, `remove 3`, `remove 3 force` | an operator asks whoever leads to change the members; `by=1`: asks 1 |
+//! | `index 2`, `forget 2` | reads come to 2 that need a read index; none of them waits any more |
 //! | `read 1`, `lease` | whether 1 may answer reads; who holds a lease |
 //! | `tolerance`, `members` | how many more failures each believes are survived; who keeps the cell, as each knows |
 //! | `full 2`, `room 2` | 2's log is at its bound; it has room again |
@@ -207,6 +208,12 @@ fn carry_out(cell: &mut Cell, verb: &str, words: &[&str]) -> Result<bool, String
                 cell.tell_read(who)?;
             }
         }
+        "index" => {
+            for who in replicas(words)? {
+                cell.want_index(who)?;
+            }
+        }
+        "forget" => cell.event(one_replica(words)?, Event::IndexUnwanted)?,
         "lease" => cell.tell_lease(),
         "tolerance" => cell.tell_tolerance(),
         "members" => cell.tell_members(),
@@ -338,7 +345,7 @@ struct Selection<'a> {
 
 impl<'a> Selection<'a> {
     fn parse(words: &[&'a str]) -> Result<Self, String> {
-        const KINDS: [&str; 15] = [
+        const KINDS: [&str; 17] = [
             "probe",
             "answer",
             "propose",
@@ -354,6 +361,8 @@ impl<'a> Selection<'a> {
             "position",
             "rejoin",
             "rejoined",
+            "askindex",
+            "tellindex",
         ];
         let mut selection = Self::default();
         for word in words {
@@ -377,6 +386,7 @@ impl<'a> Selection<'a> {
             Message::Propose { ballot, .. }
             | Message::Promise { ballot, .. }
             | Message::Commit { ballot, .. }
+            | Message::TellIndex { ballot, .. }
             | Message::Release { ballot }
             | Message::TakeOver { ballot } => (None, Some(*ballot)),
             Message::Probe { .. }
@@ -385,6 +395,7 @@ impl<'a> Selection<'a> {
             | Message::Position { .. }
             | Message::Rejoin { .. }
             | Message::RejoinAnswer { .. }
+            | Message::AskIndex { .. }
             | Message::Fetch { .. }
             | Message::Entries { .. } => (None, None),
         };

@@ -46,6 +46,8 @@ pub(crate) fn message(message: &Message) -> String {
             let accepted = reported(accepted);
             format!("rejoin answer: life {} noted, promised {promised}, chosen {chosen}{accepted}", known.life())
         }
+        Message::AskIndex { .. } => "ask for the read index".to_owned(),
+        Message::TellIndex { ballot, slot, .. } => format!("read index {slot}, by {ballot}"),
         Message::Fetch { from } => format!("fetch from slot {from}"),
         Message::Entries { first, batches, chosen } => {
             let batches: Vec<_> =
@@ -87,6 +89,8 @@ pub(crate) fn kind(message: &Message) -> &'static str {
         Message::Position { .. } => "position",
         Message::Rejoin { .. } => "rejoin",
         Message::RejoinAnswer { .. } => "rejoined",
+        Message::AskIndex { .. } => "askindex",
+        Message::TellIndex { .. } => "tellindex",
         Message::Fetch { .. } => "fetch",
         Message::Entries { .. } => "entries",
     }

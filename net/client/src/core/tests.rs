@@ -2,7 +2,7 @@
 
 use expect_test::{Expect, expect};
 use synod_api::limits::UNANSWERED_MAX;
-use synod_api::{Command, FrameKind, Revision, Sequence};
+use synod_api::{BoundedRead, Command, Consistency, FrameKind, Revision, Sequence};
 use synod_net::{FrameId, FrameLimits, frame};
 
 use super::*;
@@ -109,6 +109,11 @@ impl World {
         let mut seen = Vec::new();
         let limits = FrameLimits { payload_bytes_max: COMMAND_BYTES_MAX as u32 };
         let (visited, result) = frame::visit_frames(&bytes, limits, |frame| {
+            if frame.kind == u8::from(FrameKind::ReadRequest) {
+                let operation = BoundedRead::decode(frame.payload).unwrap().operation.name();
+                seen.push(Seen { frame: frame.id, session: 0, sequence: 0, unanswered_from: 0, operation });
+                return;
+            }
             assert_eq!(frame.kind, u8::from(FrameKind::Request));
             let command = Command::decode(frame.payload).unwrap();
             command.check_limits().unwrap();
@@ -195,6 +200,29 @@ fn a_session_is_opened_before_the_first_write_and_not_for_reads() {
     );
     assert_eq!(world.core.session(), Some(SessionId(7)));
     assert_eq!(world.core.counts().sessions, 1);
+}
+
+#[test]
+fn a_replica_that_is_behind_is_left_for_another_and_one_that_answers_is_not() {
+    let mut world = World::new(&["a", "b"]);
+    let read = |world: &mut World| {
+        let (operation, until) = (Operation::Get { key: b"k" }, world.now.after(Duration::from_secs(5)));
+        let consistency = Consistency::AtLeast(Revision(5));
+        world.core.submit_read(world.now, operation, consistency, until).unwrap();
+    };
+    read(&mut world);
+    let behind = world.connect();
+    let asked = world.seen();
+    world.refuse(&asked[0], Refusal::Behind { has: Revision(3), wanted: Revision(5) });
+    assert_ne!(world.connect(), behind);
+    let asked = world.seen();
+    world.answer(&asked[0], Answer::Read { revision: Revision(5), found: None });
+    let (_, answer) = world.core.poll_completed().unwrap();
+    assert_eq!(answer, Ok(Answer::Read { revision: Revision(5), found: None }));
+    // It stays there, and no session is opened for it.
+    read(&mut world);
+    assert_eq!(world.seen().len(), 1);
+    assert_eq!(world.core.poll_action(), None);
 }
 
 #[test]
