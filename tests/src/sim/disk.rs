@@ -5,7 +5,8 @@
 //! end of the process leaves in the cache is read back by the next life, and can still be lost until that life syncs it.
 //!
 //! Three more things that disks do, each placed by the atlas: frames rot; a write that was acknowledged is not there, or is in
-//! another frame's place, and the block is as it was before; a read fails. Never the last frame: that nobody would see.
+//! another frame's place, and the block is as it was before; a read fails. Never the last frame: that nobody would see. But a write
+//! that hits the start of a segment can make the end of the log pass for lost, and then the replica rejoins.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -36,7 +37,7 @@ struct Cached {
 pub(crate) enum Astray {
     /// It is nowhere.
     Lost,
-    /// It is in an older frame's place.
+    /// It is in an older frame's place, or at the start of a segment that has not begun.
     Misdirected,
 }
 
@@ -55,8 +56,12 @@ pub(crate) struct Disk {
     last: Option<(SegmentId, usize, usize)>,
     /// The last synced flush, if it went astray: no later frame proves yet that it was there.
     unproven: Option<(SegmentId, usize, Vec<u8>)>,
+    /// A write has hit the start of a segment: while that is the next to be used, it may have begun, for all that can be seen (seed 334).
+    has_hit_start: bool,
     /// After so many reads more all of them fail.
     reads_left: Option<u32>,
+    /// A planted bug: what cannot be read is taken for zeros.
+    hides_errors: bool,
     pub(crate) databases: Databases,
 }
 
@@ -72,7 +77,9 @@ impl Disk {
             cached: Vec::new(),
             last: None,
             unproven: None,
+            has_hit_start: false,
             reads_left: None,
+            hides_errors: false,
             databases: Databases::default(),
         }
     }
@@ -87,12 +94,18 @@ impl Disk {
         self.segments.clear();
         self.cached.clear();
         self.unproven = None;
+        self.has_hit_start = false;
         self.databases = Databases::default();
     }
 
-    /// From now on reads succeed, or fail after so many more.
-    pub(crate) fn set_reads_left(&mut self, left: Option<u32>) {
-        self.reads_left = left;
+    /// Whether the end of its log may seem to be lost, although the disk has all that was durable but what went astray.
+    pub(crate) fn may_have_lost_its_end(&self) -> bool {
+        self.has_hit_start
+    }
+
+    /// From now on reads succeed, or fail after so many more; `hidden`: and nobody is told.
+    pub(crate) fn set_reads_left(&mut self, left: Option<u32>, hidden: bool) {
+        (self.reads_left, self.hides_errors) = (left, hidden);
     }
 
     /// Whether a read has failed.
@@ -169,13 +182,14 @@ impl Disk {
         self.cached.last().expect("it was written last").before.clone()
     }
 
-    /// A flush that was synced is not in its place, which is as it was before. `seen`: the log's frames.
+    /// A flush that was synced is not in its place, which is as it was before. `seen`: the log's frames. Says whether there was a
+    /// place for it.
     pub(crate) fn lead_astray(
         &mut self,
         flush: &Flush,
         before: &[u8],
         how: Astray,
-        seen: Seen,
+        (seen, may_hit_starts): (Seen, bool),
         random: &mut Rng,
     ) -> bool {
         let (offset, length) = (flush.offset as usize, before.len());
@@ -183,17 +197,20 @@ impl Disk {
         older.retain(|header| (header.segment, header.offset) != (flush.segment, flush.offset));
         // What is the last one now stays, and so do the first two, which say whose cell it is.
         older.pop();
-        // Nor does it hit the start of a segment: once that is used again, a header of a live segment there passes for a lost end (seed
-        // 334), and the replica is refused its start, to rejoin.
-        older.retain(|header| header.number.0 > 2 && header.offset > 0);
-        let target = random.choice(&older);
+        older.retain(|header| header.number.0 > 2);
+        // Not beyond the frame that it hits: what follows may be the last one.
+        let frames = older.iter().map(|header| (header.segment, header.offset as usize, header.frame_bytes()));
+        let spare = self.segments.keys().filter(|id| **id > flush.segment).map(|id| (*id, 0, length));
+        // Most happens where segments begin, and there are few of those.
+        let (starts, inner): (Vec<_>, Vec<_>) = frames.chain(spare).partition(|(_, at, _)| *at == 0);
+        let aims_at_start = may_hit_starts && random.bool();
+        let target = random.choice(if aims_at_start { &starts } else { &inner });
         let bytes = flush.buffer[..length].to_vec();
         if how == Astray::Misdirected {
-            let Some(target) = target else { return false };
-            let segment = self.segments.get_mut(&target.segment).expect("it was seen there");
-            let at = target.offset as usize;
-            // Not beyond the frame that it hits: what follows may be the last one.
-            let hit = length.min(target.frame_bytes());
+            let Some(&(segment, at, room)) = target else { return false };
+            self.has_hit_start |= at == 0;
+            let segment = self.segments.get_mut(&segment).expect("it was seen there");
+            let hit = length.min(room);
             segment[at..at + hit].copy_from_slice(&bytes[..hit]);
         }
         let segment = self.segments.get_mut(&flush.segment).expect("it was written there");
@@ -406,6 +423,10 @@ impl Storage for Disk {
 
     fn read(&mut self, segment: SegmentId, offset: u64, into: &mut [u8]) -> io::Result<()> {
         match &mut self.reads_left {
+            Some(0) if self.hides_errors => {
+                into.fill(0);
+                return Ok(());
+            }
             Some(0) => return Err(read_error()),
             Some(left) => *left -= 1,
             None => {}

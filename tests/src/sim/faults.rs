@@ -287,6 +287,10 @@ pub(crate) fn draw(swarm: &Swarm, until: u64, random: &mut Rng) -> Vec<Fault> {
         let alone = [Kind::Rot, Kind::LostWrite, Kind::Misdirected, Kind::Diverged, Kind::RottenRow];
         kinds.retain(|(kind, ..)| !alone.contains(kind));
     }
+    // A log that a write has hit may be lost as a whole, and its database with it: then all the others' must be sound.
+    if kinds.iter().any(|(kind, ..)| *kind == Kind::Misdirected) {
+        kinds.retain(|(kind, ..)| !matches!(kind, Kind::Diverged | Kind::RottenRow));
+    }
     let expected: u64 = kinds.iter().filter(|(kind, ..)| !once(*kind)).map(|(_, every, _)| swarm.safety / every).sum();
     let closer = FAULTS_EXPECTED_MIN.div_ceil(expected.max(1)).clamp(1, 8);
     let mut faults = Vec::new();

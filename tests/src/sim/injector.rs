@@ -291,16 +291,12 @@ impl World {
         self.history.catch_up(&self.oracle.changes)?;
         let node = &self.nodes[index];
         let (life, promised, applied) = (node.life, node.promised, node.applied);
-        match started {
-            Started::Up(tail) => {
-                self.counts.starts += 1;
-                self.counts.torn_tails += u64::from(tail != Tail::Clean);
-                self.trace.note(applied.0);
-                self.trace.turn(self.now, || {
-                    let index = index + 1;
-                    format!("replica {index} starts life {life}: promised {promised}, applied {applied}, tail {tail:?}")
-                });
-                self.due(index);
+        let tail = match &started {
+            Started::Up(tail) => tail,
+            Started::Anew(what) => {
+                self.counts.logs_set_aside += 1;
+                self.trace.turn(self.now, || format!("replica {} sets its log aside, to rejoin: {what}", index + 1));
+                &Tail::Clean
             }
             Started::Refused(why) => {
                 self.counts.starts_refused += 1;
@@ -308,8 +304,17 @@ impl World {
                     self.schedule_in(START_AGAIN, Event::Start { node: index });
                 }
                 self.trace.turn(self.now, || format!("replica {} is refused its start: {why}", index + 1));
+                return Ok(());
             }
-        }
+        };
+        self.counts.starts += 1;
+        self.counts.torn_tails += u64::from(*tail != Tail::Clean);
+        self.trace.note(applied.0);
+        self.trace.turn(self.now, || {
+            let index = index + 1;
+            format!("replica {index} starts life {life}: promised {promised}, applied {applied}, tail {tail:?}")
+        });
+        self.due(index);
         Ok(())
     }
 }
