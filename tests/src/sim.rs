@@ -129,8 +129,10 @@ counts! {
     starts,
     /// Of these, with a log whose last flush was cut short.
     torn_tails,
-    /// Starts that were refused, as they must be: an empty directory, or another replica's.
+    /// Starts that were refused, as they must be: another replica's directory, or a disk that cannot be read.
     starts_refused,
+    /// Logs whose end was lost, and that were set aside: their replicas rejoined.
+    logs_set_aside,
     /// Client connections reset.
     resets,
     /// Flushes of logs.

@@ -50,7 +50,7 @@ const _: () = assert!(FRAME_BYTES_LIMIT < u32::MAX as usize); // lengths are 32 
 /// | 32  | 2     | replica              | a disk in the wrong machine                                                 |
 /// | 34  | 2     | flags                | a segment that does not begin with its hard state                           |
 /// | 36  | 4     | records              | records lost or invented within the frame                                   |
-/// | 40  | 8     | incarnation          | (told to whoever opens the log: the highest one seen)                       |
+/// | 40  | 8     | incarnation          | which life votes, behind a hole too; 0: none, it rejoins                    |
 /// | 48  | 8     | start                | which life of the process wrote it                                          |
 /// | 56  | 8     | origin               | a segment of another log of this replica; a client's bytes posing as a frame |
 /// | 64  | 8     | segment              | a file under a wrong name; a stale frame from the file's earlier life       |

@@ -284,7 +284,7 @@ impl Reading {
             return Err(malformed("it holds another number of records than it says"));
         }
         self.index.note(segment, offset + FRAME_HEADER_BYTES as u64, record::outlines(payload));
-        self.incarnation = self.incarnation.max(header.incarnation);
+        self.incarnation = header.incarnation;
         let live = self.live.back_mut().expect("a segment's first frame opens it");
         live.last_slot = live.last_slot.max(summary.last_slot);
         self.frames += 1;

@@ -91,7 +91,8 @@ pub struct Identity {
     pub cell: CellId,
     /// The replica within the cell.
     pub replica: ReplicaId,
-    /// The incarnation to write under. A log that has seen a higher one continues under that.
+    /// The incarnation that an empty log begins under, until a hard state says another. A log that has frames continues under the last
+    /// one's.
     pub incarnation: Incarnation,
     /// Random, fresh for every start of the process.
     pub start: StartId,

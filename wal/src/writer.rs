@@ -166,8 +166,8 @@ struct Filling {
     used: usize,
     upto: RecordNumber,
     summary: Summary,
-    /// The last hard state in it.
-    hard_state: Option<Range<usize>>,
+    /// The last hard state in it, and the incarnation that it says.
+    hard_state: Option<(Range<usize>, Incarnation)>,
 }
 
 impl Filling {
@@ -244,12 +244,13 @@ impl Log {
         filling.upto
     }
 
-    /// Appends the hard state. The last one is repeated at the start of each segment (rule P2).
-    pub fn append_hard_state(&mut self, promised: Ballot, payload: &[u8]) -> RecordNumber {
+    /// Appends the hard state. The last one is repeated at the start of each segment (rule P2), and what it says of the incarnation in
+    /// every header from its own frame on; zero: there is none, and the replica rejoins (rule P11).
+    pub fn append_hard_state(&mut self, promised: Ballot, incarnation: Incarnation, payload: &[u8]) -> RecordNumber {
         assert!(payload.len() <= HARD_STATE_BYTES_MAX, "a hard state fits in the frame that opens a segment");
         let filling = self.push(RecordKind::HardState, Slot(0), promised, &[payload]);
         filling.summary.add_hard_state(promised);
-        filling.hard_state = Some(filling.used - record::padded_bytes(payload.len())..filling.used);
+        filling.hard_state = Some((filling.used - record::padded_bytes(payload.len())..filling.used, incarnation));
         filling.upto
     }
 
@@ -338,9 +339,10 @@ impl Log {
         let payload = &filling.buffer[FRAME_HEADER_BYTES..used];
         let mut summary = filling.summary;
         match &filling.hard_state {
-            Some(range) => {
+            Some((range, incarnation)) => {
                 self.hard_state.clear();
                 self.hard_state.extend_from_slice(&filling.buffer[range.clone()]);
+                self.identity.incarnation = *incarnation;
             }
             None => summary.promised = self.place.link.summary.promised,
         }
@@ -570,13 +572,7 @@ impl Log {
         if volatile.into_iter().any(in_doubt) { None } else { self.index.get(slot) }
     }
 
-    /// Writes under a new incarnation from the next frame on (rule P11).
-    pub fn adopt_incarnation(&mut self, incarnation: Incarnation) {
-        assert!(incarnation >= self.identity.incarnation, "incarnations never fall");
-        self.identity.incarnation = incarnation;
-    }
-
-    /// Whose log it is, and in which life.
+    /// Whose log it is, and in which life as of the last frame.
     pub fn identity(&self) -> Identity {
         self.identity
     }

@@ -322,6 +322,34 @@ fn a_write_that_was_lost_is_a_hole() {
 }
 
 #[test]
+fn a_spare_segment_that_a_write_has_hit_is_spare_still_and_a_renamed_one_is_named() {
+    // What the simulator's seed 2526 came to: once what was hit is used again, it shows the start of a segment that is needed.
+    let Sample { mut disk, mut items, frames, .. } = sample(true);
+    let end = frames.last().expect("there are frames").0;
+    let (needed, spares) = (SegmentId(2), [end.next(), end.next().next()]);
+    let blank = vec![0; disk.segments[&needed].len()];
+    let mut hit = blank.clone();
+    hit[..BLOCK].copy_from_slice(&disk.segments[&needed][..BLOCK]);
+    disk.segments.extend([(spares[0], blank), (spares[1], hit)]);
+    let mut renamed = disk.clone();
+    let (recovered, seen) = disk.recover_around(9).expect("nothing is missing");
+    assert_eq!((accepted(&seen.items, None), seen.lost), (accepted(&items, None), Vec::new()));
+    let mut log = recovered.log;
+    for slot in 100..120 {
+        items.push(Item::new(RecordKind::Accepted, slot, 9000, slot));
+        items.last().expect("just now").append(&mut log);
+        disk.flush_all(&mut log);
+    }
+    let (_, seen) = disk.recover_around(10).expect("the spare was used");
+    assert_eq!((accepted(&seen.items, None), seen.lost), (accepted(&items, None), Vec::new()));
+
+    let file = renamed.segments.remove(&needed).expect("it is there");
+    renamed.segments.insert(spares[1], file);
+    let OpenError::Misplaced { segment, holds, .. } = error(&mut renamed) else { panic!("another error") };
+    assert_eq!((segment, holds), (spares[1], needed));
+}
+
+#[test]
 fn a_write_that_went_astray_is_refused() {
     let mut sample = sample(false);
     let &(segment, offset, length) = sample.frames.last().expect("there are frames");

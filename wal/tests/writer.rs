@@ -10,6 +10,8 @@ use synod_wal::{
     create,
 };
 
+const LIFE: Incarnation = Incarnation(1);
+
 fn append(log: &mut Log, slot: u64, length: usize) -> RecordNumber {
     log.append(RecordKind::Accepted, Slot(slot), Ballot(1), &[&vec![7; length]])
 }
@@ -17,7 +19,7 @@ fn append(log: &mut Log, slot: u64, length: usize) -> RecordNumber {
 /// A log whose first segment is open, and its disk.
 fn opened() -> (Disk, Log) {
     let (mut disk, mut log) = (Disk::default(), create(SETTINGS, identity(1)));
-    log.append_hard_state(Ballot(5), b"hard state");
+    log.append_hard_state(Ballot(5), LIFE, b"hard state");
     disk.flush_all(&mut log);
     (disk, log)
 }
@@ -66,7 +68,7 @@ fn every_segment_begins_with_the_hard_state_as_of_what_is_before_it() {
     for round in 0..40 {
         append(&mut log, round + 1, 20_000);
         // Queued behind the record: repeated only once it is sealed itself, never ahead of the record.
-        log.append_hard_state(Ballot(u128::from(round) + 6), format!("hard state {round}").as_bytes());
+        log.append_hard_state(Ballot(u128::from(round) + 6), LIFE, format!("hard state {round}").as_bytes());
         for (segment, offset, _) in disk.flush_all(&mut log) {
             if offset == 0 && segment > SegmentId(1) {
                 let block = &disk.segments[&segment][..4096];
@@ -170,13 +172,13 @@ fn a_full_log_keeps_room_for_what_is_queued_and_for_hard_state() {
         assert_eq!(disk.segments.get(&SegmentId(6)).map(|bytes| bytes[0]), Some(0), "the reserve is untouched");
         // Promises go on: the reserve holds at least a dozen of them, each in a flush of its own.
         for ballot in 0..12 {
-            log.append_hard_state(Ballot(ballot), b"promised");
+            log.append_hard_state(Ballot(ballot), LIFE, b"promised");
             disk.flush_all(&mut log);
         }
         assert_eq!(log.durable(), log.appended());
         assert!(!log.is_exhausted());
         while !log.is_exhausted() {
-            log.append_hard_state(Ballot(99), b"promised");
+            log.append_hard_state(Ballot(99), LIFE, b"promised");
             disk.flush_all(&mut log);
         }
         assert_eq!(log.upkeep(), None);
@@ -210,7 +212,7 @@ fn on_a_full_disk_the_log_is_as_long_as_its_files_are_until_there_is_room_again(
     assert!(slot > 2, "the segments made ahead of need are used");
     // A promise still finds its reserve; and what finds none waits, it does not end the process.
     for ballot in 0..2000 {
-        log.append_hard_state(Ballot(ballot), b"promised");
+        log.append_hard_state(Ballot(ballot), LIFE, b"promised");
         flush_without_new_segments(&mut disk, &mut log);
         assert!(ballot > 12 || log.durable() == log.appended());
     }
@@ -225,11 +227,17 @@ fn on_a_full_disk_the_log_is_as_long_as_its_files_are_until_there_is_room_again(
 #[test]
 fn an_incarnation_is_kept_over_a_restart() {
     let (mut disk, mut log) = opened();
-    log.adopt_incarnation(Incarnation(4));
-    append(&mut log, 1, 10);
-    disk.flush_all(&mut log);
-    let (recovered, _) = disk.recover(2).expect("it opens");
-    assert_eq!(recovered.log.identity().incarnation, Incarnation(4));
+    for incarnation in [Incarnation(4), Incarnation(0), Incarnation(5)] {
+        append(&mut log, 1, 10);
+        log.append_hard_state(Ballot(1), incarnation, b"state");
+        append(&mut log, 2, 10);
+        disk.flush_all(&mut log);
+        // Nobody's frame says more than the hard states up to its end.
+        log.append_hard_state(Ballot(1), Incarnation(9), b"never flushed");
+        let recovered = disk.recover(2).expect("it opens").0;
+        assert_eq!(recovered.log.identity().incarnation, incarnation);
+        log = recovered.log;
+    }
 }
 
 #[test]

@@ -550,10 +550,7 @@ pub fn append_record(log: &mut synod_wal::Log, record: &Record) -> synod_wal::Re
     match record {
         Record::HardState(state) => {
             let incarnation = synod_wal::Incarnation(state.incarnation.0);
-            if incarnation > log.identity().incarnation {
-                log.adopt_incarnation(incarnation);
-            }
-            log.append_hard_state(pack_ballot(state.promised), &encode_hard_state(state))
+            log.append_hard_state(pack_ballot(state.promised), incarnation, &encode_hard_state(state))
         }
         Record::Accepted { slot, ballot, chosen, batch } => log.append(
             synod_wal::RecordKind::Accepted,

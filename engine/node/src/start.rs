@@ -95,6 +95,27 @@ pub enum StateLoss {
     Records(RecoveryError),
 }
 
+impl StateLoss {
+    /// What is lost, if that is why a log does not open; else the reason again.
+    pub fn of_log(why: OpenError) -> Result<Self, OpenError> {
+        match why {
+            // Where all that is left is another replica's of this cell, the own log is lost.
+            OpenError::EndLost { .. } | OpenError::OtherReplica { .. } => Ok(Self::End(why)),
+            why => Err(why),
+        }
+    }
+
+    /// What is lost, if that is why a log's records make no state; else the reason again.
+    pub fn of_records(why: StartError) -> Result<Self, StartError> {
+        match why {
+            StartError::Recovery(what @ (RecoveryError::NoHardState | RecoveryError::Gap { .. })) => {
+                Ok(Self::Records(what))
+            }
+            why => Err(why),
+        }
+    }
+}
+
 /// A replica that is ready to run.
 pub struct Opened {
     /// Its directory, locked.
@@ -526,12 +547,9 @@ impl OwnLog<'_> {
         let mut storage =
             DirectoryStorage::open(self.directory.path()).map_err(io_error("cannot open the log's directory"))?;
         let read = synod_wal::inspect(&mut storage, log_settings(self.config)?, &log_identity(self.identity)?, visitor);
-        read.map_err(|source| match source {
-            // Where all that is left is another replica's of this cell, the own log is lost.
-            OpenError::EndLost { .. } | OpenError::OtherReplica { .. } => {
-                state_lost(self.config, StateLoss::End(source))
-            }
-            source => StartError::Log { dir: self.config.dir.clone(), source },
+        read.map_err(|why| match StateLoss::of_log(why) {
+            Ok(loss) => state_lost(self.config, loss),
+            Err(source) => StartError::Log { dir: self.config.dir.clone(), source },
         })
     }
 
@@ -539,11 +557,9 @@ impl OwnLog<'_> {
     fn read(&self, mut replay: Replay) -> Result<Read, StartError> {
         let log = self.inspect(&mut replay)?;
         let (lost, bytes, snapshot) = (std::mem::take(&mut replay.lost), replay.bytes, replay.snapshot);
-        let finished = replay.finish().map_err(|error| match error {
-            StartError::Recovery(what @ (RecoveryError::NoHardState | RecoveryError::Gap { .. })) => {
-                state_lost(self.config, StateLoss::Records(what))
-            }
-            error => error,
+        let finished = replay.finish().map_err(|why| match StateLoss::of_records(why) {
+            Ok(loss) => state_lost(self.config, loss),
+            Err(error) => error,
         })?;
         let Some((incarnation, protocol, cell)) = finished else {
             return Err(state_lost(self.config, StateLoss::All));

@@ -73,7 +73,7 @@ pub struct Loss {
     pub promised: Ballot,
     /// How many records are missing, at the most.
     pub records_max: u64,
-    /// The incarnation that what follows was written under.
+    /// The incarnation as of the end of what follows; none: the replica rejoins.
     pub incarnation: Incarnation,
     /// All up to here may be gone from the log, says what follows.
     pub cut: Slot,
@@ -171,7 +171,11 @@ impl Recovery {
         let (first, last) = self.bounds(&loss, recovered.chosen, horizon);
         let (incarnation, recovered) = self.found.as_mut().expect("as before");
         recovered.holes += 1;
-        *incarnation = loss.incarnation.max(*incarnation);
+        // Not the highest one seen: whoever has begun to rejoin has none, whatever life was before (P11; seed 539).
+        *incarnation = match crate::planted!(P11HoleEndsRejoin) {
+            true => loss.incarnation.max(Incarnation::FIRST),
+            false => loss.incarnation,
+        };
         recovered.promised = recovered.promised.max(loss.promised).max(loss.ballot);
         recovered.cut_at(loss.cut)?;
         let is_in_it = |slot: &&Slot| first <= **slot && **slot <= last;
@@ -547,6 +551,21 @@ mod tests {
             let after = recovery.finish().unwrap().1;
             assert_eq!(after.lost, [LostSlots { first: Slot(1), last: Slot(last), ballot: HIGHER }]);
         }
+    }
+
+    /// Simulator seed 539: a hole in the log of a replica that rejoined ended that, and it voted as the life that had lost all.
+    #[test]
+    fn a_hole_does_not_end_a_rejoin() {
+        let rejoins = |incarnation| {
+            let mut recovery = Recovery::new(None);
+            recovery.take(hard_state(&Configurations::first(Configuration::of(&[1]))), |_, _| {}).unwrap();
+            recovery.lose(Loss { incarnation, ..loss(None, HIGHER) }).unwrap();
+            let (found, after) = recovery.finish().unwrap();
+            assert_eq!(found, incarnation);
+            after.lost_state
+        };
+        assert!(rejoins(Incarnation::NONE));
+        assert!(!rejoins(Incarnation(2)));
     }
 
     #[test]

@@ -45,7 +45,7 @@ fn make() -> Sample {
         let ballot = Ballot(u128::from(number) << 64 | 1);
         let (kind, slot) = match number {
             _ if number % 20 == 1 => {
-                log.append_hard_state(ballot, &payload);
+                log.append_hard_state(ballot, log.identity().incarnation, &payload);
                 (RecordKind::HardState, Slot(0))
             }
             _ => {

@@ -108,6 +108,10 @@ pub const REASONS: &[(&str, &str)] = &[
         "rare: it hears of another's new life in the moment of handing over",
     ),
     (
+        "membership: Installed in Changing, brings_a_change -> Changing",
+        "rare: a laggard for whom one change is under way is given a snapshot from the moments in which the next one is",
+    ),
+    (
         "standing: Answered in Learning (refuse: late: a majority answered without it)",
         "where directories are lost here the members stay: who has rejoined votes",
     ),

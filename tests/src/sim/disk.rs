@@ -3,6 +3,10 @@
 //! A flush has two steps, as on a device with a volatile cache: it is *written*, and may be lost with the power, and it
 //! is *synced*, and stays. A crash in between, or before, leaves any part of it, in sectors of 512 bytes. What a mere
 //! end of the process leaves in the cache is read back by the next life, and can still be lost until that life syncs it.
+//!
+//! Three more things that disks do, each placed by the atlas: frames rot; a write that was acknowledged is not there, or is in
+//! another frame's place, and the block is as it was before; a read fails. Never the last frame: that nobody would see. But a write
+//! that hits the start of a segment can make the end of the log pass for lost, and then the replica rejoins.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -28,6 +32,15 @@ struct Cached {
     before: Vec<u8>,
 }
 
+/// How a write that was acknowledged is not where it should be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Astray {
+    /// It is nowhere.
+    Lost,
+    /// It is in an older frame's place, or at the start of a segment that has not begun.
+    Misdirected,
+}
+
 /// One replica's disk.
 pub(crate) struct Disk {
     /// Whose directory is on it; `None`: it was wiped.
@@ -41,6 +54,14 @@ pub(crate) struct Disk {
     cached: Vec<Cached>,
     /// Where the last synced flush is.
     last: Option<(SegmentId, usize, usize)>,
+    /// The last synced flush, if it went astray: no later frame proves yet that it was there.
+    unproven: Option<(SegmentId, usize, Vec<u8>)>,
+    /// A write has hit the start of a segment: while that is the next to be used, it may have begun, for all that can be seen (seed 334).
+    has_hit_start: bool,
+    /// After so many reads more all of them fail.
+    reads_left: Option<u32>,
+    /// A planted bug: what cannot be read is taken for zeros.
+    hides_errors: bool,
     pub(crate) databases: Databases,
 }
 
@@ -55,6 +76,10 @@ impl Disk {
             written: false,
             cached: Vec::new(),
             last: None,
+            unproven: None,
+            has_hit_start: false,
+            reads_left: None,
+            hides_errors: false,
             databases: Databases::default(),
         }
     }
@@ -68,7 +93,24 @@ impl Disk {
         self.owner = None;
         self.segments.clear();
         self.cached.clear();
+        self.unproven = None;
+        self.has_hit_start = false;
         self.databases = Databases::default();
+    }
+
+    /// Whether the end of its log may seem to be lost, although the disk has all that was durable but what went astray.
+    pub(crate) fn may_have_lost_its_end(&self) -> bool {
+        self.has_hit_start
+    }
+
+    /// From now on reads succeed, or fail after so many more; `hidden`: and nobody is told.
+    pub(crate) fn set_reads_left(&mut self, left: Option<u32>, hidden: bool) {
+        (self.reads_left, self.hides_errors) = (left, hidden);
+    }
+
+    /// Whether a read has failed.
+    pub(crate) fn cannot_be_read(&self) -> bool {
+        self.reads_left == Some(0)
     }
 
     /// What a person copies while the process is stopped.
@@ -134,10 +176,54 @@ impl Disk {
         self.written = true;
     }
 
+    /// What the first flush, which is written, has taken the place of.
+    pub(crate) fn before_written(&self) -> Vec<u8> {
+        assert!(self.written, "there is one that was written");
+        self.cached.last().expect("it was written last").before.clone()
+    }
+
+    /// A flush that was synced is not in its place, which is as it was before. `seen`: the log's frames. Says whether there was a
+    /// place for it.
+    pub(crate) fn lead_astray(
+        &mut self,
+        flush: &Flush,
+        before: &[u8],
+        how: Astray,
+        (seen, may_hit_starts): (Seen, bool),
+        random: &mut Rng,
+    ) -> bool {
+        let (offset, length) = (flush.offset as usize, before.len());
+        let mut older = seen.frames;
+        older.retain(|header| (header.segment, header.offset) != (flush.segment, flush.offset));
+        // What is the last one now stays, and so do the first two, which say whose cell it is.
+        older.pop();
+        older.retain(|header| header.number.0 > 2);
+        // Not beyond the frame that it hits: what follows may be the last one.
+        let frames = older.iter().map(|header| (header.segment, header.offset as usize, header.frame_bytes()));
+        let spare = self.segments.keys().filter(|id| **id > flush.segment).map(|id| (*id, 0, length));
+        // Most happens where segments begin, and there are few of those.
+        let (starts, inner): (Vec<_>, Vec<_>) = frames.chain(spare).partition(|(_, at, _)| *at == 0);
+        let aims_at_start = may_hit_starts && random.bool();
+        let target = random.choice(if aims_at_start { &starts } else { &inner });
+        let bytes = flush.buffer[..length].to_vec();
+        if how == Astray::Misdirected {
+            let Some(&(segment, at, room)) = target else { return false };
+            self.has_hit_start |= at == 0;
+            let segment = self.segments.get_mut(&segment).expect("it was seen there");
+            let hit = length.min(room);
+            segment[at..at + hit].copy_from_slice(&bytes[..hit]);
+        }
+        let segment = self.segments.get_mut(&flush.segment).expect("it was written there");
+        segment[offset..offset + length].copy_from_slice(before);
+        self.unproven = Some((flush.segment, offset, bytes));
+        true
+    }
+
     /// The first flush, and all else in its segment, is durable, unless the device lies.
     pub(crate) fn sync_written(&mut self, lies: bool) -> Flush {
         assert!(self.written, "a flush is synced after it was written");
         self.written = false;
+        self.unproven = None;
         let flush = self.under_way.pop_front().expect("it was written");
         if !lies {
             self.cached.retain(|cached| cached.segment != flush.segment);
@@ -241,6 +327,12 @@ impl Disk {
     /// there and part is not.
     pub(crate) fn crash(&mut self, power: bool, tearing: Tearing, random: &mut Rng) -> usize {
         let mut torn = 0;
+        if let Some((segment, offset, bytes)) = self.unproven.take()
+            && let Some(segment) = self.segments.get_mut(&segment)
+        {
+            // The atlas promises nothing of a last frame that was said to be there: it is there after all.
+            segment[offset..offset + bytes.len()].copy_from_slice(&bytes);
+        }
         let under_way = std::mem::take(&mut self.under_way);
         for flush in under_way.iter().skip(usize::from(self.written)) {
             let segment = self.segments.get_mut(&flush.segment).expect("a flush goes to a segment that is ready");
@@ -272,6 +364,11 @@ impl Disk {
     pub(crate) fn segments(&self) -> usize {
         self.segments.len()
     }
+}
+
+/// EIO.
+pub(crate) fn read_error() -> io::Error {
+    rustix::io::Errno::IO.into()
 }
 
 /// Which sectors survive, last one first.
@@ -325,6 +422,15 @@ impl Storage for Disk {
     }
 
     fn read(&mut self, segment: SegmentId, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        match &mut self.reads_left {
+            Some(0) if self.hides_errors => {
+                into.fill(0);
+                return Ok(());
+            }
+            Some(0) => return Err(read_error()),
+            Some(left) => *left -= 1,
+            None => {}
+        }
         into.copy_from_slice(self.bytes(segment, offset, into.len()));
         Ok(())
     }

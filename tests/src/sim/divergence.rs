@@ -172,7 +172,7 @@ impl Node {
 fn is_well(node: &Node, now: u64) -> bool {
     let stands = [node.paused_until, node.suspended_until, node.stalled_until].into_iter().any(|until| until > now);
     let will_stand = node.pause_in_turn.is_some() || node.in_round.any();
-    let will_end = node.doomed.is_some() || node.flush_fails.is_some();
+    let will_end = node.doomed.is_some() || node.flush_fails.is_some() || node.flushes_fail_until > now;
     node.engine.is_some() && !stands && !will_stand && !will_end
 }
 

@@ -40,7 +40,8 @@ impl World {
         for index in 0..self.nodes.len() {
             let node = &mut self.nodes[index];
             (node.paused_until, node.suspended_until, node.stalled_until) = (0, 0, 0);
-            (node.doomed, node.flush_fails) = (None, None);
+            (node.doomed, node.flush_fails, node.astray) = (None, None, None);
+            (node.flushes_fail_until, node.reads_fail_until) = (0, 0);
             (node.pause_in_turn, node.in_round) = (None, InRound::default());
             let now = self.now;
             node.clock.set_rate(now, 0);

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use fastrand::Rng;
 
 use super::clocks::DRIFT_PPM_MAX;
+use super::disk::Astray;
 use super::divergence::Apart;
 use super::operators::Operation;
 use super::swarm::{MILLISECOND, SECOND, Swarm, Tearing, around, scale};
@@ -118,6 +119,14 @@ kinds! {
     NoRoom "disk full" 20 3_000..15_000,
     /// A flush fails, and what it wrote may be gone.
     FailedFlush "failed flush" 25 1_500..12_000,
+    /// A write that was acknowledged is not there.
+    LostWrite "lost write" 20 2_000..10_000,
+    /// A write that was acknowledged is in another's place.
+    Misdirected "misdirected write" 20 2_000..10_000,
+    /// A log cannot be read for a while: not at a start, and not for others.
+    ReadErrors "read errors" 25 2_000..10_000,
+    /// No flush of a disk succeeds for a while, and what it wrote may be gone.
+    FailingDisk "failing disk" 15 4_000..15_000,
     /// A database has a row that no command has written.
     Diverged "diverged database" 20 2_000..12_000,
     /// A row of a database rots in memory.
@@ -224,6 +233,17 @@ pub(crate) enum What {
         frames: usize,
         late: bool,
     },
+    Astray {
+        replica: usize,
+        how: Astray,
+    },
+    ReadErrors {
+        replica: usize,
+        ends: bool,
+    },
+    FailingDisk {
+        replica: usize,
+    },
     /// A replica's database becomes another one.
     Apart {
         replica: usize,
@@ -264,7 +284,12 @@ pub(crate) fn draw(swarm: &Swarm, until: u64, random: &mut Rng) -> Vec<Fault> {
     }
     // Whoever has lost everything and whoever has lost a part may be a majority together: one kind at a time (the atlas).
     if kinds.iter().any(|(kind, ..)| matches!(kind, Kind::Wiped | Kind::RolledBack)) {
-        kinds.retain(|(kind, ..)| !matches!(kind, Kind::Rot | Kind::Diverged | Kind::RottenRow));
+        let alone = [Kind::Rot, Kind::LostWrite, Kind::Misdirected, Kind::Diverged, Kind::RottenRow];
+        kinds.retain(|(kind, ..)| !alone.contains(kind));
+    }
+    // A log that a write has hit may be lost as a whole, and its database with it: then all the others' must be sound.
+    if kinds.iter().any(|(kind, ..)| *kind == Kind::Misdirected) {
+        kinds.retain(|(kind, ..)| !matches!(kind, Kind::Diverged | Kind::RottenRow));
     }
     let expected: u64 = kinds.iter().filter(|(kind, ..)| !once(*kind)).map(|(_, every, _)| swarm.safety / every).sum();
     let closer = FAULTS_EXPECTED_MIN.div_ceil(expected.max(1)).clamp(1, 8);
@@ -298,7 +323,9 @@ fn suits(kind: Kind, swarm: &Swarm) -> bool {
         // A full log takes no state that is to be learned again, and its process may end.
         Kind::Wiped | Kind::RolledBack => !has_spares && swarm.replicas > 1,
         // Of what one replica has lost the others keep a copy as long as they are the members.
-        Kind::Rot | Kind::Diverged | Kind::RottenRow => !has_spares && swarm.replicas >= 3,
+        Kind::Rot | Kind::LostWrite | Kind::Misdirected | Kind::Diverged | Kind::RottenRow => {
+            !has_spares && swarm.replicas >= 3
+        }
         _ => true,
     }
 }
@@ -357,9 +384,12 @@ fn one(kind: Kind, swarm: &Swarm, left: usize, random: &mut Rng) -> (u64, What) 
         }
         Kind::Suspension => return (stand_still, What::Suspension { replica, when: aimed(random) }),
         Kind::Drift => What::Drift { replica, ppm: random.i64(-DRIFT_PPM_MAX..=DRIFT_PPM_MAX) },
-        // Always the same one: of each slot the others' copies stay good.
+        Kind::LostWrite => What::Astray { replica: rotten(swarm), how: Astray::Lost },
+        Kind::Misdirected => What::Astray { replica: rotten(swarm), how: Astray::Misdirected },
+        Kind::ReadErrors => What::ReadErrors { replica, ends: random.bool() },
+        Kind::FailingDisk => What::FailingDisk { replica },
         Kind::Rot => {
-            let replica = (swarm.spared + 1) % usize::from(swarm.replicas);
+            let replica = rotten(swarm);
             return (
                 scale(random, MILLISECOND, 3 * SECOND),
                 What::Rot { replica, frames: random.usize(1..=4), late: random.bool() },
@@ -384,6 +414,11 @@ fn one(kind: Kind, swarm: &Swarm, left: usize, random: &mut Rng) -> (u64, What) 
         Kind::FailedFlush => return (scale(random, MILLISECOND, 3 * SECOND), What::FailedFlush { replica }),
     };
     (spell, what)
+}
+
+/// Whose log loses what was durable: always the same one's, so that of each slot the others' copies stay good.
+fn rotten(swarm: &Swarm) -> usize {
+    (swarm.spared + 1) % usize::from(swarm.replicas)
 }
 
 /// Half of what can stand still at any moment waits for a bad one.

@@ -13,6 +13,9 @@ use super::swarm::{MILLISECOND, SECOND, Tearing};
 use super::verdict::Verdict;
 use super::world::{Event, World};
 
+/// Whose disk could not be read is started again after this.
+const START_AGAIN: u64 = 50 * MILLISECOND;
+
 thread_local! {
     static LAST_FAULT: Cell<usize> = const { Cell::new(0) };
 }
@@ -97,6 +100,25 @@ impl World {
             // The bound was there from the beginning, and counts once it is reached.
             What::FullDisk { .. } => return false,
             What::Crash { replicas, power, tearing } => return self.crash_some(replicas, power, tearing, fault),
+            What::Astray { replica, how } => {
+                let node = &mut self.nodes[replica];
+                if node.engine.is_none() || node.disk.owner() != Some(node.id) {
+                    return false;
+                }
+                node.astray = Some((how, Rng::with_seed(fault.seed)));
+            }
+            What::ReadErrors { replica, ends } => {
+                if ends && !self.crash_some(1 << replica, false, Tearing::Whole, fault) {
+                    return false;
+                }
+                self.nodes[replica].reads_fail_until = until;
+            }
+            What::FailingDisk { replica } => {
+                if self.nodes[replica].engine.is_none() || self.is_rolled_back() {
+                    return false;
+                }
+                self.nodes[replica].flushes_fail_until = until;
+            }
             What::Apart { replica, how } => return self.go_apart(replica, how, fault.seed),
             What::Rot { replica, frames, late } => return self.rot(replica, frames, late, fault),
             What::Pause { replica, when } => {
@@ -221,7 +243,7 @@ impl World {
         node.asked.clear();
         node.turn_due = false;
         node.leads = false;
-        (node.doomed, node.flush_fails) = (None, None);
+        (node.doomed, node.flush_fails, node.astray) = (None, None, None);
         node.mark_at = None;
         (node.pause_in_turn, node.in_round) = (None, InRound::default());
         node.caught = None;
@@ -269,22 +291,30 @@ impl World {
         self.history.catch_up(&self.oracle.changes)?;
         let node = &self.nodes[index];
         let (life, promised, applied) = (node.life, node.promised, node.applied);
-        match started {
-            Started::Up(tail) => {
-                self.counts.starts += 1;
-                self.counts.torn_tails += u64::from(tail != Tail::Clean);
-                self.trace.note(applied.0);
-                self.trace.turn(self.now, || {
-                    let index = index + 1;
-                    format!("replica {index} starts life {life}: promised {promised}, applied {applied}, tail {tail:?}")
-                });
-                self.due(index);
+        let tail = match &started {
+            Started::Up(tail) => tail,
+            Started::Anew(what) => {
+                self.counts.logs_set_aside += 1;
+                self.trace.turn(self.now, || format!("replica {} sets its log aside, to rejoin: {what}", index + 1));
+                &Tail::Clean
             }
             Started::Refused(why) => {
                 self.counts.starts_refused += 1;
+                if self.nodes[index].disk.cannot_be_read() {
+                    self.schedule_in(START_AGAIN, Event::Start { node: index });
+                }
                 self.trace.turn(self.now, || format!("replica {} is refused its start: {why}", index + 1));
+                return Ok(());
             }
-        }
+        };
+        self.counts.starts += 1;
+        self.counts.torn_tails += u64::from(*tail != Tail::Clean);
+        self.trace.note(applied.0);
+        self.trace.turn(self.now, || {
+            let index = index + 1;
+            format!("replica {index} starts life {life}: promised {promised}, applied {applied}, tail {tail:?}")
+        });
+        self.due(index);
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use synod_api::{Command, Operation, Sequence, SessionId};
 use synod_cell::Cell;
 use synod_node::codec::{self, RoomMessage, SnapshotMessage};
 use synod_node::engine::{Caller, Engine, Evidence, LogRead, Outlet, Retention, Start};
-use synod_node::start::Replay;
+use synod_node::start::{Replay, StateLoss};
 use synod_paxos::{
     Ballot, Configuration, Configurations, CrashVector, HardState, Incarnation, Instant, LogPosition, Message, Record,
     Recovered, ReplicaId, Settings, Slot, SnapshotHandle, StateMachine,
@@ -22,7 +22,7 @@ use synod_wal::{
 
 use super::acceptors;
 use super::clocks::Clock;
-use super::disk::Disk;
+use super::disk::{Astray, Disk};
 use super::divergence::Apart;
 use super::operators::Wish;
 use super::operators::may_start;
@@ -186,8 +186,29 @@ impl Visitor for Reading<'_> {
 /// What became of a start.
 pub(crate) enum Started {
     Up(Tail),
+    /// What was left of its log was set aside, and it rejoins.
+    Anew(StateLoss),
     /// It must not run on this directory, and said why.
     Refused(String),
+}
+
+/// Why a replica does not start from what is on its disk.
+enum NotStarted {
+    Lost(StateLoss),
+    Refused(String),
+}
+
+impl From<NotStarted> for Started {
+    fn from(why: NotStarted) -> Self {
+        match why {
+            NotStarted::Lost(what) => Started::Refused(what.to_string()),
+            NotStarted::Refused(why) => Started::Refused(why),
+        }
+    }
+}
+
+fn refused(why: impl ToString) -> NotStarted {
+    NotStarted::Refused(why.to_string())
 }
 
 /// A copy of a replica's disk, and what the judge knows of it.
@@ -232,6 +253,12 @@ pub(crate) struct Node {
     pub(crate) no_room: BTreeSet<usize>,
     /// The next flush fails, and the process ends with it.
     pub(crate) flush_fails: Option<Crash>,
+    /// Until then no flush succeeds, and each ends the process.
+    pub(crate) flushes_fail_until: u64,
+    /// Until then the disk cannot be read, or not all of it.
+    pub(crate) reads_fail_until: u64,
+    /// The next flush goes astray.
+    pub(crate) astray: Option<(Astray, Rng)>,
     pub(crate) upkeep: Option<Upkeep>,
     /// Snapshots that are being written out, one after the other.
     pub(crate) writing: VecDeque<Writing>,
@@ -251,6 +278,8 @@ pub(crate) struct Node {
     pub(crate) leads_since: Instant,
 }
 
+/// A disk that cannot be read fails within so many reads.
+const READS_MAX: u64 = 64;
 const INCARNATION: Incarnation = Incarnation(1);
 
 impl Node {
@@ -277,6 +306,9 @@ impl Node {
             slow: BTreeMap::new(),
             no_room: BTreeSet::new(),
             flush_fails: None,
+            flushes_fail_until: 0,
+            reads_fail_until: 0,
+            astray: None,
             upkeep: None,
             writing: VecDeque::new(),
             doomed: None,
@@ -296,6 +328,21 @@ impl Node {
         self.disk.rot(seen, frames, late, random)
     }
 
+    /// A flush that was synced is not where it should be. Says whether there was a place for it.
+    pub(crate) fn lead_astray(
+        &mut self,
+        swarm: &Swarm,
+        flush: &Flush,
+        before: &[u8],
+        how: Astray,
+        random: &mut Rng,
+    ) -> bool {
+        let seen = self.disk.look(log_settings(swarm), &identity(self.id, StartId(0)));
+        // A full log takes nothing that is to be learned again.
+        let may_lose_all = swarm.segments_max.is_none();
+        self.disk.lead_astray(flush, before, how, (seen, may_lose_all), random)
+    }
+
     /// Starts the process: recovers the log, and makes an engine of what it says, as the real thing does.
     pub(crate) fn start(
         &mut self,
@@ -312,14 +359,27 @@ impl Node {
             self.disk = new_disk(self.id, swarm, StartId(seeds.0), incarnation);
         }
         let right = may_start(self.id, self.disk.owner());
-        let started = self.try_start(now, swarm, seeds, bug, right.then_some(oracle))?;
+        let started = match self.try_start(now, swarm, seeds, bug, right.then_some(&mut *oracle))? {
+            Ok(tail) => Started::Up(tail),
+            Err(NotStarted::Lost(what)) if right && self.disk.may_have_lost_its_end() => {
+                // Here, too, the others know it. What was left is of no use any more, its database neither (P11).
+                self.disk = new_disk(self.id, swarm, StartId(seeds.0), Incarnation::NONE);
+                self.apart = None;
+                oracle.acceptors.loses(self.id, None);
+                let again = self.try_start(now, swarm, seeds, bug, Some(oracle))?;
+                again.map_or_else(Started::from, |_| Started::Anew(what))
+            }
+            Err(why) => Started::from(why),
+        };
         match (&started, right, self.disk.owner()) {
-            (Started::Up(_), true, _) | (Started::Refused(_), false, _) => Ok(started),
+            (Started::Up(_) | Started::Anew(_), true, _) | (Started::Refused(_), false, _) => Ok(started),
+            // It says which read failed, and is started again (`disks.md`).
+            (Started::Refused(_), true, _) if self.disk.cannot_be_read() => Ok(started),
             (Started::Refused(why), true, _) => {
                 let what = format!("after a mere crash replica {} does not start: {why}", self.id);
                 violation(Checker::Recovery, what)
             }
-            (Started::Up(_), false, owner) => {
+            (Started::Up(_) | Started::Anew(_), false, owner) => {
                 let what = format!("replica {} runs on the directory of {owner:?}, not on its own", self.id);
                 violation(Checker::Recovery, what)
             }
@@ -334,7 +394,7 @@ impl Node {
         seeds: (u64, u64),
         bug: Option<Bug>,
         oracle: Option<&mut Oracle>,
-    ) -> Result<Started, Violation> {
+    ) -> Result<Result<Tail, NotStarted>, Violation> {
         let (start, seed) = seeds;
         let (handle, cell) = self.disk.databases.open().unzip();
         let snapshot = handle.as_ref().map_or(Slot::NONE, |handle| handle.slot);
@@ -352,21 +412,25 @@ impl Node {
             self.disk.cut_at_first_hole(seen);
         }
         let mut reading = Reading { replay: &mut replay, found: &mut found };
+        // Sooner or later: a log is not as many blocks long.
+        let reads_left = (self.reads_fail_until > now).then_some((seed % READS_MAX) as u32);
+        self.disk.set_reads_left(reads_left, bug == Some(Bug::L4UnreadableIsEmpty));
         let recovered = synod_wal::inspect(&mut self.disk, log_settings(swarm), &identity, &mut reading);
-        let refused = |why: String| Ok(Started::Refused(why));
+        if !self.disk.cannot_be_read() {
+            self.disk.set_reads_left(None, false);
+        }
         let recovered = match recovered {
             Ok(recovered) => recovered,
-            Err(error) => return refused(error.to_string()),
+            Err(why) => return Ok(Err(StateLoss::of_log(why).map_or_else(refused, NotStarted::Lost))),
         };
         let found = match found.into_iter().collect::<Result<Vec<_>, _>>() {
             Ok(found) => found,
-            Err(error) => return refused(error.to_string()),
+            Err(error) => return Ok(Err(refused(error))),
         };
         let (incarnation, mut protocol, mut cell) = match replay.finish() {
             Ok(Some(finished)) => finished,
-            // The node reads as much from the identity that is missing beside it.
-            Ok(None) => return refused("its log has no hard state".to_owned()),
-            Err(error) => return refused(error.to_string()),
+            Ok(None) => return Ok(Err(NotStarted::Lost(StateLoss::All))),
+            Err(why) => return Ok(Err(StateLoss::of_records(why).map_or_else(refused, NotStarted::Lost))),
         };
         match bug {
             Some(Bug::P2RestartForgetsPromise) => {
@@ -411,7 +475,7 @@ impl Node {
         self.engine = Some(Box::new(Engine::new(start, Instant(self.clock.at(now)))));
         self.life += 1;
         self.wake_at = u64::MAX;
-        Ok(Started::Up(recovered.tail))
+        Ok(Ok(recovered.tail))
     }
 
     fn check_recovered(&mut self, protocol: &Recovered, cell: &Cell, oracle: &Oracle) -> Verdict {

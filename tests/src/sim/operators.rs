@@ -184,7 +184,9 @@ impl World {
         self.nodes[replica].disk = copy.disk;
         self.oracle.acceptors.loses(id, Some(copy.acceptor));
         self.rolled_back = Some(replica);
-        self.nodes.iter_mut().for_each(|node| (node.doomed, node.flush_fails) = (None, None));
+        for node in &mut self.nodes {
+            (node.doomed, node.flush_fails, node.flushes_fail_until) = (None, None, 0);
+        }
         self.injected.count("roll-back put back");
         self.trace.turn(self.now, || format!("the directory of replica {id} is put back to an older copy"));
         self.schedule_in(MILLISECOND, Event::Start { node: replica });

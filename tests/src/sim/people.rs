@@ -27,7 +27,9 @@ impl World {
             None => (false, self.now + self.swarm.patience),
             Some(must_end) if client.last_left > 0 => {
                 client.last_left -= 1;
-                (true, must_end)
+                // Where logs are full nobody may lead, and then nobody tells a read index either (seed 83).
+                let is_full = self.swarm.segments_max.is_some();
+                (true, if is_full { must_end.min(self.now + self.swarm.patience) } else { must_end })
             }
             Some(_) => return Ok(()),
         };

@@ -65,6 +65,7 @@ bugs! {
     L2RetriesFailedFlush "L2RetriesFailedFlush" "a sync that failed is tried again, and the second one believed" DurableBeforeTold,
     L2VotesAfterFailedFlush "L2VotesAfterFailedFlush" "a flush that failed passes for durable" DurableBeforeTold,
     L4CutsTheMiddle "L4CutsTheMiddle" "a hole in the log passes for its end" Recovery,
+    L4UnreadableIsEmpty "L4UnreadableIsEmpty" "a block that cannot be read passes for one that was never written" Recovery,
     L5CutsDamagedMiddle "L5CutsDamagedMiddle" "damage to what was durable is cut off like a torn tail" Recovery,
     P2RestartForgetsPromise "P2RestartForgetsPromise" "a restart forgets what was promised, and keeps what was accepted" Promises,
     P2ForgetsAcceptances "P2ForgetsAcceptances" "a restart forgets what was accepted" Promises,
@@ -104,12 +105,12 @@ fn checker_of(bug: core::Bug) -> Checker {
         B::P8TellsIndexWithoutLease | B::P16AnswersBeforeIndex | B::P16SharesOlderRound => Checker::Linearizability,
         B::P16ServesOlderThanAsked => Checker::BoundedReads,
         B::P2InstallForgetsPromise | B::L5NoOpOverLost => Checker::Promises,
-        B::L5CountsLostAsNothing => Checker::Agreement,
+        B::L5CountsLostAsNothing | B::L5ServesWhatIsThere => Checker::Agreement,
         B::P6InstallKeepsMembers => Checker::Agreement,
         B::S1CutsAtTheNewer => Checker::Recovery,
         B::L7NeverTriesAgain => Checker::Liveness,
         B::P11KeepsOldIncarnation | B::P11ForgetsLives | B::P13VotesAtOnce => Checker::Promises,
-        B::P11VotesAfterOneInstance => Checker::Promises,
+        B::P11VotesAfterOneInstance | B::P11HoleEndsRejoin => Checker::Promises,
         B::P11CountsSuperseded => Checker::Agreement,
         B::P14AppliesDifferently | B::P14SeedsFromQuarantine => Checker::Divergence,
         B::P14SubtractsWhatItShouldHold | B::P14OddOneOutGoesOn => Checker::Liveness,
@@ -153,6 +154,7 @@ impl Bug {
                 swarm.machines = swarm.replicas;
                 swarm.kinds = Some(&[Kind::Rot, Kind::Crash]);
             }
+            Bug::L4UnreadableIsEmpty => swarm.kinds = Some(&[Kind::ReadErrors, Kind::Crash]),
             Bug::S2KeptBeforeDurable => swarm.keep_often(),
             Bug::L2RetriesFailedFlush | Bug::L2VotesAfterFailedFlush => {
                 swarm.kinds = Some(&[Kind::FailedFlush, Kind::Loss])
@@ -239,6 +241,10 @@ fn arrange_for(bug: core::Bug, swarm: &mut Swarm) {
             swarm.machines = swarm.replicas;
             swarm.kinds = Some(&[Kind::Rot, Kind::Loss, Kind::Partition, Kind::Bridge, Kind::Crash, Kind::PowerCut]);
         }
+        B::L5ServesWhatIsThere => {
+            swarm.lose_often(&[Kind::LostWrite, Kind::Misdirected, Kind::Loss, Kind::Partition, Kind::Bridge]);
+            swarm.recent_bytes_max = 2_000;
+        }
         B::P1ReusesBallot | B::P2ForgetsPromise => swarm.kinds = Some(&[Kind::Crash, Kind::PowerCut, Kind::Partition]),
         B::S1CutsAtTheNewer | B::P2InstallForgetsPromise => swarm.keep_often(),
         B::P6InstallKeepsMembers => {
@@ -249,6 +255,9 @@ fn arrange_for(bug: core::Bug, swarm: &mut Swarm) {
         B::P7NeverGivesUp => swarm.kinds = Some(lost_masters),
         B::P11VotesAfterOneInstance | B::P11KeepsOldIncarnation | B::P11ForgetsLives => {
             swarm.lose_often(&[Kind::Wiped, Kind::Crash])
+        }
+        B::P11HoleEndsRejoin => {
+            swarm.lose_often(&[Kind::Misdirected, Kind::LostWrite, Kind::Rot, Kind::Crash, Kind::Loss, Kind::Pause]);
         }
         B::P11CountsSuperseded => {
             swarm.lose_often(&[Kind::Wiped, Kind::Loss, Kind::Delay, Kind::Partition, Kind::Stall, Kind::Transfer]);

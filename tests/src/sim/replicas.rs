@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
+use fastrand::Rng;
 use synod_api::{FrameKind, limits};
 use synod_net::FrameId;
 use synod_net::frame::append_frame;
@@ -13,6 +14,7 @@ use synod_ring::AlignedBuffer;
 use synod_store::Store;
 use synod_wal::{Flush, Upkeep};
 
+use super::disk::read_error;
 use super::divergence::is_refusal;
 use super::faults::Kind;
 use super::leases;
@@ -21,7 +23,7 @@ use super::oracle::Asked;
 use super::planted::Bug;
 use super::sabotage;
 use super::snapshots::DatabaseWish;
-use super::swarm::{MILLISECOND, around};
+use super::swarm::{MILLISECOND, Tearing, around};
 use super::verdict::Verdict;
 use super::world::{Event, World};
 
@@ -174,7 +176,9 @@ impl World {
                 Input::IncomingKept(kept) => engine.incoming_kept(now, kept, &mut wishes),
                 Input::LogRead(read) => {
                     let disk = &self.nodes[index].disk;
-                    if disk.has_segment(read.segment) {
+                    if self.nodes[index].reads_fail_until > self.now {
+                        engine.log_read(read, Err(read_error()), &mut wishes);
+                    } else if disk.has_segment(read.segment) {
                         let bytes = disk.bytes(read.segment, read.offset, read.length).to_vec();
                         engine.log_read(read, Ok(&bytes), &mut wishes);
                     } else {
@@ -407,13 +411,24 @@ impl World {
             self.flush_failed(index, crash);
             return Ok(());
         }
+        if self.nodes[index].flushes_fail_until > self.now {
+            let random = Rng::with_seed(self.random.disks.u64(..));
+            let down = Some(MILLISECOND + around(&mut self.random.disks, 100 * MILLISECOND));
+            self.flush_failed(index, Crash { power: false, tearing: Tearing::Sectors, down, random });
+            return Ok(());
+        }
         let lies = self.has(Bug::L2SyncLies);
         let node = &mut self.nodes[index];
+        let astray = node.astray.take().map(|astray| (astray, node.disk.before_written()));
         let flush = node.disk.sync_written(lies);
         // What counts is what the disk has, not what it was given.
         let bytes = node.disk.bytes(flush.segment, flush.offset, flush.length);
         for record in records_in(bytes, flush.segment, flush.offset) {
             self.oracle.durable(node.id, record)?;
+        }
+        if let Some(((how, mut random), before)) = astray {
+            let is_astray = node.lead_astray(&self.swarm, &flush, &before, how, &mut random);
+            self.trace.turn(self.now, || format!("a write of replica {} is {how:?}: {is_astray}", index + 1));
         }
         self.history.catch_up(&self.oracle.changes)?;
         let dropped = self.has(Bug::R3LostCompletion) && self.random.bug.u16(..500) == 0;

@@ -284,8 +284,10 @@ impl<'a> Disk<'a> {
             if segment < end.begin.segment {
                 segments.free.push_back((segment, generation));
             } else if segment > end.segment {
+                // Where that one is there, too, it is a copy, or a write went astray: nothing is missing, and this one is spare.
                 if let Some(header) = header.filter(|header| header.segment != segment)
                     && header.segment >= end.begin.segment
+                    && !self.present.contains_key(&header.segment)
                 {
                     return Err(OpenError::Misplaced { segment, holds: header.segment, generation });
                 }

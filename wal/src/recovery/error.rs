@@ -21,7 +21,7 @@ pub enum OpenError {
         /// How that is known.
         proof: Proof,
     },
-    /// A segment under another one's name, or of another generation.
+    /// A segment under another one's name, and none under its own.
     #[error("segment {segment} holds what was written to segment {holds}, generation {generation}")]
     Misplaced {
         /// The segment by its name.

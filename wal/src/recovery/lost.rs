@@ -21,7 +21,7 @@ pub struct Lost {
     /// What the last one held, and what was promised at its end: ballots promised only rise, so nothing that is missing holds a
     /// higher one.
     pub summary: Summary,
-    /// The incarnation that the frame behind was written under.
+    /// The incarnation at the end of the frame behind; zero: none, the replica rejoins.
     pub incarnation: Incarnation,
     /// Slots below are in snapshots, as the frame behind says: a hard state that said so may be missing.
     pub cut: Slot,

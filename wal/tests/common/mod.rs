@@ -187,7 +187,7 @@ impl Item {
 
     pub(crate) fn append(&self, log: &mut Log) {
         match self.kind {
-            RecordKind::HardState => log.append_hard_state(self.ballot, &self.payload),
+            RecordKind::HardState => log.append_hard_state(self.ballot, log.identity().incarnation, &self.payload),
             kind => {
                 let (head, tail) = self.payload.split_at(self.payload.len() / 3);
                 log.append(kind, self.slot, self.ballot, &[head, tail])
