@@ -12,12 +12,13 @@ use crate::types::{SegmentId, Slot};
 /// only an installed snapshot jumps further, and then what was before the jump is of no use to anyone.
 const GAP_MAX: u64 = 1 << 20;
 
-/// Twelve bytes a slot; a length of zero is an empty entry.
+/// Sixteen bytes a slot; a length of zero is an empty entry.
 #[derive(Clone, Copy, Default)]
 struct Entry {
     segment: u32,
     offset: u32,
     length: u32,
+    checksum: u32,
 }
 
 /// The places of the last records of a dense range of slots.
@@ -33,7 +34,7 @@ impl SlotIndex {
         for outline in outlines {
             let segment = u32::try_from(segment.0).expect("the settings bound the number of segments");
             let offset = u32::try_from(base + outline.offset as u64).expect("the settings bound a segment's size");
-            let entry = Entry { segment, offset, length: outline.length };
+            let entry = Entry { segment, offset, length: outline.length, checksum: outline.checksum };
             match outline.kind {
                 RecordKind::HardState => {}
                 RecordKind::Accepted | RecordKind::Chosen => self.set(outline.slot, entry),
@@ -49,7 +50,7 @@ impl SlotIndex {
             return None;
         }
         let (segment, offset) = (SegmentId(u64::from(entry.segment)), u64::from(entry.offset));
-        Some(Location { segment, offset, length: entry.length })
+        Some(Location { segment, offset, length: entry.length, checksum: entry.checksum })
     }
 
     /// Forgets all slots below `slot`.
@@ -95,7 +96,7 @@ mod tests {
     use super::*;
 
     fn note(index: &mut SlotIndex, kind: RecordKind, slot: u64, offset: usize, length: u32) {
-        index.note(SegmentId(1), 0, std::iter::once(Outline { offset, kind, slot: Slot(slot), length }));
+        index.note(SegmentId(1), 0, std::iter::once(Outline { offset, kind, slot: Slot(slot), length, checksum: 0 }));
     }
 
     fn offset(index: &SlotIndex, slot: u64) -> Option<u64> {

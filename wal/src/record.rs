@@ -72,6 +72,8 @@ pub struct Location {
     pub offset: u64,
     /// The length of header and payload.
     pub length: u32,
+    /// The record's checksum: what is there may be whole, of the same slot, and older, if a write went astray.
+    pub checksum: u32,
 }
 
 impl Location {
@@ -98,11 +100,13 @@ pub enum RecordDamage {
         /// The kind found.
         tag: u8,
     },
-    /// Sound, but about another slot than the one looked for.
-    #[error("the record is about slot {found}")]
-    OtherSlot {
+    /// Sound, but not the one that was written there last.
+    #[error("the record is another one, about slot {slot}")]
+    Other {
         /// The slot it is about.
-        found: Slot,
+        slot: Slot,
+        /// Its checksum.
+        checksum: u32,
     },
 }
 
@@ -111,8 +115,9 @@ pub fn read_record(blocks: &[u8], location: Location, slot: Slot) -> Result<Reco
     let start = (location.offset - location.blocks().0) as usize;
     let bytes = blocks.get(start..start + location.length as usize).ok_or(RecordDamage::Short)?;
     let (record, _) = decode(bytes)?;
-    if record.slot != slot {
-        return Err(RecordDamage::OtherSlot { found: record.slot });
+    let checksum = checksum_of(bytes);
+    if (record.slot, checksum) != (slot, location.checksum) {
+        return Err(RecordDamage::Other { slot: record.slot, checksum });
     }
     Ok(record)
 }
@@ -166,6 +171,11 @@ fn length_of(header: &[u8; RECORD_HEADER_BYTES]) -> usize {
     usize::from(header[4]) | usize::from(header[5]) << 8 | usize::from(header[6]) << 16
 }
 
+/// What the record at the start of these bytes says its checksum is.
+fn checksum_of(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
 fn slot_of(header: &[u8; RECORD_HEADER_BYTES]) -> Slot {
     let mut slot = [0; 8];
     slot.copy_from_slice(&header[8..16]);
@@ -182,6 +192,8 @@ pub(crate) struct Outline {
     pub(crate) slot: Slot,
     /// Header and payload.
     pub(crate) length: u32,
+    /// Of both.
+    pub(crate) checksum: u32,
 }
 
 /// The outlines of the records of a frame's payload that we wrote, or have checked, ourselves.
@@ -191,7 +203,8 @@ pub(crate) fn outlines(payload: &[u8]) -> impl Iterator<Item = Outline> {
         let header = payload[offset..].first_chunk::<RECORD_HEADER_BYTES>()?;
         let kind = RecordKind::from_tag(header[7]).expect("the record was encoded or checked before");
         let length = RECORD_HEADER_BYTES + length_of(header);
-        let outline = Outline { offset, kind, slot: slot_of(header), length: length as u32 };
+        let (slot, checksum) = (slot_of(header), checksum_of(header));
+        let outline = Outline { offset, kind, slot, length: length as u32, checksum };
         offset += length.next_multiple_of(RECORD_ALIGN);
         Some(outline)
     })
@@ -237,10 +250,14 @@ mod tests {
         let mut blocks = vec![0; 2 * BLOCK_BYTES];
         let payload = [5; 200];
         encode(&mut blocks[4000..], RecordKind::Chosen, Slot(3), Ballot(1), &[&payload]);
-        let location = Location { segment: SegmentId(1), offset: 3 * BLOCK_BYTES as u64 + 4000, length: 232 };
+        let checksum = checksum_of(&blocks[4000..]);
+        let location = Location { segment: SegmentId(1), offset: 3 * BLOCK_BYTES as u64 + 4000, length: 232, checksum };
         assert_eq!(location.blocks(), (3 * BLOCK_BYTES as u64, 2 * BLOCK_BYTES));
         assert_eq!(read_record(&blocks, location, Slot(3)).map(|record| record.payload), Ok(&payload[..]));
-        assert_eq!(read_record(&blocks, location, Slot(4)), Err(RecordDamage::OtherSlot { found: Slot(3) }));
+        let other = Err(RecordDamage::Other { slot: Slot(3), checksum });
+        assert_eq!(read_record(&blocks, location, Slot(4)), other, "of another slot");
+        let older = Location { checksum: checksum ^ 1, ..location };
+        assert_eq!(read_record(&blocks, older, Slot(3)), other, "of the slot, and not what was written last");
         assert_eq!(read_record(&blocks[..BLOCK_BYTES], location, Slot(3)), Err(RecordDamage::Short));
         blocks[4100] ^= 1;
         assert_eq!(read_record(&blocks, location, Slot(3)), Err(RecordDamage::Checksum));

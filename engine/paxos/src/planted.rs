@@ -57,7 +57,7 @@ bugs! {
     P6OldMajorityLeads: "the old members' promises are enough for the new members' slots",
     L5CountsLostAsNothing: "a candidate counts a promise whose sender has lost what it accepted",
     L5NoOpOverLost: "an acceptor does not tell what its log has lost",
-    L5ServesWhatIsThere: "what is read back for a laggard is served without a look at which slot it is of",
+    L5ServesWhatIsThere: "what is read back for a laggard is served without a look at which record it is",
     P7NeverGivesUp: "a master that reaches no majority, or whose disk is silent, stays",
     P8NoWaitAfterStart: "a replica promises right after its start, whatever it granted before",
     P8PromisesAgainstGrant: "a replica promises although it granted a lease to another",

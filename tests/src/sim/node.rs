@@ -616,7 +616,8 @@ pub(crate) fn records_in(bytes: &[u8], segment: SegmentId, offset: u64) -> Vec<R
         let slot = synod_wal::Slot(u64::from_le_bytes(head[8..16].try_into().expect("eight bytes")));
         let length = RECORD_HEADER_BYTES as u32 + payload;
         // Offsets are taken within the flush: it begins at a block.
-        let location = Location { segment, offset: at as u64, length };
+        let checksum = u32::from_le_bytes(head[..4].try_into().expect("four bytes"));
+        let location = Location { segment, offset: at as u64, length, checksum };
         let (first, length) = (location.blocks().0 as usize, length as usize);
         let Some(blocks) = bytes.get(first..).filter(|_| at + length <= bytes.len()) else { break };
         let Ok(record) = read_record(blocks, location, slot) else { break };

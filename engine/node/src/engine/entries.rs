@@ -174,8 +174,8 @@ fn batch_at(bytes: &[u8], offset: u64, location: synod_wal::Location, slot: Slot
     let begin = usize::try_from(begin - offset).map_err(|_| "the read began behind the record".to_owned())?;
     let blocks = bytes.get(begin..begin + length).ok_or("the read ended before the record")?;
     let record = match synod_wal::read_record(blocks, location, synod_wal::Slot(slot.0)) {
-        Err(synod_wal::RecordDamage::OtherSlot { found }) if synod_paxos::planted!(L5ServesWhatIsThere) => {
-            synod_wal::read_record(blocks, location, found)
+        Err(synod_wal::RecordDamage::Other { slot, checksum }) if synod_paxos::planted!(L5ServesWhatIsThere) => {
+            synod_wal::read_record(blocks, synod_wal::Location { checksum, ..location }, slot)
         }
         record => record,
     };
