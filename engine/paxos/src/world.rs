@@ -93,13 +93,11 @@ impl World<'_> {
     }
 
     pub(crate) fn is_backed_up(&self) -> bool {
-        self.core.journal.unflushed_bytes > self.core.settings.backlog_bytes_max
+        self.core.is_backed_up()
     }
 
-    /// Whether the own disk has been silent, with something to write, for as long as a lease (rule P7).
     pub(crate) fn is_stalled(&self) -> bool {
-        let lease = self.core.membership.lease();
-        !lease.is_zero() && self.core.journal.oldest().is_some_and(|asked| self.now.since(asked) > lease)
+        self.core.is_stalled(self.now)
     }
 
     /// A moment between `least` and half as much again from now, so that two replicas seldom act at once.
@@ -114,6 +112,18 @@ impl World<'_> {
         let heartbeat = u64::try_from(self.core.settings.heartbeat.as_nanos()).unwrap_or(u64::MAX);
         let spread = self.core.random.0.u64(..heartbeat.max(1));
         moment.after(Duration::from_nanos(spread))
+    }
+}
+
+impl Core {
+    pub(crate) fn is_backed_up(&self) -> bool {
+        self.journal.unflushed_bytes > self.settings.backlog_bytes_max
+    }
+
+    /// Whether the own disk has been silent, with something to write, for as long as a lease (rule P7).
+    pub(crate) fn is_stalled(&self, now: Instant) -> bool {
+        let lease = self.membership.lease();
+        !lease.is_zero() && self.journal.oldest().is_some_and(|asked| now.since(asked) > lease)
     }
 }
 

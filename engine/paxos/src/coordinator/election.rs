@@ -67,9 +67,12 @@ impl State {
             State::Proposing(_) | State::CatchingUp(_) => false,
             State::Leading(_) | State::Boosting(_) | State::HandingOver(_) => false,
         };
-        // Who could not accept anything helps nobody to lead; and each election takes from what a full log keeps in reserve.
+        // Who could not accept anything helps nobody to lead, nor does whose promise would not become durable; and each election takes
+        // from what a full log keeps in reserve.
         is_free
             && !core.acceptor.is_full()
+            && !core.is_backed_up()
+            && !core.is_stalled(now)
             && core.standing == standing::State::Voting
             && core.membership.is_voter(candidate)
             && core.grant.binds_against(candidate, now).is_none()
