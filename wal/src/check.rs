@@ -20,7 +20,7 @@ const _: () = assert!(WINDOW_BYTES.is_multiple_of(BLOCK_BYTES));
 pub struct Closed {
     /// Which.
     pub segment: SegmentId,
-    /// The highest slot of its records.
+    /// The highest slot of its records, and of those in the segments before it: cut above that, the log begins behind it.
     pub last_slot: Slot,
     pub(crate) generation: Generation,
     /// The frame that opens it.

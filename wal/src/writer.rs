@@ -495,8 +495,10 @@ impl Log {
     /// The segments that are written no more and that recovery would read.
     pub fn closed(&self) -> Vec<Closed> {
         let live = &self.segments.live;
+        let mut last_slot = Slot(0);
         let closed = live.iter().zip(live.iter().skip(1)).map(|(live, next)| {
-            let Live { segment, generation, opening, last_slot } = *live;
+            let Live { segment, generation, opening, .. } = *live;
+            last_slot = last_slot.max(live.last_slot);
             Closed { segment, last_slot, generation, opening, end: next.opening }
         });
         closed.collect()

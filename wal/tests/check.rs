@@ -77,3 +77,18 @@ fn a_frame_of_elsewhere_is_found_and_a_segment_that_was_used_again_is_held_no_mo
     write(&mut disk, &mut log, 21);
     assert!(!log.holds(&first), "it was cut off");
 }
+
+#[test]
+fn a_segment_is_cut_off_with_all_that_is_before_it() {
+    let mut disk = Disk::default();
+    let mut log = create(SETTINGS, identity(1));
+    write(&mut disk, &mut log, 21);
+    // Lower slots come later where another replica's values are adopted.
+    write(&mut disk, &mut log, 1);
+    let closed = log.closed();
+    let last = closed[closed.len() - 1];
+    assert_eq!(last.last_slot, Slot(40));
+    log.cut(Slot(last.last_slot.0 + 1));
+    write(&mut disk, &mut log, 41);
+    assert!(!log.holds(&last), "{last:?}");
+}

@@ -117,7 +117,8 @@ enum Command {
     /// Have each replica at --endpoints look through its database and its log for rot now, and say what it found
     ///
     /// Every replica does so by itself once an hour, at its --scrub-mb-per-s. What is damaged heals by itself: the database is
-    /// rebuilt from another replica's, the log is cut behind two new snapshots. The exit status is 1 if anything was found.
+    /// rebuilt from another replica's, the log is cut behind two new snapshots. The exit status is 1 if
+    /// anything was found, or a replica could not be asked.
     Scrub,
     /// Look at the log of a stopped replica: is it sound, what is in it
     ///
