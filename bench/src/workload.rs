@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
 use std::ops::AddAssign;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use bytes::BytesMut;
@@ -32,8 +32,6 @@ const LONGEST_NS: u64 = 60_000_000_000;
 /// In an open loop the thread sleeps at least so long: arrivals of that time leave together, so much too late at most, which
 /// their latency shows. At 10,000 a second or less each leaves alone.
 const ARRIVALS_TOGETHER: Duration = Duration::from_micros(20);
-/// How often two clocks are read to get one moment on both.
-const CLOCK_TRIES: usize = 16;
 /// The kernel rounds a thread's timeouts up by this, in nanoseconds: by 50 us if not told otherwise.
 const TIMER_SLACK_NS: u64 = 1_000;
 
@@ -196,11 +194,10 @@ impl Arrivals {
 /// Workers and connections, between and during measurements.
 pub struct Workload {
     plan: Plan,
-    /// When `start` was, in nanoseconds since the machine's boot.
+    /// When our clock began, in nanoseconds since the machine's boot.
     start_ns: u64,
     tracing: Option<Tracing>,
     ring: Ring<Token>,
-    start: Instant,
     connections: Vec<Connection>,
     workers: Vec<Worker>,
     value: Vec<u8>,
@@ -217,22 +214,11 @@ pub struct Workload {
     completions: Vec<Completion<Token>>,
 }
 
-/// One moment on our clock, and in nanoseconds since the machine's boot, the clock that replicas trace by. Between two readings this
-/// thread may lose its processor: of several tries the one counts that was over soonest.
-fn both_clocks() -> anyhow::Result<(Instant, u64)> {
-    let boot = || -> anyhow::Result<u64> {
-        let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        Ok(u64::try_from(Duration::try_from(time)?.as_nanos())?)
-    };
-    let mut best: Option<(u64, Instant, u64)> = None;
-    for _ in 0..CLOCK_TRIES {
-        let (before, start, after) = (boot()?, Instant::now(), boot()?);
-        let took = after - before;
-        if best.is_none_or(|(least, ..)| took < least) {
-            best = Some((took, start, before));
-        }
-    }
-    best.map(|(_, start, before)| (start, before)).context("no clock was read")
+/// Nanoseconds since the machine's boot: the clock that replicas trace by.
+fn boot_time_ns() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let since = Duration::try_from(time).expect("the time since boot is not negative");
+    u64::try_from(since.as_nanos()).expect("the machine runs for less than 584 years")
 }
 
 impl Workload {
@@ -256,11 +242,10 @@ impl Workload {
             traces: Vec::new(),
             touched: false,
         };
-        let (start, start_ns) = both_clocks()?;
+        let start_ns = boot_time_ns();
         let worker = |index: usize| Worker { connection: index % connections, started: Moment(0), done: 0 };
         Ok(Self {
             ring: Ring::new(synod_ring::Options::default()).context("the load needs io_uring")?,
-            start,
             start_ns,
             tracing: None,
             connections: (0..connections).map(connection).collect(),
@@ -350,7 +335,7 @@ impl Workload {
     }
 
     fn now(&self) -> Moment {
-        Moment(0).after(self.start.elapsed())
+        Moment(boot_time_ns().saturating_sub(self.start_ns))
     }
 
     /// Begins what is to begin now.
