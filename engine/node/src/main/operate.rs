@@ -92,13 +92,19 @@ pub(crate) fn member(args: &ClientArgs, command: &MemberCommand) -> anyhow::Resu
 }
 
 pub(crate) fn transfer(args: &ClientArgs, to: u16) -> anyhow::Result<ExitCode> {
-    ask(args, &OperatorRequest::Transfer { to })?;
+    let request = OperatorRequest::Transfer { to };
     let give_up = Instant::now() + deadline(args);
+    // A master that lost its lease, or an election, before it had handed over has forgotten what it was asked: so each is asked.
+    let mut asked = None;
     loop {
         match master(args) {
-            Ok(status) if status.replica == to => {
+            Ok(status) if asked.is_some() && status.replica == to => {
                 println!("replica {to} is the master, in epoch {}", status.epoch);
                 return Ok(ExitCode::SUCCESS);
+            }
+            Ok(status) if asked.is_none_or(|epoch| status.epoch > epoch && Instant::now() < give_up) => {
+                ask(args, &request)?;
+                asked = Some(status.epoch);
             }
             _ if Instant::now() < give_up => std::thread::sleep(POLL),
             Ok(status) => bail!("replica {to} was asked to take over, but replica {} is the master", status.replica),
