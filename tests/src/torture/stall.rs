@@ -9,6 +9,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use serde::Serialize;
 use synod_client::{Client, Options};
+use synod_node::status::Status;
 
 use super::Report;
 use super::attack::REPLICAS;
@@ -23,7 +24,8 @@ use super::pulse::{Durations, milliseconds};
 use super::stop::Stop;
 
 const CLIENTS: u32 = 4;
-const DEVICE_BYTES: u64 = 1 << 30;
+/// As large as the log grows in the runs, for no more than a snapshot now and then: it is sparse.
+const DEVICE_BYTES: u64 = 16 << 30;
 /// For so long writes are measured before the disk hangs, and again after it.
 const MEASURED: Duration = Duration::from_secs(5);
 /// Between two writes of a client: latency is asked for, not throughput.
@@ -209,17 +211,36 @@ impl Stall {
         std::thread::sleep(MEASURED);
         let faults = self.disks[usize::from(master) - 1].faults().clone();
         let others = self.cell.others(master);
+        let protocol = |cell: &TortureCell| cell.ids().into_iter().map(|id| (id, cell.status(id))).collect::<Vec<_>>();
+        let before = protocol(&self.cell);
         faults.hang();
         let hung_at = Instant::now();
         let until = hung_at + Duration::from_secs(options.seconds);
         let found = self.cell.look_for(Duration::from_secs(options.seconds), LOOK, |cell| cell.master_among(&others));
         let master_after = hung_at.elapsed();
+        if master_after > 2 * options.profile.lease() {
+            tell_what_happened(&before, &protocol(&self.cell));
+        }
         std::thread::sleep(until.saturating_duration_since(Instant::now()));
         faults.go_on();
         ensure!(found?.is_some(), "nobody else became the master while the master's disk hung");
         std::thread::sleep(MEASURED);
         self.cell.check()?;
         Ok((hung_at, master_after))
+    }
+}
+
+/// What the replicas did between two looks at them: the rows of the protocol's tables, and how often each was taken.
+fn tell_what_happened(before: &[(u16, Option<Status>)], after: &[(u16, Option<Status>)]) {
+    for ((id, before), (_, after)) in before.iter().zip(after) {
+        let (Some(before), Some(after)) = (before, after) else { continue };
+        eprintln!("replica {id}: {}, promised {}, chosen {}", after.role, after.promised, after.chosen);
+        for (row, count) in &after.protocol {
+            let taken = count - before.protocol.get(row).unwrap_or(&0);
+            if taken > 0 {
+                eprintln!("    {taken:>6} {row}");
+            }
+        }
     }
 }
 

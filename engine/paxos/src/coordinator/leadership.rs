@@ -259,10 +259,12 @@ impl Leadership {
         }
     }
 
-    /// Nobody needs to wait for our lease: it is over, and this ballot never holds one again (P8).
+    /// Nobody needs to wait for our lease: it is over, and none of our ballots so far ever holds one again (P8). One that a boost
+    /// has not finished is among them: we have promised it, and would reject whoever campaigns below.
     fn release(&mut self, world: &mut World<'_>) {
-        grant::tell(grant::Event::Released(self.ballot), world);
-        world.send_all(&Message::Release { ballot: self.ballot });
+        let ballot = self.ballot.max(self.boost.ballot);
+        grant::tell(grant::Event::Released(ballot), world);
+        world.send_all(&Message::Release { ballot });
     }
 }
 
