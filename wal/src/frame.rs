@@ -11,12 +11,12 @@ use crate::types::{Ballot, CellId, FrameNumber, Generation, Incarnation, Replica
 /// The first bytes of every frame.
 pub const MAGIC: [u8; 8] = *b"SYNODWAL";
 
-/// The version written, and the only one read so far. A writer of a newer version begins a new segment, so that the
+/// The version written, and the only one read: 1 had no highest slot. A writer of a newer version begins a new segment, so that the
 /// first block of a segment tells.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The header's size.
-pub const FRAME_HEADER_BYTES: usize = 192;
+pub const FRAME_HEADER_BYTES: usize = 224;
 
 /// The longest frame of any settings: what recovery bounds a length by. The setting does not bound it, for a log must
 /// still open when the setting has been lowered.
@@ -32,6 +32,8 @@ pub const FLAG_OPENING: u16 = 2;
 
 const PRELUDE_BYTES: usize = 12;
 const CHECKSUM_AT: usize = FRAME_HEADER_BYTES - 4;
+/// Zeros before the checksum, so that the header's length is a multiple of a record's.
+const SPARE_BYTES: usize = 24;
 
 const _: () = assert!(FRAME_HEADER_BYTES < BLOCK_BYTES); // a header is never torn across blocks
 const _: () = assert!(FRAME_HEADER_BYTES <= 512); // nor across the smallest sector
@@ -44,8 +46,8 @@ const _: () = assert!(FRAME_BYTES_LIMIT < u32::MAX as usize); // lengths are 32 
 /// | at  | bytes | field                | what it catches                                                             |
 /// |-----|-------|----------------------|-----------------------------------------------------------------------------|
 /// | 0   | 8     | magic                | not a frame                                                                 |
-/// | 8   | 4     | version              | a newer writer                                                              |
-/// | 12  | 4     | crc32c of the above  | rot that looks like a newer writer: these 16 bytes are the same in all versions |
+/// | 8   | 4     | version              | a writer of another version                                                 |
+/// | 12  | 4     | crc32c of the above  | rot that looks like another version: these 16 bytes are the same in all versions |
 /// | 16  | 16    | cell                 | a disk of another cell                                                      |
 /// | 32  | 2     | replica              | a disk in the wrong machine                                                 |
 /// | 34  | 2     | flags                | a segment that does not begin with its hard state                           |
@@ -66,10 +68,12 @@ const _: () = assert!(FRAME_BYTES_LIMIT < u32::MAX as usize); // lengths are 32 
 /// | 128 | 8     | previous: last slot  |                                                                             |
 /// | 136 | 16    | previous: ballot     |                                                                             |
 /// | 152 | 16    | previous: promised   |                                                                             |
-/// | 168 | 8     | cut                  | a snapshot that does not reach up to the log                                |
-/// | 176 | 8     | begin: frame         | zeros until the log is cut; then its first frame, which nothing before      |
-/// | 184 | 4     | begin: segment       | it is needed for: a segment missing that was not cut off                    |
-/// | 188 | 4     | crc32c of all above  | a torn write, rot; as the frame's checksum it is what the next frame repeats |
+/// | 168 | 8     | previous: highest    | the highest slot up to that frame's end: no hole before this one hides a higher |
+/// | 176 | 8     | cut                  | a snapshot that does not reach up to the log                                |
+/// | 184 | 8     | begin: frame         | zeros until the log is cut; then its first frame, which nothing before      |
+/// | 192 | 4     | begin: segment       | it is needed for: a segment missing that was not cut off                    |
+/// | 196 | 24    | zeros                |                                                                             |
+/// | 220 | 4     | crc32c of all above  | a torn write, rot; as the frame's checksum it is what the next frame repeats |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameHeader {
     /// The cell it was written for.
@@ -144,6 +148,8 @@ pub struct Summary {
     pub ballot: Ballot,
     /// The ballot promised by the last hard state up to the frame's end.
     pub promised: Ballot,
+    /// The highest slot of all records of the log up to the frame's end.
+    pub highest: Slot,
 }
 
 impl Summary {
@@ -153,6 +159,11 @@ impl Summary {
         self.last_slot = self.last_slot.max(slot);
         self.ballot = self.ballot.max(ballot);
         self.records += 1;
+    }
+
+    /// Adds what is as of the frame's end, given the frame before.
+    pub(crate) fn follow(&mut self, before: &Summary) {
+        self.highest = before.highest.max(self.last_slot);
     }
 
     /// Counts one more hard state.
@@ -168,9 +179,9 @@ pub enum HeaderError {
     /// Zeros, a client's bytes, or a header whose checksum is wrong.
     #[error("no frame header, or a damaged one")]
     Unsound,
-    /// Written by a newer version; the rest of the header was not read.
-    #[error("format version {version} is newer than {VERSION}")]
-    Newer {
+    /// Written by another version; the rest of the header was not read.
+    #[error("format version {version}, not {VERSION}")]
+    OtherVersion {
         /// The version found.
         version: u32,
     },
@@ -205,11 +216,13 @@ impl FrameHeader {
         put.bytes(&self.previous.summary.last_slot.0.to_le_bytes());
         put.bytes(&self.previous.summary.ballot.0.to_le_bytes());
         put.bytes(&self.previous.summary.promised.0.to_le_bytes());
+        put.bytes(&self.previous.summary.highest.0.to_le_bytes());
         let (frame, segment) =
             if self.begin == Begin::UNCUT { (0, 0) } else { (self.begin.frame.0, self.begin.segment.0) };
         put.bytes(&self.cut.0.to_le_bytes());
         put.bytes(&frame.to_le_bytes());
         put.bytes(&u32::try_from(segment).expect("fewer than 2^32 segments in a log's life").to_le_bytes());
+        put.bytes(&[0; SPARE_BYTES]);
         assert_eq!(put.at, CHECKSUM_AT);
         let checksum = crc32c::crc32c(&bytes[..CHECKSUM_AT]);
         bytes[CHECKSUM_AT..].copy_from_slice(&checksum.to_le_bytes());
@@ -226,11 +239,11 @@ impl FrameHeader {
         if u32::from_le_bytes(take.bytes()) != crc32c::crc32c(&block[..PRELUDE_BYTES]) {
             return Err(HeaderError::Unsound);
         }
-        if version > VERSION {
-            return Err(HeaderError::Newer { version });
+        if version != VERSION {
+            return Err(HeaderError::OtherVersion { version });
         }
         let checksum = u32::from_le_bytes(Reader { bytes: block, at: CHECKSUM_AT }.bytes());
-        if version != VERSION || checksum != crc32c::crc32c(&block[..CHECKSUM_AT]) {
+        if checksum != crc32c::crc32c(&block[..CHECKSUM_AT]) {
             return Err(HeaderError::Unsound);
         }
         let header = Self {
@@ -256,6 +269,7 @@ impl FrameHeader {
                     last_slot: Slot(u64::from_le_bytes(take.bytes())),
                     ballot: Ballot(u128::from_le_bytes(take.bytes())),
                     promised: Ballot(u128::from_le_bytes(take.bytes())),
+                    highest: Slot(u64::from_le_bytes(take.bytes())),
                 },
             },
             cut: Slot(u64::from_le_bytes(take.bytes())),
@@ -311,6 +325,7 @@ mod tests {
             last_slot: Slot(21),
             ballot: Ballot(22 << 64),
             promised: Ballot(23),
+            highest: Slot(24),
         };
         FrameHeader {
             cell: CellId(7 << 100),
@@ -356,14 +371,14 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_version_is_told_from_rot() {
+    fn another_version_is_told_from_rot() {
         let mut block = [0; BLOCK_BYTES];
         block[..8].copy_from_slice(&MAGIC);
         block[8..12].copy_from_slice(&9u32.to_le_bytes());
         assert_eq!(FrameHeader::decode(&block), Err(HeaderError::Unsound));
         let prelude = crc32c::crc32c(&block[..12]);
         block[12..16].copy_from_slice(&prelude.to_le_bytes());
-        assert_eq!(FrameHeader::decode(&block), Err(HeaderError::Newer { version: 9 }));
+        assert_eq!(FrameHeader::decode(&block), Err(HeaderError::OtherVersion { version: 9 }));
     }
 
     #[test]

@@ -219,7 +219,6 @@ impl Reading {
             offset: place.1,
             incarnation: header.incarnation,
             cut: header.cut,
-            bytes: (found_in.0 - segment.0) * segment_bytes + found_at - offset,
             summary: header.previous.summary,
         };
         let slots = visitor.lost(&lost);
@@ -280,6 +279,7 @@ impl Reading {
             visitor.record(record, offset + (FRAME_HEADER_BYTES + at) as u64);
             at += taken;
         }
+        summary.follow(&self.place.link.summary);
         if summary.records != header.records {
             return Err(malformed("it holds another number of records than it says"));
         }

@@ -316,10 +316,12 @@ impl Log {
         }
         let mut filling = self.empty_frame();
         if !self.hard_state.is_empty() {
-            let end = filling.used + self.hard_state.len();
-            filling.buffer[filling.used..end].copy_from_slice(&self.hard_state);
-            filling.used = end;
-            filling.summary.records = 1;
+            let (record, _) = record::decode(&self.hard_state).expect("it is as it was appended, read or repeated");
+            filling.summary.add_hard_state(record.ballot);
+            let range = filling.used..filling.used + self.hard_state.len();
+            filling.buffer[range.clone()].copy_from_slice(&self.hard_state);
+            filling.used = range.end;
+            filling.hard_state = Some((range, self.identity.incarnation));
         }
         Some(self.hand_out(filling, FLAG_OPENING))
     }
@@ -346,6 +348,7 @@ impl Log {
             }
             None => summary.promised = self.place.link.summary.promised,
         }
+        summary.follow(&self.place.link.summary);
         let header = FrameHeader {
             cell: self.identity.cell,
             replica: self.identity.replica,

@@ -11,6 +11,8 @@ use synod_wal::{
 };
 
 const BLOCK: usize = 4096;
+/// A frame's header.
+const HEADER: usize = 224;
 
 /// A log of frames of one to five blocks over several segments, of two lives; each frame's place.
 struct Sample {
@@ -205,13 +207,13 @@ fn a_stranger_s_log_is_named() {
 }
 
 #[test]
-fn a_newer_version_and_a_wrong_size_are_named() {
+fn another_version_and_a_wrong_size_are_named() {
     let mut disk = sample(true).disk;
     let block = disk.segments.get_mut(&SegmentId(2)).expect("it is there");
-    block[8..12].copy_from_slice(&2_u32.to_le_bytes());
+    block[8..12].copy_from_slice(&1_u32.to_le_bytes());
     let prelude = crc32c::crc32c(&block[..12]);
     block[12..16].copy_from_slice(&prelude.to_le_bytes());
-    assert!(matches!(error(&mut disk), OpenError::NewerVersion { segment: SegmentId(2), version: 2 }));
+    assert!(matches!(error(&mut disk), OpenError::OtherVersion { segment: SegmentId(2), version: 1 }));
 
     let mut disk = sample(true).disk;
     disk.segments.values_mut().for_each(|segment| segment.truncate(BLOCK));
@@ -278,7 +280,7 @@ fn open_with_forged_value(origin: u64) -> (Item, Result<Vec<Item>, OpenError>) {
     honest.append(&mut log);
     disk.flush_all(&mut log);
     // The value begins behind frame header and record header, in the log's third block.
-    let value = &forged[2 * BLOCK + 192 + 32..7 * BLOCK];
+    let value = &forged[2 * BLOCK + HEADER + 32..7 * BLOCK];
     log.append(RecordKind::Accepted, Slot(2), Ballot(1), &[value]);
     let flush = log.seal().expect("a frame is queued");
     assert_eq!((flush.segment, flush.offset), (SegmentId(1), 2 * BLOCK as u64));

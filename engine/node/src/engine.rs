@@ -486,9 +486,10 @@ impl Engine {
             return Err(self.full());
         }
         if self.refuses_reads {
-            // A new master has its lease in a moment; what is left of the log is for that. Then it reads without a slot.
-            let has_lease_soon = !self.replica.configurations().current.lease().is_zero() && !self.replica.is_full();
-            return Err(if has_lease_soon { Refusal::Busy } else { self.full() });
+            // A new master has its lease in a moment, and what is left of the log is for that; one whose log takes nothing at all is none
+            // any more in a moment. Whoever has the lease then reads without a slot.
+            let has_leases = !self.replica.configurations().current.lease().is_zero();
+            return Err(if has_leases { Refusal::Busy } else { self.full() });
         }
         if decoded.operation.changes() && self.cell.store().room_bytes() < DATABASE_RESERVE_BYTES {
             return Err(Refusal::DatabaseFull);

@@ -356,7 +356,7 @@ pub fn what_to_do(error: &synod_wal::OpenError) -> &'static str {
         OpenError::WrongSize { .. } => {
             ". Say the --segment-mb that the log was made with; if you did, the file was cut short or replaced"
         }
-        OpenError::NewerVersion { .. } => ". Use the build that wrote it, or a newer one",
+        OpenError::OtherVersion { .. } => ". Use a build of the version that wrote it",
         // Reading and listing: the operating system's own words follow, and say more than we could.
         _ => "",
     }
@@ -671,7 +671,7 @@ impl Replay {
             slots,
             ballot: codec::unpack_ballot(lost.summary.ballot),
             promised: codec::unpack_ballot(lost.summary.promised),
-            records_max: lost.records_max(),
+            highest: Slot(lost.summary.highest.0),
             incarnation: Incarnation(lost.incarnation.0),
             cut: Slot(lost.cut.0).before(),
         };
@@ -709,9 +709,7 @@ impl Replay {
 }
 
 impl Visitor for Replay {
-    fn frame(&mut self, header: &FrameHeader) {
-        self.recovery.written_in(header.start.0);
-    }
+    fn frame(&mut self, _: &FrameHeader) {}
 
     fn record(&mut self, record: RecordRef<'_>, _: u64) {
         self.take_raw(&record);

@@ -10,12 +10,7 @@
 //! **Parts of the log may be lost** (rule L5). What a hole says of itself is kept: its slots, the highest ballot, what was
 //! promised. Of a hole of several frames that is not all known, but there are bounds:
 //!   - a slot that is applied by then was chosen before, and nothing is accepted at it any more: the hole holds nothing new of it;
-//!   - what is accepted lies within twice the horizon of what is chosen (P5), and what is chosen has a record each in the own
-//!     log or is in a snapshot (see the learner): so no slot is further on than the highest one before the hole, the number of
-//!     records that have room in it, and twice the horizon;
-//!   - nor is one further on than twice the horizon above what the first record behind the hole says was known to be chosen, if one
-//!     life of the process wrote what is before the hole and that record: within a life what is known only grows. (Another life may
-//!     have begun with a hole, and known less);
+//!   - the frame behind it repeats the highest slot that the log had by then;
 //!   - whoever accepts promises first, so no ballot is above what was promised at the hole's end, which the next frame repeats.
 //!
 //! A slot there that has a value at the hole's ballot or above has lost nothing: one ballot proposes one value, and what was
@@ -32,7 +27,6 @@
 use std::collections::BTreeSet;
 
 use crate::batch::Batch;
-use crate::configuration::Configuration;
 use crate::effect::{HardState, Record, Recovered, SnapshotHandle};
 use crate::message::LostSlots;
 use crate::types::{Ballot, Incarnation, Slot};
@@ -46,8 +40,6 @@ pub struct Recovery {
     found: Option<(Incarnation, Recovered)>,
     /// All up to here the records themselves know to be chosen.
     known: Slot,
-    /// The highest slot that the log has, or may have had.
-    highest: Slot,
     /// All up to here, above what is applied, is chosen and was passed over: its values are not kept.
     dropped: Slot,
     /// Slots whose value was read before a hole that may have held another one, chosen and told by others: a chosen record has no
@@ -55,10 +47,6 @@ pub struct Recovery {
     doubtful: BTreeSet<Slot>,
     /// Holes before the first hard state.
     early: Vec<Loss>,
-    /// Which life of the process wrote what comes now; `None`: nobody says.
-    life: Option<u64>,
-    /// What the last hole may have held, as long as the next record that says what was known then may bound it.
-    loose: Option<LostSlots>,
 }
 
 /// What is known of a part of the log that is lost, from what follows it.
@@ -71,8 +59,8 @@ pub struct Loss {
     pub ballot: Ballot,
     /// What was promised at the end of the missing part.
     pub promised: Ballot,
-    /// How many records are missing, at the most.
-    pub records_max: u64,
+    /// The highest slot of the log up to there: none that is missing is above it.
+    pub highest: Slot,
     /// The incarnation as of the end of what follows; none: the replica rejoins.
     pub incarnation: Incarnation,
     /// All up to here may be gone from the log, says what follows.
@@ -126,25 +114,14 @@ impl Recovery {
     /// Goes on from this snapshot, or from the empty state.
     pub fn new(snapshot: Option<SnapshotHandle>) -> Self {
         let snapshot_slot = snapshot.as_ref().map_or(Slot::NONE, |snapshot| snapshot.slot);
-        let slot = snapshot_slot;
         Self {
             snapshot,
             snapshot_slot,
             found: None,
             known: Slot::NONE,
-            highest: slot,
             dropped: Slot::NONE,
             doubtful: BTreeSet::new(),
             early: Vec::new(),
-            life: None,
-            loose: None,
-        }
-    }
-
-    /// Says which life of the process wrote what follows. Told between a hole and the record behind it, too.
-    pub fn written_in(&mut self, life: u64) {
-        if self.life.replace(life) != Some(life) {
-            self.loose = None;
         }
     }
 
@@ -156,9 +133,7 @@ impl Recovery {
                 // Who the members were at first, a later hard state may say; until then there is nothing to apply.
                 None => {
                     self.early.push(loss);
-                    return Ok(loss
-                        .slots
-                        .unwrap_or((Slot::NONE.next(), self.bounds(&loss, Slot::NONE, Configuration::HORIZON_MAX).1)));
+                    return Ok(loss.slots.unwrap_or((Slot::NONE.next(), loss.highest)));
                 }
                 Some(SnapshotHandle { slot, ballot: _, configurations }) => {
                     let recovered = Recovered { chosen: slot, ..Recovered::of(configurations) };
@@ -167,8 +142,9 @@ impl Recovery {
             }
         }
         let (_, recovered) = self.found.as_ref().expect("it was made just now, or there before");
-        let horizon = recovered.configurations.current.horizon();
-        let (first, last) = self.bounds(&loss, recovered.chosen, horizon);
+        let (first, last) = loss.slots.unwrap_or((Slot::NONE.next(), loss.highest));
+        // What is applied was chosen before.
+        let first = first.max(recovered.chosen.next());
         let (incarnation, recovered) = self.found.as_mut().expect("as before");
         recovered.holes += 1;
         // Not the highest one seen: whoever has begun to rejoin has none, whatever life was before (P11; seed 539).
@@ -181,21 +157,10 @@ impl Recovery {
         let is_in_it = |slot: &&Slot| first <= **slot && **slot <= last;
         self.doubtful.extend(recovered.accepted.keys().filter(is_in_it));
         if first <= last {
-            self.highest = self.highest.max(last);
             let ballot = if loss.slots.is_some() { loss.ballot } else { loss.promised };
-            let lost = LostSlots { first, last, ballot };
-            recovered.lose(lost);
-            self.loose = (loss.slots.is_none() && self.life.is_some()).then_some(lost);
+            recovered.lose(LostSlots { first, last, ballot });
         }
         Ok(loss.slots.unwrap_or((self.known.next(), last)))
-    }
-
-    /// Which slots a hole may have been about: see the module's page for the argument.
-    fn bounds(&self, loss: &Loss, applied: Slot, horizon: u64) -> (Slot, Slot) {
-        match loss.slots {
-            Some((first, last)) => (first.max(applied.next()), last),
-            None => (applied.next(), self.highest.max(applied).plus(loss.records_max).plus(2 * horizon)),
-        }
     }
 
     /// Takes the next record. `apply` is given the batches that are chosen for certain, in order, each once.
@@ -224,14 +189,6 @@ impl Recovery {
             Record::Accepted { chosen, .. } => *chosen,
             Record::Chosen { slot, .. } => *slot,
         });
-        if let Record::Accepted { chosen: known, .. } | Record::Chosen { slot: known, .. } = &record
-            && let Some(loose) = self.loose.take()
-        {
-            recovered.bound(loose, known.plus(2 * recovered.configurations.current.horizon()));
-        }
-        if let Record::Accepted { slot, .. } | Record::Chosen { slot, .. } = &record {
-            self.highest = self.highest.max(*slot);
-        }
         if let Record::Accepted { slot, .. } | Record::Chosen { slot, .. } = &record {
             self.doubtful.remove(slot);
         }
@@ -327,14 +284,6 @@ impl Recovered {
         }
     }
 
-    /// Nothing above this slot was lost there after all. What was joined with other ranges stays as it is.
-    fn bound(&mut self, loose: LostSlots, last: Slot) {
-        if let Some(lost) = self.lost.iter_mut().find(|lost| **lost == loose) {
-            lost.last = lost.last.min(last);
-        }
-        self.lost.retain(|lost| lost.first <= lost.last);
-    }
-
     /// Whether something may be missing at this slot beside a value at `ballot`.
     fn has_lost(&self, slot: Slot, ballot: Option<Ballot>) -> bool {
         self.lost.iter().any(|lost| lost.first <= slot && slot <= lost.last && Some(lost.ballot) > ballot)
@@ -388,6 +337,7 @@ fn take_chosen(recovered: &mut Recovered, slot: Slot, batch: &Batch, apply: &mut
 mod tests {
     use super::*;
 
+    use crate::configuration::Configuration;
     use crate::effect::Configurations;
     use crate::types::ReplicaId;
 
@@ -477,7 +427,7 @@ mod tests {
     fn loss(slots: Option<(u64, u64)>, ballot: Ballot) -> Loss {
         let slots = slots.map(|(first, last)| (Slot(first), Slot(last)));
         let (incarnation, cut) = (Incarnation(1), Slot::NONE);
-        Loss { slots, ballot, promised: ballot, records_max: 3, incarnation, cut }
+        Loss { slots, ballot, promised: ballot, highest: Slot(7), incarnation, cut }
     }
 
     /// A cell of one member, a horizon of 16; the hole comes before the record with this place.
@@ -526,31 +476,11 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_describes_is_bounded_by_room_and_horizon() {
-        let horizon = Configuration::of(&[1]).horizon();
+    fn what_nobody_describes_is_bounded_by_the_highest_slot_of_the_log() {
         let (applied, after) =
             with_hole(2, loss(None, HIGHER), &[at(1, BALLOT, 0), at(4, BALLOT, 1), at(5, HIGHER, 4)]);
         assert_eq!((applied, after.promised), (vec![1], HIGHER));
-        assert_eq!(after.lost, [LostSlots { first: Slot(2), last: Slot(4 + 3 + 2 * horizon), ballot: HIGHER }]);
-    }
-
-    #[test]
-    fn what_was_known_right_behind_a_hole_bounds_it_within_one_life() {
-        let horizon = Configuration::of(&[1]).horizon();
-        for (behind, last) in [(7, 2 + 2 * horizon), (8, 1 + 300 + 2 * horizon)] {
-            let first = Configurations::first(Configuration::of(&[1]));
-            let mut recovery = Recovery::new(None);
-            recovery.written_in(7);
-            recovery.take(hard_state(&first), |_, _| {}).unwrap();
-            recovery.take(at(1, BALLOT, 0), |_, _| {}).unwrap();
-            recovery.lose(Loss { records_max: 300, ..loss(None, HIGHER) }).unwrap();
-            recovery.written_in(behind);
-            recovery.take(at(5, HIGHER, 2), |_, _| {}).unwrap();
-            // Later ones say nothing of what was known before.
-            recovery.take(at(6, HIGHER, 1), |_, _| {}).unwrap();
-            let after = recovery.finish().unwrap().1;
-            assert_eq!(after.lost, [LostSlots { first: Slot(1), last: Slot(last), ballot: HIGHER }]);
-        }
+        assert_eq!(after.lost, [LostSlots { first: Slot(2), last: Slot(7), ballot: HIGHER }]);
     }
 
     /// Simulator seed 539: a hole in the log of a replica that rejoined ended that, and it voted as the life that had lost all.

@@ -327,8 +327,13 @@ impl Attempt<'_> {
                 ensure!(id == VICTIM, "replica {id} ended by itself, whose disk is sound: {code:?} {last}");
                 let named = STATUSES.iter().find(|(status, _)| code == Some(i32::from(*status)));
                 let (status, what) = named.with_context(|| format!("it ended with {code:?}: {last}"))?;
-                let reason = if *status == exit::DATABASE_UNREADABLE { "cannot be read" } else { "Input/output error" };
-                let has_reason = last.lines().last().is_some_and(|line| line.contains(reason));
+                // Where the file system's own journal met the error, it takes nothing any more.
+                let reasons: &[&str] = match *status {
+                    exit::DATABASE_UNREADABLE => &["cannot be read"],
+                    _ => &["Input/output error", "Read-only file system"],
+                };
+                let says = |line: &str| reasons.iter().any(|reason| line.contains(reason));
+                let has_reason = last.lines().last().is_some_and(says);
                 ensure!(has_reason, "it ended with {status} and said: {last}");
                 format!("ended with {status}, {what}")
             }

@@ -311,7 +311,7 @@ impl<'a> Disk<'a> {
         match FrameHeader::decode(&self.window[..BLOCK_BYTES]) {
             Ok((header, _)) => Ok(Some(header)),
             Err(HeaderError::Unsound) => Ok(None),
-            Err(HeaderError::Newer { version }) => Err(OpenError::NewerVersion { segment, version }),
+            Err(HeaderError::OtherVersion { version }) => Err(OpenError::OtherVersion { segment, version }),
         }
     }
 

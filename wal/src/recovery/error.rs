@@ -53,9 +53,12 @@ pub enum OpenError {
         /// The segment.
         segment: SegmentId,
     },
-    /// Written by a newer version of the log.
-    #[error("segment {segment} is of format version {version}, newer than this program's")]
-    NewerVersion {
+    /// Written by another version of the log.
+    #[error(
+        "segment {segment} is of format version {version}, and this program reads version {}",
+        crate::frame::VERSION
+    )]
+    OtherVersion {
         /// The segment.
         segment: SegmentId,
         /// Its version.

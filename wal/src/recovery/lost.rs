@@ -1,11 +1,10 @@
 //! What recovery tells of a hole in the log.
 
 use crate::frame::Summary;
-use crate::record::RECORD_ALIGN;
 use crate::types::{FrameNumber, Incarnation, SegmentId, Slot};
 
 /// Frames that were durable and are not there any more, with a sound frame right behind them. That one says what the last of
-/// them held; of those before nothing is known but how much room they had.
+/// them held; of those before nothing is known but that no slot was above the highest one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lost {
     /// The first frame that is missing.
@@ -16,10 +15,8 @@ pub struct Lost {
     pub segment: SegmentId,
     /// Where in the segment.
     pub offset: u64,
-    /// The room between the frames around the hole, in bytes.
-    pub bytes: u64,
-    /// What the last one held, and what was promised at its end: ballots promised only rise, so nothing that is missing holds a
-    /// higher one.
+    /// What the last one held; what was promised at its end: ballots promised only rise, so nothing that is missing holds a
+    /// higher one; and the highest slot up to there.
     pub summary: Summary,
     /// The incarnation at the end of the frame behind; zero: none, the replica rejoins.
     pub incarnation: Incarnation,
@@ -51,11 +48,6 @@ impl Lost {
             Summary { first_slot: Slot(0), .. } => Some(LostSlots::NONE),
             Summary { first_slot: first, last_slot: last, .. } => Some(LostSlots { first, last }),
         }
-    }
-
-    /// How many records there may have been, at the most.
-    pub fn records_max(&self) -> u64 {
-        if self.first == self.last { u64::from(self.summary.records) } else { self.bytes / RECORD_ALIGN as u64 }
     }
 }
 

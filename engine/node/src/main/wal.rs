@@ -321,7 +321,7 @@ fn place_of(error: &OpenError) -> (&'static str, Option<u64>) {
         OpenError::OtherCell { segment, .. } => ("other-cell", Some(segment.0)),
         OpenError::OtherReplica { segment, .. } => ("other-replica", Some(segment.0)),
         OpenError::OtherLog { segment } => ("other-log", Some(segment.0)),
-        OpenError::NewerVersion { segment, .. } => ("newer-version", Some(segment.0)),
+        OpenError::OtherVersion { segment, .. } => ("other-version", Some(segment.0)),
         OpenError::WrongSize { segment, .. } => ("wrong-size", Some(segment.0)),
         OpenError::Malformed { segment, .. } => ("malformed", Some(segment.0)),
         OpenError::Read { segment, .. } => ("unreadable", Some(segment.0)),
