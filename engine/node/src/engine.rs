@@ -475,23 +475,31 @@ impl Engine {
 
     /// Whether a command may be proposed here and now; makes room for it in the pending batch.
     fn admit(&mut self, decoded: &Command<'_>, command: &[u8]) -> Result<(), Refusal> {
-        let Some(mastership) = self.replica.mastership() else { return Err(self.not_master()) };
+        let changes = decoded.operation.changes();
+        let Some(mastership) = self.replica.mastership() else {
+            // Nobody leads for a moment, or for want of room: who reads asks again, who writes is told.
+            let is_for_room = changes && self.refuses_reads && self.coordinator_address().is_none();
+            return Err(if is_for_room { self.full() } else { self.not_master() });
+        };
         // Checked before it costs a slot; every replica checks again when it applies, because the log is what counts.
         decoded.check_limits().map_err(|error| Refusal::Limit(error.to_string()))?;
         if self.digests.is_halted() {
             return Err(Refusal::Diverged);
         }
         let is_refused = self.refuses_writes || self.is_majority_short();
-        if is_refused && decoded.operation.changes() {
+        if is_refused && changes {
             return Err(self.full());
         }
-        if self.refuses_reads {
-            // A new master has its lease in a moment, and what is left of the log is for that; one whose log takes nothing at all is none
-            // any more in a moment. Whoever has the lease then reads without a slot.
-            let has_leases = !self.replica.configurations().current.lease().is_zero();
-            return Err(if has_leases { Refusal::Busy } else { self.full() });
+        let has_leases = !self.replica.configurations().current.lease().is_zero();
+        if is_refused && has_leases {
+            // A new master has its lease in a moment, and what is left of the log is for that; one whose log takes nothing at all is
+            // none any more in a moment. Whoever has the lease then reads without a slot.
+            return Err(Refusal::Busy);
         }
-        if decoded.operation.changes() && self.cell.store().room_bytes() < DATABASE_RESERVE_BYTES {
+        if self.refuses_reads {
+            return Err(self.full());
+        }
+        if changes && self.cell.store().room_bytes() < DATABASE_RESERVE_BYTES {
             return Err(Refusal::DatabaseFull);
         }
         if self.queued_bytes + command.len() > QUEUED_BYTES_MAX {
@@ -515,8 +523,7 @@ impl Engine {
     }
 
     fn not_master(&self) -> Refusal {
-        let master = self.coordinator_address().map(str::to_owned);
-        if master.is_none() && self.refuses_reads { self.full() } else { Refusal::NotMaster { master } }
+        Refusal::NotMaster { master: self.coordinator_address().map(str::to_owned) }
     }
 
     fn refuse(&mut self, caller: Caller, refusal: Refusal, outlet: &mut impl Outlet) {
