@@ -27,8 +27,10 @@ fn the_stages_add_up_to_what_was_measured() -> anyhow::Result<()> {
         }
         assert!(profile.traced > 200, "{profile:?}");
         assert!(profile.cost.is_some_and(|cost| cost.pairs == 1));
-        for around in &profile.percentiles[..2] {
-            assert!((around.ratio - 1.0).abs() < 0.1, "{} workers: {around:?}", profile.workers);
+        for (around, off_max) in profile.percentiles.iter().zip([0.1, 0.5]) {
+            // The stages of each request add up to its latency. What is off is that their mean is taken over ranks around the
+            // percentile: little at the median, and a part of the slope at the p99, which is steep while other tests run.
+            assert!((around.ratio - 1.0).abs() < off_max, "{} workers: {around:?}", profile.workers);
             let log = STAGES.iter().position(|stage| *stage == "log").expect("there is such a stage");
             let others = around.stages_us.iter().sum::<f64>() - around.stages_us[log];
             assert!(around.stages_us[log] > 10.0 && others > 10.0, "a flush and two round trips: {around:?}");
