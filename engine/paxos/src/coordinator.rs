@@ -229,11 +229,11 @@ synod_spec::machine! {
 
     on Rejected {
         in Idle, Probing: do bare note_round stay;
-        in Proposing, CatchingUp: when outbids_candidacy do bare make_way goto Idle;
+        in Proposing, CatchingUp: when outbids_candidacy do bare ask_soon goto Idle;
                                   do bare note_round stay;
         in Leading, HandingOver: when is_old refuse "of an older ballot";
                                  when bare holds_lease do want_boost stay;
-                                 do yield_way goto Idle;
+                                 do yield_and_ask goto Idle;
         in Boosting: when is_old refuse "of an older ballot";
                      do step_down_outbid goto Idle;
     }

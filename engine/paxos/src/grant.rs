@@ -79,10 +79,8 @@ fn is_its_own(grant: &Grant, released: &Ballot, _: &World<'_>) -> bool {
     grant.ballot <= *released && grant.ballot.replica == released.replica
 }
 
-/// Whoever campaigns next goes above it.
 fn note(released: Ballot, world: &mut World<'_>) {
     world.core.released = world.core.released.max(released);
-    world.core.round = world.core.round.max(released.round);
 }
 
 fn is_running(grant: &Grant, world: &World<'_>) -> bool {

@@ -62,7 +62,8 @@ impl State {
     /// Whether this replica would promise to `candidate` now, if it were asked to.
     pub(crate) fn would_promise(&self, candidate: ReplicaId, core: &Core, now: Instant) -> bool {
         let is_free = match self {
-            State::Idle(idle) => !idle.is_content(core, now),
+            // Who asks does not lead.
+            State::Idle(idle) => idle.coordinator == Some(candidate) || !idle.is_content(core, now),
             State::Probing(_) => true,
             State::Proposing(_) | State::CatchingUp(_) => false,
             State::Leading(_) | State::Boosting(_) | State::HandingOver(_) => false,
@@ -303,6 +304,14 @@ pub(super) fn give_up(candidacy: &mut Candidacy, world: &mut World<'_>) -> Idle 
 
 pub(super) fn outbids_candidacy(candidacy: &Candidacy, ballot: &Ballot, _: &World<'_>) -> bool {
     *ballot > candidacy.ballot
+}
+
+/// Whoever rejects has promised more. To somebody who campaigns or leads, it may be; or to itself, in a boost that its silent disk
+/// has kept it from finishing, and then nobody does. A probe tells, and disturbs nobody.
+pub(super) fn ask_soon(promised: Ballot, world: &mut World<'_>) -> Idle {
+    note_round(promised, world);
+    let deadline = world.after_about(world.core.settings.heartbeat);
+    Idle { deadline, ..Idle::default() }
 }
 
 pub(super) fn is_unsound(candidacy: &Candidacy, promise: &Promise, world: &World<'_>) -> bool {

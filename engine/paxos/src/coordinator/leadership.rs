@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::election::{Candidacy, Idle, ask_the_others, campaign, completes, follow, is_unsound, make_way, note_round};
+use super::election::{
+    Candidacy, Idle, ask_soon, ask_the_others, campaign, completes, follow, is_unsound, make_way, note_round,
+};
 use super::{Acknowledge, IndexAsked, Promise, Submitted, Told};
 use crate::batch::Batch;
 use crate::effect::Effect;
@@ -259,12 +261,10 @@ impl Leadership {
         }
     }
 
-    /// Nobody needs to wait for our lease: it is over, and none of our ballots so far ever holds one again (P8). One that a boost
-    /// has not finished is among them: we have promised it, and would reject whoever campaigns below.
+    /// Nobody needs to wait for our lease: it is over, and this ballot never holds one again (P8).
     fn release(&mut self, world: &mut World<'_>) {
-        let ballot = self.ballot.max(self.boost.ballot);
-        grant::tell(grant::Event::Released(ballot), world);
-        world.send_all(&Message::Release { ballot });
+        grant::tell(grant::Event::Released(self.ballot), world);
+        world.send_all(&Message::Release { ballot: self.ballot });
     }
 }
 
@@ -527,6 +527,12 @@ pub(super) fn yield_to(leadership: &mut Leadership, ballot: Ballot, world: &mut 
 pub(super) fn yield_way(leadership: &mut Leadership, ballot: Ballot, world: &mut World<'_>) -> Idle {
     leadership.end(world);
     make_way(ballot, world)
+}
+
+/// Who rejects may be all there is above us: see [`ask_soon`].
+pub(super) fn yield_and_ask(leadership: &mut Leadership, promised: Ballot, world: &mut World<'_>) -> Idle {
+    leadership.end(world);
+    ask_soon(promised, world)
 }
 
 pub(super) fn step_down(leadership: &mut Leadership, world: &mut World<'_>) -> Idle {
