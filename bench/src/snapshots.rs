@@ -56,6 +56,9 @@ pub struct SnapshotsOptions {
     /// Only these rows
     #[arg(long, value_delimiter = ',', default_value = "pause,incremental,opening,replay,laggard")]
     pub rows: Vec<String>,
+    /// How many workers write in the row laggard [default: those that make about half of the peak]
+    #[arg(long)]
+    pub laggard_workers: Option<usize>,
     /// Where the files are meanwhile: on the disk to be measured [default: the temporary directory]
     #[arg(long)]
     pub dir: Option<PathBuf>,
@@ -149,24 +152,38 @@ fn fill(cell: &LocalCell, keys: u64) -> anyhow::Result<()> {
     workload.finish()
 }
 
-/// How many workers make about half of what many make.
-fn half_of_peak(cell: &LocalCell, keys: u64) -> anyhow::Result<(usize, f64, f64)> {
-    let rate = |workers| -> anyhow::Result<f64> {
-        let mut workload = workload(cell, workers, VALUE_BYTES, Work::AnyKey { keys })?;
-        workload.run(Duration::from_millis(500), u64::MAX)?;
-        let rate = workload.run(2 * WINDOW, u64::MAX)?.per_second();
-        workload.finish()?;
-        Ok(rate)
-    };
-    let peak = rate(PEAK_WORKERS)?;
-    let mut best = (HALF_WORKERS[0], f64::INFINITY);
-    for workers in HALF_WORKERS {
-        let rate = rate(workers)?;
-        if (rate - peak / 2.0).abs() < (best.1 - peak / 2.0).abs() {
-            best = (workers, rate);
-        }
+/// How many workers write, and how many writes a second they and many make.
+struct Load {
+    workers: usize,
+    rate: f64,
+    peak: f64,
+}
+
+impl Load {
+    fn of(cell: &LocalCell, keys: u64, workers: usize) -> anyhow::Result<Self> {
+        Ok(Self { workers, peak: rate(cell, keys, PEAK_WORKERS)?, rate: rate(cell, keys, workers)? })
     }
-    Ok((best.0, best.1, peak))
+
+    /// As many workers as make about half of what many make.
+    fn half_of_peak(cell: &LocalCell, keys: u64) -> anyhow::Result<Self> {
+        let peak = rate(cell, keys, PEAK_WORKERS)?;
+        let mut best = Self { workers: HALF_WORKERS[0], rate: f64::INFINITY, peak };
+        for workers in HALF_WORKERS {
+            let rate = rate(cell, keys, workers)?;
+            if (rate - peak / 2.0).abs() < (best.rate - peak / 2.0).abs() {
+                best = Self { workers, rate, peak };
+            }
+        }
+        Ok(best)
+    }
+}
+
+fn rate(cell: &LocalCell, keys: u64, workers: usize) -> anyhow::Result<f64> {
+    let mut workload = workload(cell, workers, VALUE_BYTES, Work::AnyKey { keys })?;
+    workload.run(Duration::from_millis(500), u64::MAX)?;
+    let rate = workload.run(2 * WINDOW, u64::MAX)?.per_second();
+    workload.finish()?;
+    Ok(rate)
 }
 
 /// Of those among them that run.
@@ -245,7 +262,7 @@ fn pause(options: &SnapshotsOptions, dir: &Path) -> anyhow::Result<Vec<Row>> {
     let keys = (options.db_mb << 20) / VALUE_BYTES as u64;
     let cell = cell(dir, REPLICAS)?;
     fill(&cell, keys)?;
-    let (workers, half, peak) = half_of_peak(&cell, keys)?;
+    let Load { workers, rate, peak } = Load::half_of_peak(&cell, keys)?;
     // The first snapshot has everything to write; what is measured is those that follow.
     ask_for_snapshots(&cell, cell.ids())?;
     wait_for_no_snapshot(&cell)?;
@@ -283,7 +300,7 @@ fn pause(options: &SnapshotsOptions, dir: &Path) -> anyhow::Result<Vec<Row>> {
     let changed = snapshot_bytes(&cell) - bytes_before;
     let ratio = with.p99() / without.p99();
     let what = format!(
-        "p99 {:.0} us with, {:.0} us without; p50 {:.0} and {:.0} us; {workers} workers, {half:.0} of {peak:.0} writes/s of 1 KB all \
+        "p99 {:.0} us with, {:.0} us without; p50 {:.0} and {:.0} us; {workers} workers, {rate:.0} of {peak:.0} writes/s of 1 KB all \
          over {} MB; {} windows with (up to {longest} s a snapshot), {} without",
         with.p99(),
         without.p99(),
@@ -423,7 +440,10 @@ fn laggard(options: &SnapshotsOptions, dir: &Path) -> anyhow::Result<Row> {
     let keys = (options.db_mb << 20) / VALUE_BYTES as u64;
     let mut cell = cell(dir, REPLICAS)?;
     fill(&cell, keys / 2)?;
-    let (workers, half, _) = half_of_peak(&cell, keys)?;
+    let Load { workers, rate, peak } = match options.laggard_workers {
+        Some(workers) => Load::of(&cell, keys, workers)?,
+        None => Load::half_of_peak(&cell, keys)?,
+    };
     let master = cell.wait_for_master(PATIENCE)?;
     let away = cell.ids().into_iter().find(|id| *id != master).context("a cell of three")?;
     cell.kill_replica(away)?;
@@ -459,7 +479,7 @@ fn laggard(options: &SnapshotsOptions, dir: &Path) -> anyhow::Result<Row> {
     workload.finish()?;
     let ratio = meanwhile.p99() / before.p99();
     let what = format!(
-        "p99 {:.0} us meanwhile, {:.0} us when it was done, after {:.1} s; {workers} workers, {half:.0} writes/s of 1 KB; {} MB",
+        "p99 {:.0} us meanwhile, {:.0} us when it was done, after {:.1} s; {workers} workers, {rate:.0} of {peak:.0} writes/s of 1 KB; {} MB",
         meanwhile.p99(),
         before.p99(),
         caught_up.as_secs_f64(),

@@ -163,7 +163,11 @@ fn only_the_simulators_crate_can_plant_bugs_and_only_when_asked() {
         let allowed: &[&str] = match directory.as_str() {
             "engine/paxos" => &["planted = []"],
             "engine/store" => &[r#"planted = ["rot"]"#],
-            "tests" => &[r#"planted = ["synod-paxos/planted", "synod-store/planted"]"#],
+            "tests" => &[
+                r#"planted = ["synod-paxos/planted", "synod-store/planted"]"#,
+                r#"name = "planted""#,
+                r#"required-features = ["planted"]"#,
+            ],
             _ => &[],
         };
         // No `default`, no dependency with the feature, no feature that brings it along.

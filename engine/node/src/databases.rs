@@ -354,7 +354,7 @@ impl Drop for Databases {
         self.is_old.store(true, Ordering::Relaxed);
         (self.jobs, self.chores) = (None, None);
         for thread in self.threads.drain(..) {
-            // A panic there has already ended the process (panic = "abort").
+            // A panic there has already ended the process (`serve::abort_on_panics`).
             let _ = thread.join();
         }
     }

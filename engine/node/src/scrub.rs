@@ -210,7 +210,7 @@ impl Drop for Scrubber {
         self.cancel.store(true, Ordering::Relaxed);
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
-            // A panic there has already ended the process (panic = "abort").
+            // A panic there has already ended the process (`serve::abort_on_panics`).
             let _ = thread.join();
         }
     }

@@ -61,7 +61,7 @@ impl Drop for SegmentMaker {
     fn drop(&mut self) {
         self.requests = None;
         if let Some(thread) = self.thread.take() {
-            // A panic there has already ended the process (panic = "abort").
+            // A panic there has already ended the process (`serve::abort_on_panics`).
             let _ = thread.join();
         }
     }

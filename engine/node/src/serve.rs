@@ -91,6 +91,16 @@ pub struct ServeOptions {
     pub stop_with_parent: bool,
 }
 
+/// From here on a panic of any thread aborts the process, in builds that unwind too (tests are built so, and what they start). To be
+/// called last: what other hooks have to say of a panic, they say before.
+pub fn abort_on_panics() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        before(panic);
+        std::process::abort();
+    }));
+}
+
 /// Runs one replica until it is told to stop, or cannot go on.
 pub fn serve(config: &Config, options: ServeOptions) -> Result<(), ServeError> {
     if let Some(cpu) = config.pin_to_cpu {
@@ -130,6 +140,7 @@ pub fn serve(config: &Config, options: ServeOptions) -> Result<(), ServeError> {
     let ignored = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
     ignored.map_err(|source| ServeError::System { doing: "cannot watch for SIGXFSZ", source })?;
     synod_store::end_on_own_panics(move || place.clone());
+    abort_on_panics();
     let opened = start::open(config, options.first_start)?;
     let report = opened.report.clone();
     eprintln!(

@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use synod_node::serve::abort_on_panics;
 use synod_tests::fuzz::{self, TARGETS, Target};
 
 /// Feeds everything that reads a socket or a disk with bytes that are nearly right: nothing may panic, and what is taken for
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         eprintln!("a panic; {}", again(TARGET.get(), seed));
         usual(panic);
     }));
+    abort_on_panics();
     let mut failed = 0;
     for target in &targets {
         TARGET.set(target.name);

@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use synod_node::serve::abort_on_panics;
 use synod_tests::model::{self, Outcome, Planted, Scope};
 
 /// Checks the protocol exhaustively within bounds: the production code, every order of events.
@@ -59,6 +60,7 @@ fn planted(name: &str) -> Result<Planted, String> {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     model::tell_on_panic();
+    abort_on_panics();
     let sound = match arguments.plant {
         Some(planted) => one_planted(planted, &arguments),
         None if arguments.planted => all_planted(&arguments),

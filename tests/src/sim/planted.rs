@@ -212,6 +212,7 @@ pub(crate) fn soundly<T>(what: impl FnOnce() -> T) -> T {
 /// A world in which a bug inside the protocol has a chance.
 #[cfg(feature = "planted")]
 fn arrange_for(bug: core::Bug, swarm: &mut Swarm) {
+    use super::swarm::MILLISECOND;
     use core::Bug as B;
     let lost_masters: &[Kind] =
         &[Kind::Partition, Kind::Bridge, Kind::SendOnly, Kind::ReceiveOnly, Kind::Pause, Kind::Crash, Kind::Drift];
@@ -260,7 +261,10 @@ fn arrange_for(bug: core::Bug, swarm: &mut Swarm) {
             swarm.lose_often(&[Kind::Misdirected, Kind::LostWrite, Kind::Rot, Kind::Crash, Kind::Loss, Kind::Pause]);
         }
         B::P11CountsSuperseded => {
-            swarm.lose_often(&[Kind::Wiped, Kind::Loss, Kind::Delay, Kind::Partition, Kind::Stall, Kind::Transfer]);
+            // Three of five disks have to take a slot, slowly: whoever was first is wiped, and back, before the third.
+            swarm.replicas = 5;
+            swarm.lose_often(&[Kind::Wiped, Kind::Loss]);
+            swarm.be_slow(60 * MILLISECOND);
         }
         B::P14OddOneOutGoesOn => swarm.lose_often(&[Kind::Diverged, Kind::Loss]),
         B::P14SubtractsWhatItShouldHold => swarm.lose_often(&[Kind::RottenRow, Kind::Loss]),

@@ -10,7 +10,7 @@ use synod_cell::Cell;
 use synod_node::codec::SnapshotMessage;
 use synod_node::engine::Evidence;
 use synod_paxos::{Recovered, ReplicaId, Slot, SnapshotHandle};
-use synod_store::{ReadView, Store};
+use synod_store::{Digest, ReadView, Store};
 
 use super::node::Input;
 use super::planted::Bug;
@@ -25,6 +25,8 @@ const CHUNK_BYTES: usize = 4096;
 struct Kept {
     handle: SnapshotHandle,
     chunks: Vec<Vec<u8>>,
+    /// What its meta block says: an import would make one of what rot has left, and forget it (seed 3613).
+    digest: Digest,
 }
 
 impl Kept {
@@ -36,7 +38,7 @@ impl Kept {
             chunks.push(chunk.bytes);
             next = chunk.next;
             if next.is_none() {
-                return Kept { handle, chunks };
+                return Kept { handle, chunks, digest: view.digest() };
             }
         }
     }
@@ -46,6 +48,7 @@ impl Kept {
         for (at, chunk) in self.chunks.iter().enumerate() {
             store.import(chunk, at + 1 == self.chunks.len()).expect("a snapshot is read back as it was written");
         }
+        store.go_on_with_digest(self.digest);
         Cell::of(store)
     }
 }

@@ -200,6 +200,15 @@ impl Swarm {
         (self.machines, self.segments_max) = (self.replicas, None);
     }
 
+    /// Each write takes so long, and each sync, and nobody is impatient.
+    #[cfg(feature = "planted")]
+    pub(crate) fn be_slow(&mut self, nanoseconds: u64) {
+        (self.write_mean, self.sync_mean) = (nanoseconds, nanoseconds);
+        self.election_timeout = Duration::from_nanos(40 * nanoseconds);
+        (self.lease, self.heartbeat) = (self.election_timeout, self.election_timeout / 5);
+        self.patience = 160 * nanoseconds;
+    }
+
     /// A third of the worlds have much of something that is seldom met elsewhere.
     fn specialise(&mut self, random: &mut Rng) {
         match random.u8(..100) {

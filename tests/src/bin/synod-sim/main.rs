@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use synod_node::serve::abort_on_panics;
 use synod_tests::sim::{self, Bug, Mask, Options, Sweep, Words};
 
 /// Simulates whole cells, one a seed, under faults, and checks what must hold.
@@ -84,6 +85,7 @@ fn main() -> ExitCode {
     let threads =
         arguments.threads.or_else(|| std::thread::available_parallelism().ok().map(NonZero::get)).unwrap_or(1);
     say_seed_on_panic(arguments.seed.is_some(), arguments.plant);
+    abort_on_panics();
     if arguments.planted {
         let form = match (arguments.json, arguments.markdown) {
             (_, true) => children::Form::Markdown,

@@ -94,6 +94,7 @@ pub(super) struct Verdict {
 pub fn main(options: &WorkerOptions) -> anyhow::Result<()> {
     // As `synod serve` has it.
     synod_store::end_on_own_panics(database_at_work);
+    synod_node::serve::abort_on_panics();
     let plan = Plan::read(&options.sample)?;
     let cases = cases(&plan);
     let mut bench = Bench::new(options, plan)?;
