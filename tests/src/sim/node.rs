@@ -481,8 +481,9 @@ impl Node {
     fn check_recovered(&mut self, protocol: &Recovered, cell: &Cell, oracle: &Oracle) -> Verdict {
         oracle.acceptors.holds(self.id, protocol)?;
         // What was made durable before it went apart may be sound.
-        let is_noted = self.disk.databases.quarantine().is_some();
-        if !is_noted && oracle.applied(self.id, protocol.chosen, cell).is_ok() {
+        let databases = &self.disk.databases;
+        let may_be_sound = databases.quarantine().is_none() && !databases.is_rotten();
+        if may_be_sound && oracle.applied(self.id, protocol.chosen, cell).is_ok() {
             self.apart = None;
         }
         if self.apart.is_none() {

@@ -43,13 +43,15 @@ impl Kept {
         }
     }
 
-    fn open(&self) -> Cell {
+    /// And whether a row in it is rotten, as its scrubber will find.
+    fn open(&self) -> (Cell, bool) {
         let mut store = Store::new();
         for (at, chunk) in self.chunks.iter().enumerate() {
             store.import(chunk, at + 1 == self.chunks.len()).expect("a snapshot is read back as it was written");
         }
+        let is_rotten = store.digest() != self.digest;
         store.go_on_with_digest(self.digest);
-        Cell::of(store)
+        (Cell::of(store), is_rotten)
     }
 }
 
@@ -64,6 +66,7 @@ pub(crate) struct Databases {
     passed_by: Slot,
     /// Why the own one is not to be trusted, if it is not (rule P14).
     quarantine: Option<Evidence>,
+    is_rotten: bool,
 }
 
 impl Databases {
@@ -77,8 +80,16 @@ impl Databases {
 
     /// What a start goes on from.
     pub(crate) fn open(&mut self) -> Option<(SnapshotHandle, Cell)> {
-        self.incoming = None;
-        self.kept.back().map(|kept| (kept.handle.clone(), kept.open()))
+        (self.incoming, self.is_rotten) = (None, false);
+        let kept = self.kept.back()?;
+        let (cell, is_rotten) = kept.open();
+        self.is_rotten = is_rotten;
+        Some((kept.handle.clone(), cell))
+    }
+
+    /// Whether a row was rotten in what the last start went on from.
+    pub(crate) fn is_rotten(&self) -> bool {
+        self.is_rotten
     }
 
     /// The log may be cut there: all up to here is in the older snapshot that is kept, or the log was no use.
