@@ -57,8 +57,8 @@ pub struct SnapshotsOptions {
     #[arg(long, value_delimiter = ',', default_value = "pause,incremental,opening,replay,laggard")]
     pub rows: Vec<String>,
     /// How many workers write in the row laggard [default: those that make about half of the peak]
-    #[arg(long)]
-    pub laggard_workers: Option<usize>,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub laggard_workers: Option<u32>,
     /// Where the files are meanwhile: on the disk to be measured [default: the temporary directory]
     #[arg(long)]
     pub dir: Option<PathBuf>,
@@ -441,7 +441,7 @@ fn laggard(options: &SnapshotsOptions, dir: &Path) -> anyhow::Result<Row> {
     let mut cell = cell(dir, REPLICAS)?;
     fill(&cell, keys / 2)?;
     let Load { workers, rate, peak } = match options.laggard_workers {
-        Some(workers) => Load::of(&cell, keys, workers)?,
+        Some(workers) => Load::of(&cell, keys, workers as usize)?,
         None => Load::half_of_peak(&cell, keys)?,
     };
     let master = cell.wait_for_master(PATIENCE)?;

@@ -183,3 +183,27 @@ pub fn serve(config: &Config, options: ServeOptions) -> Result<(), ServeError> {
     eprintln!("synod: stopped");
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use super::abort_on_panics;
+
+    /// Set in the process that is to panic.
+    const WITH_PANIC: &str = "SYNOD_TEST_PANICS";
+
+    #[test]
+    fn a_panic_of_any_thread_aborts_the_process() {
+        if std::env::var_os(WITH_PANIC).is_some() {
+            abort_on_panics();
+            let _ = std::thread::spawn(|| panic!("as asked")).join();
+            return;
+        }
+        let own = std::env::current_exe().expect("this program was started from somewhere");
+        let alone = ["--exact", "serve::tests::a_panic_of_any_thread_aborts_the_process"];
+        let ended = Command::new(own).args(alone).env(WITH_PANIC, "1").output().expect("it can be run again");
+        assert_eq!(ended.status.signal(), Some(signal_hook::consts::SIGABRT), "{ended:?}");
+    }
+}
