@@ -23,7 +23,7 @@ use synod_cell::Cell;
 use synod_net::connection::InboundSizes;
 use synod_net::{FrameId, Inbound, Outbound, frame};
 use synod_node::codec::{self, EncodedMessage};
-use synod_node::engine::{Caller, Engine, Evidence, LogRead, Outlet, Retention, Start};
+use synod_node::engine::{Caller, Engine, Evidence, Import, LogRead, Outlet, Retention, Start};
 use synod_paxos::{
     Ballot, Batch, BatchBuilder, Configuration, Configurations, Effect, Effects, Event, Incarnation, Instant, Message,
     PersistId, Recovered, Replica, ReplicaId, Role, Settings, Slot, SnapshotHandle, StateMachine, Ticket,
@@ -398,6 +398,10 @@ impl Outlet for Nowhere {
     }
 
     fn make_database(&mut self) {
+        unreachable!("nobody lags behind in a cell of one");
+    }
+
+    fn import(&mut self, _: Import) {
         unreachable!("nobody lags behind in a cell of one");
     }
 

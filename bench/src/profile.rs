@@ -262,7 +262,7 @@ impl Bench<'_> {
                 None => void_windows += 1,
             }
         }
-        let cost = if options.cost_pairs > 0 { Some(self.cost(options.cost_pairs, trace_every)?) } else { None };
+        let cost = self.cost(options.cost_pairs, trace_every)?;
         self.take(StageSettings::default())?;
         rows.sort_unstable_by_key(|stages| stages.iter().sum::<u64>());
         let percentiles = if rows.is_empty() { Vec::new() } else { around_all(&rows, &figures) };
@@ -279,6 +279,11 @@ impl Bench<'_> {
         };
         if void_windows > void_max {
             profile.failures.push(format!("void: the disk stalled over {STALL:?} in {void_windows} windows"));
+        }
+        if options.cost_pairs > 0 && profile.cost.is_none() {
+            profile
+                .failures
+                .push(format!("void: the disk stalled over {STALL:?} in all pairs that were to show the cost"));
         }
         profile.failures.extend(failures(&profile, &figures));
         Ok(profile)
@@ -333,7 +338,8 @@ impl Bench<'_> {
         }
     }
 
-    fn cost(&mut self, pairs: u32, every: u64) -> anyhow::Result<Cost> {
+    /// None: there are no pairs, or the disk stalled in all of them.
+    fn cost(&mut self, pairs: u32, every: u64) -> anyhow::Result<Option<Cost>> {
         let mut costs = Vec::new();
         for pair in 0..pairs {
             let mut rates = [0.0; 2];
@@ -348,10 +354,12 @@ impl Bench<'_> {
                 costs.push(1.0 - rates[1] / rates[0]);
             }
         }
-        ensure!(!costs.is_empty(), "the disk stalled in each of {pairs} pairs");
+        if costs.is_empty() {
+            return Ok(None);
+        }
         costs.sort_unstable_by(f64::total_cmp);
         let at = |quantile: f64| costs[((costs.len() - 1) as f64 * quantile).round() as usize];
-        Ok(Cost { median: at(0.5), low: at(0.25), high: at(0.75), pairs: costs.len() })
+        Ok(Some(Cost { median: at(0.5), low: at(0.25), high: at(0.75), pairs: costs.len() }))
     }
 }
 

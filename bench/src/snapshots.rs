@@ -466,12 +466,12 @@ fn laggard(options: &SnapshotsOptions, dir: &Path) -> anyhow::Result<Row> {
     let began = Instant::now();
     let caught_up = loop {
         let window = workload.run(WINDOW, u64::MAX)?;
+        anyhow::ensure!(began.elapsed() < 3 * PATIENCE, "it is not caught up after {:?}", began.elapsed());
         let Some(status) = cell.status(away) else { continue };
         if status.counters.engine.snapshots_installed > 0 && !status.catching_up {
             break began.elapsed();
         }
         meanwhile.take(window, &probe);
-        anyhow::ensure!(began.elapsed() < 3 * PATIENCE, "it is not caught up after {:?}", began.elapsed());
     };
     for _ in 0..10 {
         before.take(workload.run(WINDOW, u64::MAX)?, &probe);

@@ -38,6 +38,9 @@ fn through_a_standstill(cell: &LocalCell, workload: &mut Workload) -> anyhow::Re
     Ok(figures)
 }
 
+/// So often a standstill is tried on a machine that has its own.
+const TURNS_MAX: u32 = 10;
+
 fn over_100_ms(figures: &Figures) -> u64 {
     figures.latencies.count_between(100_000_000, 60_000_000_000)
 }
@@ -53,11 +56,19 @@ fn an_open_loop_sees_a_standstill_that_a_closed_one_hides() -> anyhow::Result<()
     assert!(figures.operations() > 10, "{figures:?}");
     assert!(over_100_ms(&figures) <= 20, "two workers have two operations in flight: {}", over_100_ms(&figures));
 
-    let mut open = workload(&cell, 2)?;
-    open.run(Duration::from_millis(300), u64::MAX)?;
-    open.pace(200);
-    let figures = through_a_standstill(&cell, &mut open)?;
-    open.finish()?;
+    // Where the disk or the machine stands still beside it, for longer than it is stopped, nothing is seen: then again.
+    let mut turns = 0;
+    let figures = loop {
+        let mut open = workload(&cell, 2)?;
+        open.run(Duration::from_millis(300), u64::MAX)?;
+        open.pace(200);
+        let figures = through_a_standstill(&cell, &mut open)?;
+        open.finish()?;
+        turns += 1;
+        if (200..=310).contains(&figures.operations()) || turns == TURNS_MAX {
+            break figures;
+        }
+    };
     // Half a second's arrivals, but for those of its last tenth.
     assert!(over_100_ms(&figures) >= 70, "of {} only {} were late", figures.operations(), over_100_ms(&figures));
     assert_eq!(figures.not_begun, 0);

@@ -1,4 +1,5 @@
-//! A replica's database files, and the thread that writes snapshots out: a gigabyte is not the hot core's work.
+//! A replica's database files, and the thread that writes snapshots out and takes another replica's rows: a gigabyte is not the hot
+//! core's work.
 //!
 //! | file | what |
 //! |---|---|
@@ -24,6 +25,7 @@ use synod_store::{Chore, Durable, Frozen, OpenError, OpenOptions, Opened, Option
 
 use crate::config::Config;
 use crate::directory::Identity;
+use crate::engine::{Import, Imported};
 
 /// The own database.
 pub(crate) const DATABASE_FILE: &str = "database";
@@ -39,12 +41,12 @@ const READ_AHEAD_BYTES: usize = 1 << 20;
 const CHORE_RETRY: Duration = Duration::from_millis(500);
 
 /// At most one of each.
-const JOBS_MAX: usize = 5;
+const JOBS_MAX: usize = 6;
 
-#[derive(Debug)]
 enum Job {
     Keep(Frozen),
     Make,
+    Import(Import),
     KeepIncoming(Frozen),
     /// Whose file has been replaced.
     Retire(Cell),
@@ -58,6 +60,8 @@ pub enum Done {
     Kept(Result<Durable, SnapshotError>),
     /// An empty database is there.
     Made(Box<Result<Store, OpenError>>),
+    /// A chunk's rows are in it.
+    Imported(Imported),
     /// A snapshot of the database beside the own one is durable.
     IncomingKept(Result<Durable, SnapshotError>),
 }
@@ -235,6 +239,7 @@ impl Databases {
                 let done = match job {
                     Job::Keep(frozen) => Done::Kept(frozen.write_out(&pacing)),
                     Job::Make => Done::Made(Box::new(making.make().map(|(store, _)| store))),
+                    Job::Import(import) => Done::Imported(import.run()),
                     Job::KeepIncoming(frozen) => Done::IncomingKept(frozen.write_out(&pacing)),
                     Job::Retire(old) => {
                         drop(old);
@@ -320,6 +325,11 @@ impl Databases {
     pub fn make(&self) {
         self.is_old.store(true, Ordering::Relaxed);
         self.ask(Job::Make);
+    }
+
+    /// Puts rows into it.
+    pub fn import(&self, import: Import) {
+        self.ask(Job::Import(import));
     }
 
     /// Writes out a snapshot of that one.

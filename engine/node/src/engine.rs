@@ -45,6 +45,7 @@ use reads::Reads;
 use room::Room;
 use snapshots::Snapshots;
 
+pub use catch_up::{Import, Imported};
 pub use digests::{DigestStatus, Evidence, Said};
 pub use entries::LogRead;
 pub use reads::{READ_TIME_MAX, READS_MAX};
@@ -85,6 +86,9 @@ pub trait Outlet {
     fn keep_snapshot(&mut self, handle: &SnapshotHandle, cell: &mut Cell);
     /// Make an empty database beside the own one, and call [`Engine::database_made`]. At most one at a time.
     fn make_database(&mut self);
+    /// Put a chunk's rows into that database ([`Import::run`]), in a thread of its own, and call [`Engine::imported`]. At most one at a
+    /// time.
+    fn import(&mut self, import: Import);
     /// That database is whole: write it out, and call [`Engine::incoming_kept`] when it is durable and verified. Snapshots
     /// of the own one, asked for before, are ended first.
     fn keep_incoming(&mut self, handle: &SnapshotHandle, cell: &mut Cell);

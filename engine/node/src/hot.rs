@@ -724,6 +724,7 @@ impl HotCore {
                     let made = outcome.map_err(|error| self.troubles.incoming.failed(now, chain(&error)));
                     self.engine.database_made(now, made.ok(), &mut self.world);
                 }
+                Done::Imported(imported) => self.engine.imported(now, imported, &mut self.world),
                 Done::IncomingKept(outcome) => {
                     let cell = self.engine.incoming_cell().expect("it is being kept");
                     let kept = tell_store(now, cell, outcome, &mut self.troubles.incoming);

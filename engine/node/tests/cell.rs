@@ -161,7 +161,11 @@ fn status_says_how_every_replica_is() {
     let cell = Cell::start(dir.path(), &[]);
     assert_eq!(cell.ask(&["put", "a", "one"]).output(), "");
 
-    let ended = cell.ask(&["status"]);
+    // Whoever cannot be reached yet has a line of its own.
+    let ended = wait_for("links of all to all", || {
+        let ended = cell.ask(&["status"]);
+        (ended.output().matches("2 of 2 peers connected").count() == 3).then_some(ended)
+    });
     let lines: Vec<&str> = ended.output().lines().collect();
     assert_eq!(lines.len(), 3, "{lines:?}");
     for ((line, endpoint), id) in lines.iter().zip(&cell.endpoints).zip(1..) {

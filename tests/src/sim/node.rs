@@ -7,7 +7,7 @@ use fastrand::Rng;
 use synod_api::{Command, Operation, Sequence, SessionId};
 use synod_cell::Cell;
 use synod_node::codec::{self, RoomMessage, SnapshotMessage};
-use synod_node::engine::{Caller, Engine, Evidence, LogRead, Outlet, Retention, Start};
+use synod_node::engine::{Caller, Engine, Evidence, Import, LogRead, Outlet, Retention, Start};
 use synod_node::start::{Replay, StateLoss};
 use synod_paxos::{
     Ballot, Configuration, Configurations, CrashVector, HardState, Incarnation, Instant, LogPosition, Message, Record,
@@ -54,6 +54,7 @@ pub(crate) enum Input {
     LogRead(LogRead),
     SnapshotKept(bool),
     DatabaseMade,
+    Import(Import),
     IncomingKept(bool),
     /// The scrubber's time has come.
     Scrub,
@@ -110,6 +111,10 @@ impl Outlet for Wishes {
 
     fn make_database(&mut self) {
         self.databases.push(DatabaseWish::Make);
+    }
+
+    fn import(&mut self, import: Import) {
+        self.databases.push(DatabaseWish::Import(import));
     }
 
     fn keep_incoming(&mut self, handle: &SnapshotHandle, cell: &mut Cell) {

@@ -173,6 +173,7 @@ impl World {
                 Input::Scrub => Node::scrub(engine, &mut wishes),
                 Input::SnapshotKept(kept) => engine.snapshot_kept(now, kept),
                 Input::DatabaseMade => engine.database_made(now, Some(Store::new()), &mut wishes),
+                Input::Import(import) => engine.imported(now, import.run(), &mut wishes),
                 Input::IncomingKept(kept) => engine.incoming_kept(now, kept, &mut wishes),
                 Input::LogRead(read) => {
                     let disk = &self.nodes[index].disk;

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use synod_cell::Cell;
 use synod_node::codec::SnapshotMessage;
-use synod_node::engine::Evidence;
+use synod_node::engine::{Evidence, Import};
 use synod_paxos::{Recovered, ReplicaId, Slot, SnapshotHandle};
 use synod_store::{Digest, ReadView, Store};
 
@@ -109,6 +109,7 @@ impl Databases {
 pub(crate) enum DatabaseWish {
     Keep(SnapshotHandle, ReadView),
     Make,
+    Import(Import),
     KeepIncoming(SnapshotHandle, ReadView),
     /// The own one is not to be trusted; or it is again.
     Quarantine(Option<Evidence>),
@@ -128,6 +129,7 @@ impl World {
             DatabaseWish::Keep(handle, view) => self.write_out(index, false, Kept::of(handle, &view)),
             DatabaseWish::KeepIncoming(handle, view) => self.write_out(index, true, Kept::of(handle, &view)),
             DatabaseWish::Make => self.input(index, Input::DatabaseMade),
+            DatabaseWish::Import(import) => self.input(index, Input::Import(import)),
             DatabaseWish::Replace => {
                 let databases = &mut self.nodes[index].disk.databases;
                 let incoming = databases.incoming.take().expect("it was kept before");

@@ -16,7 +16,7 @@ mod kind {
 }
 
 /// A chunk carries about this many bytes of rows, and at least one row.
-pub const CHUNK_BYTES: usize = 256 << 10;
+pub const CHUNK_BYTES: usize = 128 << 10;
 
 /// Catch-up by snapshot: a replica that lacks what is gone from everybody's log asks for one piece after the other.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -2,9 +2,10 @@
 //!
 //! Whoever is asked for such a slot freezes its database and *offers* that state. The laggard builds a second database of it, chunk
 //! by chunk, each asked for by where the one before ended; so it can go on after a lost message, and with whichever replica
-//! has the same state. When it is whole, durable, and not spoken against (`vouching`), it takes the place of the own one, and the
-//! log goes on from there: the holder keeps its log from the offered state on, for a bounded time and while there is room, so that this ends. (A
-//! laggard that was gone once made the log full, and nobody could write for ten seconds.)
+//! has the same state. Another thread puts the rows there, one that steps back behind whoever serves. When it is whole, durable,
+//! and not spoken against (`vouching`), it takes the place of the own one, and the log goes on from there: the holder keeps its log
+//! from the offered state on, for a bounded time and while there is room, so that this ends. (A laggard that was gone once made the
+//! log full, and nobody could write for ten seconds.)
 //!
 //! While it lasts the laggard goes on as it was, and votes; it asks nobody's log meanwhile. The chunks come at a bounded rate, and so do the
 //! reads of the log that follow (`pace`): those who serve share the disk with it here and there, and the processor.
@@ -13,13 +14,13 @@ use super::vouching::{Vouched, Vouching};
 use super::*;
 use crate::codec::SnapshotMessage;
 use synod_paxos::SnapshotHandle;
-use synod_store::{Digest, ReadView, Store};
+use synod_store::{Digest, ImportError, ReadView, Store};
 
 /// A state that was offered is kept so long after it was last asked for.
 const HANDOUT_IDLE_MAX: Duration = Duration::from_secs(10);
 /// And so long in all: a laggard that is not done by then begins again, with a newer one (rule S6).
 const HANDOUT_TIME_MAX: Duration = Duration::from_secs(600);
-/// While the laggard makes what it has durable it asks now and then, so that the log behind that state stays.
+/// While the laggard does something else with what it has it asks now and then, so that the log behind that state stays.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 const _: () = assert!(KEEP_ALIVE.as_secs() * 3 < HANDOUT_IDLE_MAX.as_secs());
 /// A chunk that has not come after this is asked for again, from the next replica.
@@ -57,10 +58,36 @@ enum Stage {
     Waiting,
     /// Chunks come.
     Filling(Box<Cell>),
+    /// One has come, and its rows are being put into the database, elsewhere; where the next one begins (`None`: it was the last).
+    Importing { next: Option<Bytes> },
     /// It is whole, and nobody has vouched for it yet.
     Whole(Box<Cell>),
     /// It is being made durable beside the own one.
     Keeping(Box<Cell>),
+}
+
+/// A chunk's rows, and the database they go into.
+#[derive(Debug)]
+pub struct Import {
+    cell: Box<Cell>,
+    rows: Bytes,
+    is_last: bool,
+}
+
+impl Import {
+    /// Puts them there. Takes milliseconds of a processor's time: not the hot core's work.
+    pub fn run(mut self) -> Imported {
+        let outcome = self.cell.store_mut().import(&self.rows, self.is_last);
+        Imported { cell: self.cell, bytes: self.rows.len(), outcome }
+    }
+}
+
+/// A database with a chunk more.
+#[derive(Debug)]
+pub struct Imported {
+    cell: Box<Cell>,
+    bytes: usize,
+    outcome: Result<(), ImportError>,
 }
 
 /// Both sides of it.
@@ -81,10 +108,9 @@ impl CatchUp {
         self.incoming.is_some() && matches!(message, Message::Fetch { .. })
     }
 
-    /// Whether another database is here as a whole.
-    fn is_whole(&self) -> bool {
-        let is_whole = |incoming: &Incoming| matches!(incoming.stage, Stage::Whole(_) | Stage::Keeping(_));
-        self.incoming.as_ref().is_some_and(is_whole)
+    /// Whether the next chunk of another database is wanted.
+    fn is_filling(&self) -> bool {
+        self.incoming.as_ref().is_some_and(|incoming| matches!(incoming.stage, Stage::Filling(_)))
     }
 
     /// Whether another database is about to take the place of this one.
@@ -214,7 +240,7 @@ impl Engine {
     pub fn incoming_cell(&mut self) -> Option<&mut Cell> {
         match &mut self.catch_up.incoming.as_mut()?.stage {
             Stage::Filling(cell) | Stage::Whole(cell) | Stage::Keeping(cell) => Some(cell),
-            Stage::Waiting => None,
+            Stage::Waiting | Stage::Importing { .. } => None,
         }
     }
 
@@ -241,7 +267,8 @@ impl Engine {
         self.catch_up.incoming.as_mut().filter(|incoming| incoming.handle.slot == slot)
     }
 
-    /// The chunk that was waited for came; what was asked for twice may come twice.
+    /// The chunk that was waited for came. What was asked for twice may come twice; what was asked for to keep the state alive is not
+    /// needed.
     fn fill(
         &mut self,
         now: Instant,
@@ -254,14 +281,31 @@ impl Engine {
         if incoming.handle.slot != slot || incoming.from != from {
             return;
         }
-        let Stage::Filling(cell) = &mut incoming.stage else { return };
-        (incoming.of, incoming.in_vain) = (of, 0);
-        if let Err(error) = cell.store_mut().import(&rows, next.is_none()) {
+        incoming.stage = match std::mem::replace(&mut incoming.stage, Stage::Waiting) {
+            Stage::Filling(cell) => {
+                (incoming.of, incoming.in_vain, incoming.asked) = (of, 0, false);
+                incoming.again = now.after(KEEP_ALIVE);
+                outlet.import(Import { cell, rows, is_last: next.is_none() });
+                Stage::Importing { next }
+            }
+            other => other,
+        };
+    }
+
+    /// A chunk's rows are where they were to be put.
+    pub fn imported(&mut self, now: Instant, imported: Imported, outlet: &mut impl Outlet) {
+        let Imported { cell, bytes, outcome } = imported;
+        let incoming = self.catch_up.incoming.as_mut().expect("a chunk was being imported");
+        let (slot, of) = (incoming.handle.slot, incoming.of);
+        let (found, expected) = (cell.store().digest(), incoming.vouching.offered());
+        let Stage::Importing { next } = std::mem::replace(&mut incoming.stage, Stage::Filling(cell)) else {
+            unreachable!("a chunk was being imported")
+        };
+        if let Err(error) = outcome {
             eprintln!("synod: the snapshot of slot {slot} that replica {of} sends is no database: {error}");
             return self.give_up_incoming(outlet);
         }
         let is_last = next.is_none();
-        let (found, expected) = (cell.store().digest(), incoming.vouching.offered());
         if is_last && found != expected {
             eprintln!(
                 "synod: the snapshot of slot {slot} that came has digest {found}, and was to have {expected}: refused"
@@ -270,7 +314,6 @@ impl Engine {
             return self.give_up_incoming(outlet);
         }
         incoming.from = next;
-        incoming.asked = false;
         self.counters.chunks_taken += 1;
         if is_last {
             let Stage::Filling(cell) = std::mem::replace(&mut incoming.stage, Stage::Waiting) else {
@@ -280,7 +323,7 @@ impl Engine {
             incoming.again = now.after(KEEP_ALIVE);
             return self.judge_incoming(now, outlet);
         }
-        incoming.again = self.catch_up.pace.take(rows.len(), now);
+        incoming.again = self.catch_up.pace.take(bytes, now);
         self.tend_catch_up(now, outlet);
     }
 
@@ -346,7 +389,7 @@ impl Engine {
         if self.catch_up.chunk_deadline().is_none_or(|again| now < again) {
             return;
         }
-        if self.catch_up.is_whole() {
+        if !self.catch_up.is_filling() {
             self.want(now, outlet);
             let incoming = self.catch_up.incoming.as_mut().expect("it is here");
             incoming.again = now.after(KEEP_ALIVE);
@@ -358,8 +401,10 @@ impl Engine {
     }
 
     fn ask_next(&mut self, now: Instant, outlet: &mut impl Outlet) {
-        let is_filling = |incoming: &&mut Incoming| matches!(incoming.stage, Stage::Filling(_));
-        let Some(incoming) = self.catch_up.incoming.as_mut().filter(is_filling) else { return };
+        if !self.catch_up.is_filling() {
+            return;
+        }
+        let incoming = self.catch_up.incoming.as_mut().expect("it is being filled");
         incoming.in_vain += 1;
         if incoming.in_vain > CHUNKS_IN_VAIN_MAX || !self.replica.can_install(incoming.handle.slot) {
             return self.give_up_incoming(outlet);
@@ -373,7 +418,7 @@ impl Engine {
         let stage = self.catch_up.incoming.take().map(|incoming| incoming.stage);
         outlet.drop_database(match stage {
             Some(Stage::Filling(cell) | Stage::Whole(cell) | Stage::Keeping(cell)) => Some(*cell),
-            Some(Stage::Waiting) | None => None,
+            Some(Stage::Waiting | Stage::Importing { .. }) | None => None,
         });
     }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// What may be read from the log for those who lag behind: so many bytes a second, and two for each byte that the log
+/// What may be read from the log for those who lag behind: so many bytes a second, and three for each two that the log
 /// grows by, so that catching up ends however much is written meanwhile.
 pub(super) struct Pace {
     bytes_per_second: u64,
@@ -22,7 +22,7 @@ impl Pace {
 
     /// The log grew.
     pub(super) fn grew(&mut self, bytes: u64) {
-        self.allow(2 * i128::from(bytes));
+        self.allow(i128::from(bytes) * 3 / 2);
     }
 
     fn allow(&mut self, bytes: i128) {
@@ -48,11 +48,11 @@ mod tests {
     const SECOND: u64 = NANOSECONDS as u64;
 
     #[test]
-    fn a_second_brings_its_bytes_and_growth_brings_twice_its_own() {
+    fn a_second_brings_its_bytes_and_growth_brings_more_than_its_own() {
         let mut pace = Pace::new(1000, Instant(0));
         assert_eq!(pace.take(1500, Instant(0)), Instant(SECOND * 3 / 2));
-        pace.grew(250);
-        assert_eq!(pace.take(700, Instant(SECOND)), Instant(SECOND + SECOND * 7 / 10));
+        pace.grew(200);
+        assert_eq!(pace.take(700, Instant(SECOND)), Instant(SECOND + SECOND * 9 / 10));
     }
 
     #[test]

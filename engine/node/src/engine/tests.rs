@@ -42,6 +42,9 @@ impl Outlet for Bench {
     fn make_database(&mut self) {
         unreachable!("nobody lags behind in a cell of one");
     }
+    fn import(&mut self, _: Import) {
+        unreachable!("nobody lags behind in a cell of one");
+    }
     fn keep_incoming(&mut self, _: &SnapshotHandle, _: &mut Cell) {
         unreachable!("nobody lags behind in a cell of one");
     }

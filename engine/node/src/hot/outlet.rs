@@ -19,7 +19,7 @@ use super::peers::Peer;
 use super::token::Token;
 use crate::codec;
 use crate::databases::Databases;
-use crate::engine::{Caller, Evidence, LogRead, Outlet, member_addresses};
+use crate::engine::{Caller, Evidence, Import, LogRead, Outlet, member_addresses};
 use crate::quarantine;
 use crate::status::PeerStatus;
 
@@ -418,6 +418,10 @@ impl Outlet for World {
 
     fn make_database(&mut self) {
         self.databases.make();
+    }
+
+    fn import(&mut self, import: Import) {
+        self.databases.import(import);
     }
 
     fn keep_incoming(&mut self, handle: &SnapshotHandle, cell: &mut Cell) {

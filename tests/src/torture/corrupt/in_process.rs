@@ -16,7 +16,7 @@ use synod_node::codec::{self, EncodedMessage, PeerMessage, RoomMessage, Snapshot
 use synod_node::config::{Config, Member};
 use synod_node::databases::{Fresh, Place};
 use synod_node::directory::Directory;
-use synod_node::engine::{Caller, Engine, Evidence, LogRead, Outlet};
+use synod_node::engine::{Caller, Engine, Evidence, Import, Imported, LogRead, Outlet};
 use synod_node::introduction::IntroductionError;
 use synod_node::quarantine;
 use synod_node::scrub::{Round, look_through};
@@ -75,6 +75,7 @@ enum Done {
     Read(LogRead, io::Result<Vec<u8>>),
     Kept(Durable),
     Made(Box<Store>),
+    Imported(Imported),
     IncomingKept(Durable),
 }
 
@@ -153,6 +154,10 @@ impl Outlet for Desk {
         let (store, _, fresh) = must(self.place.make_fresh(), "making a database");
         self.incoming = fresh;
         self.done.push_back(Done::Made(Box::new(store)));
+    }
+
+    fn import(&mut self, import: Import) {
+        self.done.push_back(Done::Imported(import.run()));
     }
 
     fn keep_incoming(&mut self, handle: &SnapshotHandle, cell: &mut Cell) {
@@ -255,6 +260,7 @@ impl Running {
                     engine.snapshot_kept(now, true);
                 }
                 Done::Made(store) => engine.database_made(now, Some(*store), desk),
+                Done::Imported(imported) => engine.imported(now, imported, desk),
                 Done::IncomingKept(durable) => {
                     let cell = engine.incoming_cell().expect("it is being kept");
                     cell.store_mut().snapshot_done(durable);
