@@ -19,12 +19,14 @@ use crate::meta::{HANDLE_BYTES_MAX, Meta, Slot};
 use crate::page::{HEADER_BYTES, Kind, PAGE_BYTES, Page, PageNumber};
 use crate::space::Pin;
 
-/// What is written at once, at most: more than any value takes.
+/// What is copied together, at most: more than any value takes.
 const RUN_PAGES: u32 = (2 << 20) / PAGE_BYTES as u32;
 const _: () = assert!(RUN_PAGES as usize * PAGE_BYTES >= crate::VALUE_BYTES_MAX + PAGE_BYTES);
 
-/// What the device is given at once, at most: whoever else needs it waits no longer than that takes.
+/// What the device is given at once, at most, and what is copied before it is: whoever else needs the device, or the processor, waits
+/// no longer than that takes. (A value is copied whole.)
 const WRITE_BYTES_MAX: usize = 256 << 10;
+const WRITE_PAGES: u32 = (WRITE_BYTES_MAX / PAGE_BYTES) as u32;
 
 /// How fast the disk is used, reading back included, and whether to go on at all: the same disk takes the log.
 #[derive(Clone, Debug, Default)]
@@ -296,7 +298,7 @@ impl<'a> Writer<'a> {
 
     fn push_as_it_is(&mut self, number: PageNumber, bytes: &[u8]) -> Result<&mut [u8], SnapshotError> {
         let pages = (bytes.len() / PAGE_BYTES) as u32;
-        if number.0 != self.first.0 + self.pages || self.pages + pages > RUN_PAGES {
+        if number.0 != self.first.0 + self.pages || self.pages >= WRITE_PAGES || self.pages + pages > RUN_PAGES {
             self.write()?;
             self.first = number;
         }

@@ -43,8 +43,8 @@ const LOG_MB_MAX: u64 = 64;
 /// Own keys have values of up to so many bytes: about a segment a second.
 const BULK_BYTES_MAX: usize = 48 << 10;
 /// Keys that are written once and stay: a database whose transfer takes a while. Its pages are in each snapshot.
-const BALLAST_KEYS: usize = 96;
-const BALLAST_BYTES: usize = 100 << 10;
+const BALLAST_KEYS: usize = 384;
+const BALLAST_BYTES: usize = 25 << 10;
 /// The ballast makes at least so many pieces of a snapshot that is sent: a piece ends with the first row beyond its length.
 const CHUNKS: u64 = BALLAST_KEYS as u64 / 2;
 const _: () = assert!(BALLAST_BYTES < CHUNK_BYTES && CHUNK_BYTES < 2 * BALLAST_BYTES);

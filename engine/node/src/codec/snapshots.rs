@@ -15,8 +15,9 @@ mod kind {
     pub(super) const GONE: u8 = 35;
 }
 
-/// A chunk carries about this many bytes of rows, and at least one row.
-pub const CHUNK_BYTES: usize = 128 << 10;
+/// A chunk carries about this many bytes of rows, and at least one row: whoever exports one, or imports it, keeps others from a
+/// processor for a fraction of a millisecond.
+pub const CHUNK_BYTES: usize = 32 << 10;
 
 /// Catch-up by snapshot: a replica that lacks what is gone from everybody's log asks for one piece after the other.
 #[derive(Clone, PartialEq, Eq, Debug)]

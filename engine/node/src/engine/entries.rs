@@ -19,8 +19,9 @@ pub struct LogRead {
     locations: Vec<synod_wal::Location>,
 }
 
-/// One message of entries carries about this much, in bytes (and at least one batch).
-const ENTRIES_BYTES_MAX: usize = 128 << 10;
+/// One message of entries carries about this much, in bytes (and at least one batch): what a laggard does with it keeps others from
+/// a processor, and its flush from the disk, for a fraction of a millisecond.
+const ENTRIES_BYTES_MAX: usize = 64 << 10;
 /// One read of the log for a lagging replica, in bytes: one message takes all that it brings, so that nothing is read twice.
 const LOG_READ_BYTES_MAX: u64 = ENTRIES_BYTES_MAX as u64;
 /// Applied batches that are kept in memory for replicas that lag a little: how many bytes.

@@ -13,7 +13,7 @@ pub(super) struct Pace {
 
 const NANOSECONDS: u128 = 1_000_000_000;
 /// What was not used is kept, up to what this part of a second brings.
-const UNUSED_PART: u64 = 16;
+const UNUSED_PART: u64 = 128;
 
 impl Pace {
     pub(super) fn new(bytes_per_second: u64, now: Instant) -> Self {
