@@ -75,7 +75,7 @@ pub struct Import {
 }
 
 impl Import {
-    /// Puts them there. Takes milliseconds of a processor's time: not the hot core's work.
+    /// Puts them there. Takes a processor's time, and the kernel's, which has memory to clear: not the hot core's work.
     pub fn run(mut self) -> Imported {
         let outcome = self.cell.store_mut().import(&self.rows, self.is_last);
         Imported { cell: self.cell, bytes: self.rows.len(), outcome }

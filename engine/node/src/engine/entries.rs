@@ -125,23 +125,16 @@ impl Engine {
             return;
         }
         let mut batches = Vec::new();
-        let mut bytes_sent = 0;
         match outcome {
             Ok(bytes) => {
                 for (location, slot) in read.locations.iter().zip(read.first.0..) {
                     match batch_at(bytes, read.offset, *location, Slot(slot)) {
-                        Ok(batch) => {
-                            bytes_sent += batch.len();
-                            batches.push(batch);
-                        }
+                        Ok(batch) => batches.push(batch),
                         Err(reason) => {
                             self.counters.log_read_failures += 1;
                             eprintln!("synod: slot {slot} cannot be read back from the log: {reason}");
                             break;
                         }
-                    }
-                    if bytes_sent >= ENTRIES_BYTES_MAX {
-                        break;
                     }
                 }
             }
