@@ -235,13 +235,16 @@ struct Windows {
 }
 
 impl Windows {
-    fn take(&mut self, window: Figures, probe: &DiskProbe) {
-        if probe.slowest() > STALL {
-            self.void += 1;
-        } else {
+    /// Whether it was good: the disk did not stall.
+    fn take(&mut self, window: Figures, probe: &DiskProbe) -> bool {
+        let is_good = probe.slowest() <= STALL;
+        if is_good {
             self.good += 1;
             self.figures += window;
+        } else {
+            self.void += 1;
         }
+        is_good
     }
 
     fn p99(&self) -> f64 {
@@ -436,6 +439,10 @@ fn replay(dir: &Path) -> anyhow::Result<Row> {
     })
 }
 
+fn part(name: &str, figures: &Figures) -> String {
+    format!("{name} {:.0} us in {:.0} s", figures.quantile_us(0.99), figures.elapsed.as_secs_f64())
+}
+
 fn laggard(options: &SnapshotsOptions, dir: &Path) -> anyhow::Result<Row> {
     let keys = (options.db_mb << 20) / VALUE_BYTES as u64;
     let mut cell = cell(dir, REPLICAS)?;
@@ -463,15 +470,24 @@ fn laggard(options: &SnapshotsOptions, dir: &Path) -> anyhow::Result<Row> {
     // Its start is no catch-up: both sides are measured with three processes.
     cell.start_replica(away)?;
     let (mut before, mut meanwhile) = (Windows::default(), Windows::default());
+    let (mut rows, mut kept, mut log, mut chunks) = (Figures::default(), Figures::default(), Figures::default(), 0);
     let began = Instant::now();
     let caught_up = loop {
         let window = workload.run(WINDOW, u64::MAX)?;
         anyhow::ensure!(began.elapsed() < 3 * PATIENCE, "it is not caught up after {:?}", began.elapsed());
         let Some(status) = cell.status(away) else { continue };
-        if status.counters.engine.snapshots_installed > 0 && !status.catching_up {
+        let engine = status.counters.engine;
+        if engine.snapshots_installed > 0 && !status.catching_up {
             break began.elapsed();
         }
-        meanwhile.take(window, &probe);
+        if meanwhile.take(window.clone(), &probe) {
+            match (engine.snapshots_installed, engine.chunks_taken > chunks) {
+                (0, true) => rows += window,
+                (0, false) => kept += window,
+                (_, _) => log += window,
+            }
+        }
+        chunks = engine.chunks_taken;
     };
     for _ in 0..10 {
         before.take(workload.run(WINDOW, u64::MAX)?, &probe);
@@ -479,10 +495,14 @@ fn laggard(options: &SnapshotsOptions, dir: &Path) -> anyhow::Result<Row> {
     workload.finish()?;
     let ratio = meanwhile.p99() / before.p99();
     let what = format!(
-        "p99 {:.0} us meanwhile, {:.0} us when it was done, after {:.1} s; {workers} workers, {rate:.0} of {peak:.0} writes/s of 1 KB; {} MB",
+        "p99 {:.0} us meanwhile, {:.0} us when it was done, after {:.1} s ({}; {}; {}); {workers} workers, {rate:.0} of {peak:.0} \
+         writes/s of 1 KB; {} MB",
         meanwhile.p99(),
         before.p99(),
         caught_up.as_secs_f64(),
+        part("rows", &rows),
+        part("until they are durable", &kept),
+        part("the log since", &log),
         options.db_mb
     );
     Ok(Row::at_most("laggard", ratio, 1.5, what).void(meanwhile.why_void().or(before.why_void())))
