@@ -6,7 +6,7 @@
 //! | probe answer | member -> who probes | asked; says whether it would promise now | nothing |
 //! | propose | candidate -> the members | a majority would promise; or the master asked it to take over; or it is the master and wants a higher ballot; again after a while | its own promise (P1) |
 //! | promise | acceptor -> candidate | it votes, the ballot is not below what it has promised, and no lease binds it to another | the promise |
-//! | accept | coordinator -> the members | a batch, a change, an adopted value or a no-op has a slot; again to who has not acknowledged after a while | nothing: its own disk works in parallel |
+//! | accept | coordinator -> the members | a batch, a change, an adopted value or a no-op has a slot; again to who has not acknowledged after a while; to who is far behind, one with each heartbeat | nothing: its own disk works in parallel |
 //! | acknowledge | acceptor, learners too -> coordinator | the ballot is not below what it has promised | the acceptance, and the promise that comes with it |
 //! | reject | acceptor -> sender of propose, accept or commit | the ballot is below what it has promised | nothing |
 //! | commit | coordinator -> the members | every heartbeat; when it begins; before a higher ballot, a hand-over or its own removal | nothing |

@@ -37,6 +37,10 @@ pub(crate) struct Leadership {
     next_heartbeat: Instant,
     /// When each other member last acknowledged or promised.
     acknowledged: BTreeMap<ReplicaId, Instant>,
+    /// When each last acknowledged, and which slot was the next to be proposed then.
+    accepted: BTreeMap<ReplicaId, (Instant, Slot)>,
+    /// What is proposed next is sent to those as well who are too far behind to take it.
+    invites: bool,
     /// Takes nothing new until it has a higher ballot.
     boost_wanted: bool,
     boosted_at: Instant,
@@ -121,6 +125,13 @@ impl Leadership {
         recent.map(|(id, _)| *id).chain(std::iter::once(core.settings.me)).collect()
     }
 
+    /// Whether it would not take what is proposed now: it has let more slots go by than an acceptor takes at once (P5), and
+    /// acknowledged nothing for long enough that it is not merely slow.
+    fn is_far_behind(&self, member: ReplicaId, core: &Core, now: Instant) -> bool {
+        let (at, next) = self.accepted.get(&member).copied().unwrap_or((self.began_at, self.own_from));
+        self.next > next.plus(2 * core.membership.horizon()) && now.since(at) > core.settings.election_timeout
+    }
+
     /// How many more failures the cell survives right now.
     pub(crate) fn tolerance(&self, core: &Core, now: Instant) -> i8 {
         core.membership.tolerance(self.alive(core, now), is_confirmed(core))
@@ -142,6 +153,7 @@ impl Leadership {
 
     pub(super) fn forget_acknowledged(&mut self) {
         self.acknowledged.clear();
+        self.accepted.clear();
     }
 
     /// When time alone will bring something.
@@ -196,12 +208,19 @@ impl Leadership {
         self.boost_wanted && (self.is_drained() || is_held_up)
     }
 
-    /// Proposes a value at the next slot: the accepts leave now, beside our own disk's work (PML §4.2).
+    /// Proposes a value at the next slot: the accepts leave now, beside our own disk's work (PML §4.2). A member that is far behind
+    /// gets one with each heartbeat, which it acknowledges when it has caught up, and the others' bandwidth meanwhile.
     fn propose(&mut self, batch: Batch, ticket: Option<Ticket>, world: &mut World<'_>) {
         let slot = self.next;
         self.next = slot.next();
         let chosen = world.chosen();
-        world.send_all(&Message::Accept { ballot: self.ballot, slot, batch: batch.clone(), chosen });
+        let invites = std::mem::take(&mut self.invites);
+        for to in world.core.membership.others() {
+            if invites || !self.is_far_behind(*to, world.core, world.now) {
+                let message = Message::Accept { ballot: self.ballot, slot, batch: batch.clone(), chosen };
+                world.effects.push(Effect::Send { to: *to, message });
+            }
+        }
         let asked = acceptor::Asked { from: world.me(), ballot: self.ballot, slot, batch: batch.clone() };
         acceptor::tell(acceptor::Event::Asked(asked), world);
         let open = Open { batch, ticket, votes: ReplicaSet::default(), proposed_at: world.now, sent_at: world.now };
@@ -227,6 +246,7 @@ impl Leadership {
         let (chosen, tolerance) = (world.chosen(), self.tolerance(world.core, world.now));
         world.send_all(&Message::Commit { ballot: self.ballot, chosen, tolerance });
         self.next_heartbeat = world.now.after(world.core.settings.heartbeat);
+        self.invites = true;
     }
 
     /// A slot was chosen that was proposed then: who had asked before is told (P16).
@@ -342,6 +362,7 @@ pub(super) fn count(leadership: &mut Leadership, acknowledge: Acknowledge, world
     let Acknowledge { from, slot, .. } = acknowledge;
     if from != world.me() {
         leadership.acknowledged.insert(from, world.now);
+        leadership.accepted.insert(from, (world.now, leadership.next));
     }
     let Some(open) = leadership.open.get_mut(&slot) else { return };
     open.votes.insert(from);
@@ -513,6 +534,7 @@ pub(super) fn finish_boost(leadership: &mut Leadership, promise: Promise, world:
         own_from,
         last_proposed: new.last_proposed.max(old.last_proposed),
         acknowledged: old.acknowledged,
+        accepted: old.accepted,
         ..new
     }
 }
