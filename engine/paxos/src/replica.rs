@@ -363,7 +363,7 @@ impl Replica {
     /// This replica without what has no effect where all timeouts are zero and nobody asks for a change or a transfer: for a
     /// model check, which then sees one state where it would see dozens.
     ///
-    /// - Who has acknowledged lately: for changes, transfers and operators.
+    /// - Who has acknowledged lately: for changes, transfers and operators, and to spare who is far behind what it would refuse.
     /// - Without a lease, whom a follower obeys: to tell clients, and to wait for a time that is none.
     /// - Without a lease, what was granted and released: a grant of no length binds nobody.
     #[must_use]

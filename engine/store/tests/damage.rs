@@ -4,9 +4,16 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fastrand::Rng;
 use synod_store::{DAMAGED_EXIT_STATUS, OpenError, OpenOptions, PAGE_BYTES, Pacing, Store};
+
+/// A process that is being started has the files of its parent open, and so their locks, until it runs its own program.
+fn while_nothing_is_started() -> MutexGuard<'static, ()> {
+    static STARTING: Mutex<()> = Mutex::new(());
+    STARTING.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn options() -> OpenOptions {
     OpenOptions { identity: b"cell 1".to_vec(), ..OpenOptions::default() }
@@ -47,6 +54,7 @@ fn opening(path: &Path, options: &OpenOptions) -> String {
 
 #[test]
 fn what_opening_says() {
+    let _alone = while_nothing_is_started();
     let directory = tempfile::tempdir().unwrap();
     let path = database(directory.path());
     let good = fs::read(&path).unwrap();
@@ -104,6 +112,7 @@ fn reads_a_damaged_page() {
 
 #[test]
 fn a_damaged_page_ends_the_process() {
+    let _alone = while_nothing_is_started();
     let directory = tempfile::tempdir().unwrap();
     let path = database(directory.path());
     let (mut store, _) = Store::open(&path, &options()).unwrap();

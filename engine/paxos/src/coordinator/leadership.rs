@@ -39,8 +39,6 @@ pub(crate) struct Leadership {
     acknowledged: BTreeMap<ReplicaId, Instant>,
     /// When each last acknowledged, and which slot was the next to be proposed then.
     accepted: BTreeMap<ReplicaId, (Instant, Slot)>,
-    /// What is proposed next is sent to those as well who are too far behind to take it.
-    invites: bool,
     /// Takes nothing new until it has a higher ballot.
     boost_wanted: bool,
     boosted_at: Instant,
@@ -214,9 +212,9 @@ impl Leadership {
         let slot = self.next;
         self.next = slot.next();
         let chosen = world.chosen();
-        let invites = std::mem::take(&mut self.invites);
+        let is_first_since_heartbeat = self.last_proposed.after(world.core.settings.heartbeat) <= self.next_heartbeat;
         for to in world.core.membership.others() {
-            if invites || !self.is_far_behind(*to, world.core, world.now) {
+            if is_first_since_heartbeat || !self.is_far_behind(*to, world.core, world.now) {
                 let message = Message::Accept { ballot: self.ballot, slot, batch: batch.clone(), chosen };
                 world.effects.push(Effect::Send { to: *to, message });
             }
@@ -246,7 +244,6 @@ impl Leadership {
         let (chosen, tolerance) = (world.chosen(), self.tolerance(world.core, world.now));
         world.send_all(&Message::Commit { ballot: self.ballot, chosen, tolerance });
         self.next_heartbeat = world.now.after(world.core.settings.heartbeat);
-        self.invites = true;
     }
 
     /// A slot was chosen that was proposed then: who had asked before is told (P16).
