@@ -164,6 +164,8 @@ impl Place {
 struct Filling {
     buffer: AlignedBuffer,
     used: usize,
+    /// crc32c of the records in it.
+    payload_crc: u32,
     upto: RecordNumber,
     summary: Summary,
     /// The last hard state in it, and the incarnation that it says.
@@ -173,7 +175,15 @@ struct Filling {
 impl Filling {
     fn new(buffer: AlignedBuffer) -> Self {
         let upto = RecordNumber(0);
-        Self { buffer, used: FRAME_HEADER_BYTES, upto, summary: Summary::default(), hard_state: None }
+        let summary = Summary::default();
+        Self { buffer, used: FRAME_HEADER_BYTES, payload_crc: 0, upto, summary, hard_state: None }
+    }
+
+    /// So many bytes more are in the buffer: they are summed now, while the frame before is flushed, not when it is this one's turn.
+    fn extend(&mut self, bytes: usize) {
+        let end = self.used + bytes;
+        self.payload_crc = crc32c::crc32c_append(self.payload_crc, &self.buffer[self.used..end]);
+        self.used = end;
     }
 
     fn frame_bytes(&self) -> usize {
@@ -275,7 +285,8 @@ impl Log {
         }
         self.appended.0 += 1;
         let filling = self.queue.back_mut().expect("there is a frame being filled");
-        filling.used += record::encode(&mut filling.buffer[filling.used..], kind, slot, ballot, parts);
+        let bytes = record::encode(&mut filling.buffer[filling.used..], kind, slot, ballot, parts);
+        filling.extend(bytes);
         filling.upto = self.appended;
         filling
     }
@@ -320,7 +331,7 @@ impl Log {
             filling.summary.add_hard_state(record.ballot);
             let range = filling.used..filling.used + self.hard_state.len();
             filling.buffer[range.clone()].copy_from_slice(&self.hard_state);
-            filling.used = range.end;
+            filling.extend(range.len());
             filling.hard_state = Some((range, self.identity.incarnation));
         }
         Some(self.hand_out(filling, FLAG_OPENING))
@@ -338,7 +349,6 @@ impl Log {
         let used = filling.used;
         // The buffer has been used before; a reader of padding should find nothing there.
         filling.buffer[used..length].fill(0);
-        let payload = &filling.buffer[FRAME_HEADER_BYTES..used];
         let mut summary = filling.summary;
         match &filling.hard_state {
             Some((range, incarnation)) => {
@@ -362,8 +372,8 @@ impl Log {
             offset: self.place.offset,
             number: self.place.last.next(),
             durable: self.durable_frame,
-            payload_bytes: u32::try_from(payload.len()).expect("a frame is shorter than 4 GiB"),
-            payload_crc: crc32c::crc32c(payload),
+            payload_bytes: u32::try_from(used - FRAME_HEADER_BYTES).expect("a frame is shorter than 4 GiB"),
+            payload_crc: filling.payload_crc,
             previous: self.place.link,
             cut: self.cut,
             begin: self.begin(),

@@ -1,7 +1,8 @@
 //! The hot core: one thread, one ring, one entry to the kernel a turn, for the log, the peers and the clients.
 //!
 //! A turn: enter the kernel once; take every completion; let the engine propose, apply and seal one frame; then one send
-//! for every connection that has something to say. The loop runs at its own pace and batching falls out of it. Idle, it
+//! for every connection that has something to say. Only where a follower has much to apply does it enter the kernel meanwhile, without
+//! waiting, so that the flush that others wait for goes on. The loop runs at its own pace and batching falls out of it. Idle, it
 //! sleeps in the kernel until the nearest deadline.
 //!
 //! Invariants:

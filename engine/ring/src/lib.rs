@@ -4,7 +4,8 @@
 //!
 //! One [`Ring`] a thread, one [`Ring::enter`] a turn. Everything pushed since the last turn is submitted by that same
 //! system call, which also waits; then all that completed is handed out at once, so that batching falls out of the
-//! loop's own pace. Nothing spins and nothing else in the loop enters the kernel (rule R2).
+//! loop's own pace. Nothing spins and nothing else in the loop enters the kernel (rule R2), but for [`Ring::nudge`] in a
+//! turn that takes long: it never waits.
 //!
 //! ```
 //! use std::io::Write;

@@ -42,6 +42,8 @@ pub struct Ring<T> {
     /// Submission entries pushed since the beginning; those still in the queue are the last of them.
     pushed: u64,
     enters: u64,
+    /// What went wrong in a nudge: the next `enter` says so.
+    nudge_failed: Option<io::Error>,
     /// Being dropped: nothing is sent on, the waker is not armed again.
     closing: bool,
     cancels_in_flight: u32,
@@ -71,6 +73,7 @@ impl<T> Ring<T> {
             reaped: Vec::new(),
             pushed: 0,
             enters: 0,
+            nudge_failed: None,
             closing: false,
             cancels_in_flight: 0,
             abandoned: false,
@@ -250,7 +253,19 @@ impl<T> Ring<T> {
         let wait = !ready && timeout != Some(Duration::ZERO);
         let entered = self.submit_and_wait(wait, timeout);
         self.reap(completions);
-        entered
+        self.nudge_failed.take().map_or(entered, Err)
+    }
+
+    /// In the middle of a long turn: submits what was pushed, and lets the kernel go on where it waits for this thread, as with the
+    /// sync behind a write that is done. Makes no system call if there is neither, and does not wait. What has completed is handed
+    /// out by [`Ring::enter`], and so is an error.
+    pub fn nudge(&mut self) {
+        let queue = self.uring.submission();
+        let is_due = !queue.is_empty() || queue.taskrun();
+        drop(queue);
+        if is_due && let Err(error) = self.submit_and_wait(false, None) {
+            self.nudge_failed = Some(error);
+        }
     }
 
     fn arm_wake(&mut self) {
@@ -600,6 +615,7 @@ const DROP_PATIENCE: Duration = Duration::from_secs(5);
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
+    use std::os::unix::fs::OpenOptionsExt;
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -642,6 +658,28 @@ mod tests {
             there.read_exact(&mut answer).unwrap();
             assert_eq!(&answer, b"pong", "{level:?}");
             assert_eq!(ring.in_flight(), 0);
+        }
+    }
+
+    #[test]
+    fn every_level_syncs_in_the_middle_of_a_turn() {
+        let directory = tempfile::tempdir().unwrap();
+        for (level, mut ring) in rings() {
+            // Without the page cache, so that the write is over some time after it was submitted.
+            let mut options = std::fs::File::options();
+            options.create(true).truncate(true).write(true).custom_flags(libc::O_DIRECT);
+            let file = Handle::from(options.open(directory.path().join("file")).unwrap());
+            ring.write_durably(1, &file, 0, AlignedBuffer::zeroed(4096), 4096);
+            let started = Instant::now();
+            while ring.uring.completion().is_empty() {
+                ring.nudge();
+                assert!(started.elapsed() < Duration::from_secs(20), "{level:?}: nothing goes on");
+            }
+            let flushed = until(&mut ring, 1).pop().map(|completion| completion.outcome);
+            assert!(matches!(flushed, Some(Outcome::Flushed { result: Ok(()), .. })), "{level:?}");
+            let enters = ring.enters();
+            ring.nudge();
+            assert_eq!(ring.enters(), enters, "{level:?}: there is nothing to go on with");
         }
     }
 

@@ -99,13 +99,14 @@ pub(crate) fn ring_at(sizes: Sizes, level: Level) -> io::Result<IoUring> {
     match level {
         // Submit all: an entry that the kernel refuses must not keep those behind it waiting, nor part a linked pair.
         Level::Deferred => {
-            builder.setup_submit_all().setup_coop_taskrun().setup_single_issuer().setup_defer_taskrun();
+            builder.setup_submit_all().setup_coop_taskrun().setup_taskrun_flag();
+            builder.setup_single_issuer().setup_defer_taskrun();
         }
         Level::SingleIssuer => {
-            builder.setup_submit_all().setup_coop_taskrun().setup_single_issuer();
+            builder.setup_submit_all().setup_coop_taskrun().setup_taskrun_flag().setup_single_issuer();
         }
         Level::Cooperative => {
-            builder.setup_submit_all().setup_coop_taskrun();
+            builder.setup_submit_all().setup_coop_taskrun().setup_taskrun_flag();
         }
         Level::Plain => {}
     }

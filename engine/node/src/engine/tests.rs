@@ -1,6 +1,6 @@
 use super::*;
 use synod_api::{Operation, Sequence, SessionId};
-use synod_paxos::Incarnation;
+use synod_paxos::{Incarnation, LogPosition};
 
 /// A snapshot comes after so much log.
 const SNAPSHOT_LOG_BYTES: u64 = 1 << 20;
@@ -11,6 +11,8 @@ struct Bench {
     now: u64,
     flush: Option<synod_wal::Flush>,
     answers: Vec<Vec<u8>>,
+    /// How often something was to be begun before the turn ended.
+    hurries: usize,
     /// The snapshot that is being written.
     writing: Option<Slot>,
 }
@@ -19,14 +21,16 @@ impl Outlet for Bench {
     fn now(&mut self) -> Instant {
         Instant(self.now)
     }
-    fn send(&mut self, to: ReplicaId, _: Message) {
-        unreachable!("a cell of one has no replica {to}");
-    }
+    fn send(&mut self, _: ReplicaId, _: Message) {}
     fn answer(&mut self, _: Caller, answer: &[u8]) {
         self.answers.push(answer.to_vec());
     }
     fn flush(&mut self, flush: synod_wal::Flush) {
         assert!(self.flush.replace(flush).is_none(), "one flush at a time");
+    }
+    fn hurry(&mut self) {
+        assert!(self.flush.is_some(), "there is no hurry but for a flush");
+        self.hurries += 1;
     }
     fn read_log(&mut self, _: LogRead) {
         unreachable!("nobody lags behind in a cell of one");
@@ -79,7 +83,19 @@ fn coordinating() -> (Engine, Bench) {
 }
 
 fn coordinating_with(log: synod_wal::Settings) -> (Engine, Bench) {
-    let configuration = Configuration::of(&[1]);
+    let mut world = Bench::default();
+    let mut engine = beginning(Configuration::of(&[1]), log);
+    while engine.replica.role() != Role::Coordinating {
+        world.now = engine.deadline().0;
+        engine.tick(Instant(world.now), &mut world);
+        settle(&mut engine, &mut world);
+    }
+    command(&mut engine, &mut world, 0, Operation::OpenSession);
+    settle(&mut engine, &mut world);
+    (engine, world)
+}
+
+fn beginning(configuration: Configuration, log: synod_wal::Settings) -> Engine {
     let mut settings = Settings::new(ReplicaId(1), Incarnation(1), 1);
     settings.window = 1;
     let identity = synod_wal::Identity {
@@ -98,16 +114,7 @@ fn coordinating_with(log: synod_wal::Settings) -> (Engine, Bench) {
         retention: Retention { snapshot_log_bytes: SNAPSHOT_LOG_BYTES, ..Retention::default() },
         quarantined: None,
     };
-    let mut world = Bench::default();
-    let mut engine = Engine::new(start, Instant(0));
-    while engine.replica.role() != Role::Coordinating {
-        world.now = engine.deadline().0;
-        engine.tick(Instant(world.now), &mut world);
-        settle(&mut engine, &mut world);
-    }
-    command(&mut engine, &mut world, 0, Operation::OpenSession);
-    settle(&mut engine, &mut world);
-    (engine, world)
+    Engine::new(start, Instant(0))
 }
 
 fn settle(engine: &mut Engine, world: &mut Bench) {
@@ -127,6 +134,34 @@ fn command(engine: &mut Engine, world: &mut Bench, sequence: u64, operation: Ope
     let mut bytes = Vec::new();
     Command { session, sequence, unanswered_from: sequence, operation }.encode(&mut bytes);
     engine.command(Instant(world.now), Caller { connection: 1, request: sequence.0 }, &bytes, world);
+}
+
+/// Others wait for what a follower accepts to be durable there, nobody for what it applies.
+#[test]
+fn a_follower_flushes_while_it_applies() {
+    let (mut engine, mut world) =
+        (beginning(Configuration::of(&[1, 2, 3]), synod_wal::Settings::default()), Bench::default());
+    // It takes nothing before another has told it that it has lost nothing.
+    let nothing = LogPosition { incarnation: Incarnation(1), frame: 0 };
+    let position = Message::Position { durable: nothing, known: nothing, asks: false };
+    engine.message(Instant(world.now), ReplicaId(2), position, &mut world);
+    settle(&mut engine, &mut world);
+    let ballot = Ballot { round: 1, replica: ReplicaId(2), incarnation: Incarnation(1) };
+    let mut accept = |slot, chosen, commands| {
+        let mut builder = BatchBuilder::default();
+        for _ in 0..commands {
+            builder.push(&Mastership::Stamp(Epoch::default()).encode());
+        }
+        let message = Message::Accept { ballot, slot: Slot(slot), batch: builder.take(), chosen: Slot(chosen) };
+        engine.message(Instant(world.now), ReplicaId(2), message, &mut world);
+        let begun = (world.flush.is_some(), std::mem::take(&mut world.hurries));
+        settle(&mut engine, &mut world);
+        begun
+    };
+    let many = HURRY_BYTES_MIN;
+    assert_eq!(accept(1, 0, many), (false, 0), "nothing to apply: the flush begins when the turn ends");
+    assert_eq!(accept(2, 1, 1), (true, many.div_ceil(HURRY_EVERY)), "before the first batch is applied");
+    assert_eq!(accept(3, 2, 1), (false, 0), "there is little to apply: when the turn ends");
 }
 
 /// The gather's deadline once stood in the past while the window was closed and a full batch waited in front: the

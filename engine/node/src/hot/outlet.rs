@@ -472,6 +472,11 @@ impl Outlet for World {
         self.flushing = Some(segment);
     }
 
+    fn hurry(&mut self) {
+        self.send_all();
+        self.ring.nudge();
+    }
+
     fn read_log(&mut self, read: LogRead) {
         let file = match self.segments.get(&read.segment) {
             Some(file) => Ok(file.clone()),
