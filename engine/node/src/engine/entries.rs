@@ -120,8 +120,9 @@ impl Engine {
     /// A read that the outlet was asked for has ended.
     pub fn log_read(&mut self, read: LogRead, outcome: Result<&[u8], std::io::Error>, outlet: &mut impl Outlet) {
         self.log_reads.of.remove(&read.to);
-        if read.first <= self.replica.cut() {
-            // Cut meanwhile: what was read may be of the segment's next use. Who asks again gets a snapshot.
+        if read.first.0 < self.log.cut_slot().0 {
+            // Cut meanwhile: what was read may be of the segment's next use. Who asks again gets a snapshot. What counts is where the
+            // log is cut: that follows the replica's own word, and after a crash in between not before its next one.
             return;
         }
         let mut batches = Vec::new();
