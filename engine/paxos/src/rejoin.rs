@@ -211,7 +211,7 @@ pub(crate) fn adopt(world: &mut World<'_>) -> standing::Waiting {
     acceptor::adopt(rejoin.promised, rejoin.accepted, world);
     let until = world.now.after(world.core.membership.lease());
     // Nobody can know more of a life that has only begun.
-    standing::Waiting { until, heard: rejoin.answered, ask_at: until }
+    standing::Waiting { until, from: world.core.lives.position(), heard: rejoin.answered, ask_at: until }
 }
 
 impl Rejoin {

@@ -75,8 +75,9 @@ impl Replica {
         // What was granted before this start is not known: nothing is promised until it is over (P8).
         let is_over = crate::planted!(P8NoWaitAfterStart);
         let until = if is_over { now } else { now.after(membership.lease()) };
-        let waiting = standing::Waiting { until, heard: ReplicaSet::default(), ask_at: now };
         let lives = Lives::new(settings.incarnation, recovered.vector.clone(), recovered.frame);
+        let from = lives.position();
+        let waiting = standing::Waiting { until, from, heard: ReplicaSet::default(), ask_at: now };
         let random = Random(fastrand::Rng::with_seed(settings.seed));
         let acceptor = Acceptor::new(recovered);
         let mut core = Core {
@@ -281,6 +282,11 @@ impl Replica {
     /// In which of its lives this replica is; [`Incarnation::NONE`] while it rejoins.
     pub fn incarnation(&self) -> Incarnation {
         self.core.lives.own
+    }
+
+    /// How far its log goes.
+    pub fn position(&self) -> LogPosition {
+        self.core.lives.position()
     }
 
     /// In which lives the others are, as far as is known here.

@@ -11,6 +11,8 @@ use crate::world::{Core, World};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Waiting {
     pub(crate) until: Instant,
+    /// How far the own log went then: an answer is of who has been told that.
+    pub(crate) from: LogPosition,
     /// Who said that it knows of nothing that is not in the own log (P13).
     pub(crate) heard: ReplicaSet,
     /// When the others are asked again.
@@ -192,6 +194,15 @@ impl State {
         }
     }
 
+    /// Whether who knows this much of the own log may have been asked since the start. Who knows less says so of its own accord, perhaps
+    /// right after a start of its own, and what it says may have been on its way since before this replica's.
+    fn is_answer(&self, known: LogPosition) -> bool {
+        match self {
+            State::Waiting(waiting) => known >= waiting.from,
+            State::Voting | State::Learning | State::Outside | State::Rejoining => true,
+        }
+    }
+
     /// Whether another may rely on what this replica remembers.
     pub(crate) fn may_answer(&self, core: &Core) -> bool {
         *self == State::Outside || self.may_accept(core)
@@ -221,7 +232,7 @@ pub(crate) fn position(from: ReplicaId, message: (LogPosition, LogPosition, bool
     }
     if known > world.core.lives.position() && !crate::planted!(P13VotesAtOnce) {
         tell(Event::Lost, world);
-    } else if !asks {
+    } else if !asks && world.core.standing.is_answer(known) {
         tell(Event::Heard(from), world);
     }
 }

@@ -15,7 +15,7 @@ fn replica(me: u16) -> Replica {
     let mut replica = Replica::new(settings, &Recovered::nothing(configuration), Instant(0));
     // Nobody knows more of its log than it does (P13).
     for from in [1, 2, 3].map(ReplicaId).into_iter().filter(|id| id.0 != me) {
-        let (durable, known) = (LogPosition::default(), LogPosition::default());
+        let (durable, known) = (LogPosition::default(), replica.position());
         let message = Message::Position { durable, known, asks: false };
         replica.step(Instant(0), Event::Received { from, message }, &mut Effects::new());
     }

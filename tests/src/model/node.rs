@@ -206,7 +206,7 @@ impl Node {
         let mut replica = Replica::new(settings, &recovered, facts.now);
         // Nobody knows more of its log than it has (P13): roll-backs are the simulator's.
         for from in (1..=REPLICAS as u16).map(ReplicaId).filter(|id| *id != facts.me) {
-            let (durable, known) = (LogPosition::default(), LogPosition::default());
+            let (durable, known) = (LogPosition::default(), replica.position());
             let message = Message::Position { durable, known, asks: false };
             replica.step(facts.now, Event::Received { from, message }, &mut Effects::new());
         }

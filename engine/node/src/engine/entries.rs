@@ -98,7 +98,7 @@ impl Engine {
     }
 
     /// The longest run of slots from `from` on whose records one read of one segment can bring.
-    fn plan_read(&self, to: ReplicaId, from: Slot, chosen: Slot) -> Option<LogRead> {
+    pub(super) fn plan_read(&self, to: ReplicaId, from: Slot, chosen: Slot) -> Option<LogRead> {
         let first = self.log.locate(synod_wal::Slot(from.0))?;
         let (offset, mut length) = first.blocks();
         let mut locations = vec![first];

@@ -228,6 +228,24 @@ fn the_log_is_cut_at_the_older_of_two_snapshots() {
     assert!(engine.log.locate(synod_wal::Slot(snapshots[0].next().0)).is_some());
 }
 
+/// A crash between the replica's word that its log is cut and the cut itself once left a laggard without an answer until the next
+/// snapshot: what had been read for it was thrown away, though the log still had it (the simulator's seed 8698).
+#[test]
+fn what_the_log_still_has_is_sent() {
+    let (mut engine, mut world) = coordinating();
+    command(&mut engine, &mut world, 1, Operation::Put { key: b"k", value: b"v" });
+    turn(&mut engine, &mut world);
+    let flush = world.flush.as_ref().unwrap();
+    let bytes = flush.buffer[..flush.length].to_vec();
+    settle(&mut engine, &mut world);
+    let upto = engine.replica.chosen();
+    let read = engine.plan_read(ReplicaId(2), upto, upto).unwrap();
+    engine.step(Instant(world.now), Event::Cut { upto }, &mut world);
+    let sent = engine.counters.entries_sent;
+    engine.log_read(read, Ok(&bytes), &mut world);
+    assert_eq!(engine.counters.entries_sent, sent + 1);
+}
+
 /// Found by `synod-torture snapshots`: a laggard that was sent a snapshot, and went away or was done, kept the log for ten
 /// more seconds; it became full, and nobody could write.
 #[test]

@@ -235,7 +235,7 @@ impl Cell {
 
     /// All the others say that they know of nothing that is not in this replica's log, as in the beginning nobody does.
     fn know_nothing_of(&mut self, id: ReplicaId) -> Result<(), String> {
-        let (durable, known) = (LogPosition::default(), LogPosition::default());
+        let (durable, known) = (LogPosition::default(), self.replica(id)?.position());
         for member in self.shape.configuration()?.members() {
             if member.id != id {
                 let message = Message::Position { durable, known, asks: false };
