@@ -9,6 +9,8 @@ const SNAPSHOT_LOG_BYTES: u64 = 1 << 20;
 #[derive(Default)]
 struct Bench {
     now: u64,
+    /// A cell of one sends nothing.
+    has_others: bool,
     flush: Option<synod_wal::Flush>,
     answers: Vec<Vec<u8>>,
     /// How often something was to be begun before the turn ended.
@@ -21,7 +23,9 @@ impl Outlet for Bench {
     fn now(&mut self) -> Instant {
         Instant(self.now)
     }
-    fn send(&mut self, _: ReplicaId, _: Message) {}
+    fn send(&mut self, to: ReplicaId, _: Message) {
+        assert!(self.has_others, "a cell of one has no replica {to}");
+    }
     fn answer(&mut self, _: Caller, answer: &[u8]) {
         self.answers.push(answer.to_vec());
     }
@@ -139,8 +143,8 @@ fn command(engine: &mut Engine, world: &mut Bench, sequence: u64, operation: Ope
 /// Others wait for what a follower accepts to be durable there, nobody for what it applies.
 #[test]
 fn a_follower_flushes_while_it_applies() {
-    let (mut engine, mut world) =
-        (beginning(Configuration::of(&[1, 2, 3]), synod_wal::Settings::default()), Bench::default());
+    let mut engine = beginning(Configuration::of(&[1, 2, 3]), synod_wal::Settings::default());
+    let mut world = Bench { has_others: true, ..Bench::default() };
     // It takes nothing before another has told it that it has lost nothing.
     let nothing = LogPosition { incarnation: Incarnation(1), frame: 0 };
     let position = Message::Position { durable: nothing, known: nothing, asks: false };
@@ -242,6 +246,7 @@ fn what_the_log_still_has_is_sent() {
     let read = engine.plan_read(ReplicaId(2), upto, upto).unwrap();
     engine.step(Instant(world.now), Event::Cut { upto }, &mut world);
     let sent = engine.counters.entries_sent;
+    world.has_others = true;
     engine.log_read(read, Ok(&bytes), &mut world);
     assert_eq!(engine.counters.entries_sent, sent + 1);
 }
