@@ -6,7 +6,8 @@
 //! a run does not end before. What such a replica tells clients before it is found does not arrive (the atlas promises nothing
 //! of it: a diverged master may read wrong); what it tells the other replicas does.
 //!
-//! The atlas places them: one database at a time. The first kind also spreads, to whoever takes the database over; so it comes
+//! The atlas places them: one database at a time, and none that is the only one to hold what its log is cut of (seeds 15160 and
+//! 16442 of an earlier placing: nobody could serve any more, or knew better). The first kind also spreads, to whoever takes the database over; so it comes
 //! only while enough sound ones are there to speak against it, and until it is found nothing else happens to them.
 //! Where nobody can know who is right, an operator can.
 
@@ -15,7 +16,7 @@ use synod_node::codec::SnapshotMessage;
 use synod_node::engine::{Engine, Evidence};
 use synod_store::Pacing;
 
-use super::faults::What;
+use super::faults::{self, What};
 use super::node::{Input, Node, Wishes};
 use super::oracle::Oracle;
 use super::planted::Bug;
@@ -67,6 +68,15 @@ impl World {
         let node = &self.nodes[index];
         let Some(engine) = &node.engine else { return false };
         if engine.replica().is_quarantined() || self.oracle.acceptors.is_lost(node.id) {
+            return false;
+        }
+        // What its log is cut of, its database may be the only one to hold: then nobody could speak against it, nor stand in for it.
+        // Who is to do that has a log that does not rot.
+        let stands_in = |(at, other): (usize, &Node)| {
+            let chosen = other.engine.as_ref().map(|engine| engine.replica().chosen());
+            at != index && at != faults::rotten(&self.swarm) && chosen >= Some(engine.replica().cut())
+        };
+        if !self.nodes.iter().enumerate().any(stands_in) {
             return false;
         }
         let is_cut = |number: &usize| matches!(self.faults[*number].what, What::Cut(_) | What::Flapping { .. });

@@ -417,7 +417,7 @@ fn one(kind: Kind, swarm: &Swarm, left: usize, random: &mut Rng) -> (u64, What) 
 }
 
 /// Whose log loses what was durable: always the same one's, so that of each slot the others' copies stay good.
-fn rotten(swarm: &Swarm) -> usize {
+pub(crate) fn rotten(swarm: &Swarm) -> usize {
     (swarm.spared + 1) % usize::from(swarm.replicas)
 }
 
