@@ -5,7 +5,7 @@
 //! map without an order. The limits are constants for the same reason.
 //!
 //! All it knows is rows of the [`Store`], the results kept for retries included (rule P10): a snapshot of the store is a
-//! snapshot of the cell. Its few other fields are buffers.
+//! snapshot of the cell. Its few other fields are buffers, and where rows were found last.
 //!
 //! | module | owns |
 //! |---|---|
@@ -28,7 +28,7 @@ use synod_paxos::{Slot, StateMachine};
 use synod_store::Store;
 
 use keyspace::KeyBuffer;
-use sessions::Admission;
+use sessions::{Admission, Fingers};
 
 /// An answer as the cell makes it: what it tells of the database is still in the database.
 type Told<'a> = Answer<&'a [u8]>;
@@ -43,6 +43,7 @@ const KEPT_ANSWER_BYTES_MAX: usize = 64;
 #[derive(Debug, Default)]
 pub struct Cell {
     store: Store,
+    fingers: Fingers,
     key: KeyBuffer,
     kept: Vec<u8>,
     /// The slot whose batch was stamped in an epoch that is over.
@@ -157,7 +158,7 @@ impl Cell {
     }
 
     fn apply_once(&mut self, command: &Command<'_>, answer: &mut Vec<u8>) {
-        match sessions::admit(&mut self.store, command) {
+        match sessions::admit(&mut self.store, &mut self.fingers, command) {
             Admission::Answered { kept } => answer.extend_from_slice(kept),
             Admission::Refused(refusal) => refuse(refusal, answer),
             Admission::Apply(place) => {

@@ -49,7 +49,7 @@ use std::cmp::Ordering;
 
 use synod_api::limits::{SESSIONS_MAX, UNANSWERED_MAX};
 use synod_api::{Command, Refusal, Sequence, SessionId};
-use synod_store::Store;
+use synod_store::{Finger, Store};
 
 use crate::keyspace;
 
@@ -64,12 +64,33 @@ pub(crate) enum Admission<'a> {
     Refused(Refusal),
 }
 
+/// Where sessions were found last. Two that share a place push each other out, which costs a search.
+#[derive(Debug)]
+pub(crate) struct Fingers(Box<[Finger; FINGERS]>);
+
+/// 16 bytes each.
+const FINGERS: usize = 1024;
+
+impl Default for Fingers {
+    fn default() -> Fingers {
+        Fingers(Box::new([Finger::none(); FINGERS]))
+    }
+}
+
+impl Fingers {
+    fn of(&mut self, id: SessionId) -> &mut Finger {
+        &mut self.0[id.0 as usize % FINGERS]
+    }
+}
+
 /// Where the result of a command belongs.
 #[derive(Debug)]
 pub(crate) struct Place {
     session: SessionId,
     index: u16,
     sequence: Sequence,
+    /// Where the result is now that it takes the place of.
+    finger: Finger,
 }
 
 impl Place {
@@ -77,21 +98,24 @@ impl Place {
     pub(crate) fn record(&self, store: &mut Store, answer: &[u8], buffer: &mut Vec<u8>) {
         buffer.extend_from_slice(&self.sequence.0.to_le_bytes());
         buffer.extend_from_slice(answer);
-        store.put_plain(&keyspace::result(self.session, self.index), buffer);
+        store.put_plain_near(&keyspace::result(self.session, self.index), buffer, self.finger);
     }
 }
 
 /// Says what is to become of the command. Its stamp keeps the limits: that was checked before.
-pub(crate) fn admit<'a>(store: &'a mut Store, command: &Command<'_>) -> Admission<'a> {
+pub(crate) fn admit<'a>(store: &'a mut Store, fingers: &mut Fingers, command: &Command<'_>) -> Admission<'a> {
     let Command { session: id, sequence, unanswered_from, .. } = *command;
-    let Some(mut session) = Session::load(store, id) else {
+    let finger = fingers.of(id);
+    let Some(mut session) = Session::load(store, id, finger) else {
         return Admission::Refused(Refusal::SessionUnknown);
     };
     if sequence < session.floor {
         return Admission::Refused(Refusal::AlreadyAnswered);
     }
     let row = keyspace::result(id, session.index(sequence));
-    match store.get(&row).map(|row| sequence_of(row.value).cmp(&sequence)) {
+    // There if the session has all its results, and they are in one leaf with it.
+    let mut finger = finger.behind(1 + session.index(sequence));
+    match store.get_near(&row, &mut finger).map(|row| sequence_of(row.value).cmp(&sequence)) {
         None | Some(Ordering::Less) => {}
         Some(Ordering::Greater) => return Admission::Refused(Refusal::AlreadyAnswered),
         Some(Ordering::Equal) if synod_paxos::planted!(P10ForgetsResults) => {}
@@ -108,7 +132,7 @@ pub(crate) fn admit<'a>(store: &'a mut Store, command: &Command<'_>) -> Admissio
             return Admission::Refused(Refusal::AlreadyAnswered);
         }
     }
-    Admission::Apply(Place { session: id, index: session.index(sequence), sequence })
+    Admission::Apply(Place { session: id, index: session.index(sequence), sequence, finger })
 }
 
 /// Allots a session. If too many are open, the oldest ends: a bound must hold whoever opens them, and of an order that
@@ -131,7 +155,7 @@ pub(crate) fn open(store: &mut Store) -> SessionId {
 
 /// Ends a session, and says whether there was one.
 pub(crate) fn close(store: &mut Store, id: SessionId) -> bool {
-    if Session::load(store, id).is_none() {
+    if Session::load(store, id, &mut Finger::none()).is_none() {
         return false;
     }
     end(store, id);
@@ -188,8 +212,8 @@ const _: () = assert!(UNANSWERED_MAX.is_power_of_two());
 const _: () = assert!(UNANSWERED_MAX <= u16::MAX as u64);
 
 impl Session {
-    fn load(store: &Store, id: SessionId) -> Option<Session> {
-        let row = store.get(&keyspace::session(id))?;
+    fn load(store: &Store, id: SessionId, finger: &mut Finger) -> Option<Session> {
+        let row = store.get_near(&keyspace::session(id), finger)?;
         let (width, floor) = row.value.split_at(2);
         let width = u16::from_le_bytes(width.try_into().expect("split after two bytes"));
         Some(Session { width: width.into(), floor: Sequence(number(floor)) })

@@ -15,8 +15,10 @@ use std::ops::Bound;
 
 use crate::Revision;
 use crate::digest::Sum;
+use crate::finger::Finger;
 use crate::history;
 use crate::mapping::Mapping;
+use crate::page::PageNumber;
 use crate::row::{KEY_BYTES_MAX, Kept, New, Numbers, PAYLOAD_BYTES_MAX, Row, TOMBSTONE_PAYLOAD, Version};
 use crate::space::Space;
 use crate::tree::{Cells, Tree};
@@ -58,6 +60,18 @@ impl Image {
 
     pub(crate) fn get<'a>(&self, mapping: &'a Mapping, key: &[u8]) -> Option<Row<'a>> {
         self.present.get(mapping, key).map(|payload| Kept::read(mapping, payload))
+    }
+
+    /// Looks under the finger first, and leaves it on the row.
+    pub(crate) fn get_near<'a>(&self, space: &'a Space, key: &[u8], finger: &mut Finger) -> Option<Row<'a>> {
+        let payload = if let Some((leaf, index)) = space.under(*finger, key) {
+            space.page(leaf).payload(index)
+        } else {
+            let (leaf, page, index) = self.present.locate(space.mapping(), key)?;
+            *finger = space.finger(leaf, index);
+            page.payload(index)
+        };
+        Some(Kept::read(space.mapping(), payload))
     }
 
     pub(crate) fn range<'a>(&self, mapping: &'a Mapping, start: Bound<&[u8]>, end: Bound<&[u8]>) -> Range<'a> {
@@ -114,8 +128,13 @@ impl Image {
         numbers.version
     }
 
-    pub(crate) fn put_plain(&mut self, space: &mut Space, key: &[u8], value: &[u8]) {
+    pub(crate) fn put_plain(&mut self, space: &mut Space, key: &[u8], value: &[u8], finger: Finger) {
         check_key(key);
+        if let Some(place) = space.under(finger, key)
+            && self.overwrite_plain(space, place, key, value)
+        {
+            return;
+        }
         let (path, found) = self.present.find(space, key);
         if !found {
             let new = New::place(space, key, None, value, None);
@@ -126,11 +145,28 @@ impl Image {
         let (leaf, at) = path.place();
         let payload = space.page(leaf).payload(at);
         let old = Kept::decode(payload);
-        assert!(old.numbers.is_none(), "a plain row was put where the key has a versioned row");
+        old.check_plain();
         let stored = Kept::read(space.mapping(), payload);
         self.recount(key, stored, Numbers::NONE.row(value));
         let new = New::place(space, key, None, value, Some(old));
         new.encode(self.present.replace(space, &path, key, new.payload_bytes()));
+    }
+
+    /// Writes over a plain row where it is, if the leaf may be written and the old value is as long, as a result kept for a
+    /// retry nearly always is. Whether it did.
+    fn overwrite_plain(&mut self, space: &mut Space, place: (PageNumber, usize), key: &[u8], value: &[u8]) -> bool {
+        let (leaf, at) = place;
+        let payload = space.page(leaf).payload(at);
+        let old = Kept::decode(payload);
+        if !space.is_current(leaf) || old.value_bytes() != value.len() {
+            return false;
+        }
+        old.check_plain();
+        let stored = Kept::read(space.mapping(), payload);
+        self.recount(key, stored, Numbers::NONE.row(value));
+        let new = New::place(space, key, None, value, Some(old));
+        new.encode(space.page_mut(leaf).payload_mut(at));
+        true
     }
 
     pub(crate) fn delete(&mut self, space: &mut Space, key: &[u8], index: Option<u32>) -> bool {

@@ -28,6 +28,7 @@
 //! | `row` | what is kept for one key |
 //! | `overflow` | values in pages of their own |
 //! | `tree` | a B+tree, copy on write |
+//! | `finger` | finding a row again without a way down the tree |
 //! | `page` | one page: header, slots, cells |
 //! | `space` | which places are free (rule S1) |
 //! | `bitmap` | sets of pages |
@@ -48,6 +49,7 @@ mod chore;
 mod damage;
 mod device;
 mod digest;
+mod finger;
 mod history;
 mod image;
 mod mapping;
@@ -73,6 +75,7 @@ pub use chore::Chore;
 pub use damage::{DAMAGED_EXIT_STATUS, Damage, end_on_own_panics};
 pub use device::Device;
 pub use digest::{Digest, RecomputeError};
+pub use finger::Finger;
 pub use history::{Changed, Changes, Compacted, RangeAt};
 pub use image::{ChangeKind, Range};
 pub use mapping::end_on_unreadable_pages;

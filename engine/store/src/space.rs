@@ -72,6 +72,8 @@ pub(crate) struct Space {
     end: PageNumber,
     /// How many pages were freed that somebody may still be using, since that was last looked at.
     released: u64,
+    /// How many pages of trees were freed, ever: what a finger goes by.
+    freed: u64,
     /// The pages of the newest durable snapshot, and of the one before.
     kept: [Bitmap; 2],
     pins: Vec<Weak<Pin>>,
@@ -125,6 +127,7 @@ impl Space {
             hint: PageNumber::FIRST,
             run_hint: PageNumber::FIRST,
             released: 0,
+            freed: 0,
             kept,
             pins: Vec::new(),
             file,
@@ -315,7 +318,12 @@ impl Space {
         self.reclaim();
     }
 
+    pub(crate) fn freed(&self) -> u64 {
+        self.freed
+    }
+
     pub(crate) fn free(&mut self, number: PageNumber) {
+        self.freed += 1;
         self.live.remove(number);
         if self.pages.is_current(number) {
             self.fresh.remove(number);
@@ -326,6 +334,7 @@ impl Space {
         }
     }
 
+    /// Not of a tree's pages, and so nothing to a finger.
     pub(crate) fn free_run(&mut self, first: PageNumber, pages: u32) {
         let is_current = self.pages.is_current(first);
         for number in (first.0..first.0 + pages).map(PageNumber) {

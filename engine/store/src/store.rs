@@ -2,6 +2,7 @@
 
 use std::ops::Bound;
 
+use crate::finger::Finger;
 use crate::history::{Changes, Compacted, RangeAt};
 use crate::image::{Image, Range};
 use crate::mapping::Pages;
@@ -95,6 +96,12 @@ impl Store {
         self.image.get(self.space.mapping(), key)
     }
 
+    /// The row of this key. Looks first where the finger is, and leaves it on the row if there is one.
+    #[must_use]
+    pub fn get_near(&self, key: &[u8], finger: &mut Finger) -> Option<Row<'_>> {
+        self.image.get_near(&self.space, key, finger)
+    }
+
     /// The rows between two keys, in order; from the other end with [`rev`](Iterator::rev). Empty when the bounds
     /// cross.
     pub fn range(&self, start: Bound<&[u8]>, end: Bound<&[u8]>) -> Range<'_> {
@@ -176,7 +183,16 @@ impl Store {
     /// If the key has a versioned row: keys of the two kinds must not mix. If key or value are longer than
     /// [`KEY_BYTES_MAX`](crate::KEY_BYTES_MAX) and [`VALUE_BYTES_MAX`](crate::VALUE_BYTES_MAX).
     pub fn put_plain(&mut self, key: &[u8], value: &[u8]) {
-        self.image.put_plain(&mut self.space, key, value);
+        self.put_plain_near(key, value, Finger::none());
+    }
+
+    /// The same, and looks first where the finger is.
+    ///
+    /// # Panics
+    ///
+    /// As [`put_plain`](Store::put_plain).
+    pub fn put_plain_near(&mut self, key: &[u8], value: &[u8], finger: Finger) {
+        self.image.put_plain(&mut self.space, key, value, finger);
     }
 
     /// Removes a plain row, and says whether there was one.

@@ -23,7 +23,7 @@ mod insert;
 pub(crate) use cursor::Cells;
 
 use crate::mapping::Mapping;
-use crate::page::PageNumber;
+use crate::page::{Page, PageNumber};
 use crate::space::Space;
 
 /// A root. The empty tree has no page.
@@ -69,6 +69,11 @@ impl Tree {
 
     /// The payload of this key.
     pub(crate) fn get<'a>(&self, mapping: &'a Mapping, key: &[u8]) -> Option<&'a [u8]> {
+        self.locate(mapping, key).map(|(_, page, index)| page.payload(index))
+    }
+
+    /// The leaf that has this key, and in which of its cells.
+    pub(crate) fn locate<'a>(&self, mapping: &'a Mapping, key: &[u8]) -> Option<(PageNumber, &'a Page, usize)> {
         let mut number = self.root;
         if number == PageNumber::NONE {
             return None;
@@ -76,7 +81,7 @@ impl Tree {
         for _ in 0..HEIGHT_MAX {
             let page = mapping.page(number);
             if !page.is_branch() {
-                return page.search(key).ok().map(|index| page.payload(index));
+                return page.search(key).ok().map(|index| (number, page, index));
             }
             number = page.child(page.child_index(key));
         }

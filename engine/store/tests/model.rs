@@ -11,10 +11,12 @@ use std::sync::atomic::Ordering;
 
 use common::{Key, Model, ModelRow};
 use fastrand::Rng;
-use synod_store::{OpenOptions, Options, Pacing, ReadView, Revision, Store, ViewEnded};
+use synod_store::{Finger, OpenOptions, Options, Pacing, ReadView, Revision, Store, ViewEnded};
 
 /// With more keys than this the digest is not recomputed after each step: that reads all of them.
 const EACH_STEP_KEYS_MAX: usize = 200;
+
+const FINGERS: usize = 4;
 
 /// What happened in a run, so that it cannot have been nothing.
 #[derive(Default, Debug)]
@@ -22,6 +24,7 @@ struct Tally {
     puts: u64,
     deletes: u64,
     plain: u64,
+    near: u64,
     views: u64,
     views_ended: u64,
     snapshots: u64,
@@ -43,6 +46,8 @@ struct Run {
     model: Model,
     durable: Model,
     views: Vec<(ReadView, Model)>,
+    /// On rows that were there once.
+    fingers: [Finger; FINGERS],
     tally: Tally,
 }
 
@@ -91,7 +96,8 @@ impl Run {
         let options = OpenOptions { store, identity: b"cell 1".to_vec(), older: false };
         let (store, _) = Store::open(&path, &options).unwrap();
         let (model, durable) = (Model::default(), Model::default());
-        Run { random, keys, path, options, store, model, durable, views: Vec::new(), tally: Tally::default() }
+        let (views, fingers, tally) = (Vec::new(), [Finger::none(); FINGERS], Tally::default());
+        Run { random, keys, path, options, store, model, durable, views, fingers, tally }
     }
 
     fn key(&mut self, kind: u8) -> Key {
@@ -131,8 +137,24 @@ impl Run {
         if self.random.u8(..4) == 0 {
             assert_eq!(self.store.delete_plain(&key), self.model.present.remove(&key).is_some());
         } else {
-            let value = value(&mut self.random);
-            self.store.put_plain(&key, &value);
+            let finger = &mut self.fingers[self.random.usize(..FINGERS)];
+            if self.random.bool() {
+                let at = self.random.choice(&self.keys).unwrap();
+                let found = self.store.get_near(at, finger).map(|row| row.value);
+                assert_eq!(found, self.model.present.get(at).map(|row| &row.value[..]));
+                self.tally.near += 1;
+            }
+            let mut finger = *finger;
+            let value = match self.store.get_near(&key, &mut finger) {
+                // In place, if it is in the leaf.
+                Some(row) if self.random.bool() => vec![self.random.u8(..); row.value.len()],
+                _ => value(&mut self.random),
+            };
+            if self.random.u8(..4) == 0 {
+                // Somewhere else than where the key is.
+                finger = finger.behind(1);
+            }
+            self.store.put_plain_near(&key, &value, finger);
             self.model.put_plain(&key, &value);
         }
     }
@@ -175,6 +197,7 @@ impl Run {
         self.store = Store::new();
         let (store, opened) = Store::open(&self.path, &self.options).unwrap();
         self.store = store;
+        self.fingers = [Finger::none(); FINGERS];
         self.model = self.durable.clone();
         assert_eq!(opened.revision.0, self.model.revision);
         if self.model.revision > 1 {
@@ -292,16 +315,16 @@ fn run(seed: u64, key_count: usize, operations: u64) -> Tally {
 
 #[test]
 fn like_the_model() {
-    let mut seen = [0; 6];
+    let mut seen = [0; 7];
     for seed in 0..12 {
         let keys = [20, 200, 1500][seed as usize % 3];
         let tally = run(seed, keys, 2500);
         assert!(tally.puts > 1000 && tally.deletes > 200 && tally.crashes > 0 && tally.reads_of_the_past > 0);
-        let Tally { views, views_ended, snapshots, snapshots_failed, given_back, chores, .. } = tally;
-        let counts = [views, views_ended, snapshots, snapshots_failed, given_back, chores];
+        let Tally { near, views, views_ended, snapshots, snapshots_failed, given_back, chores, .. } = tally;
+        let counts = [near, views, views_ended, snapshots, snapshots_failed, given_back, chores];
         seen.iter_mut().zip(counts).for_each(|(seen, count)| *seen += count);
     }
-    println!("views, ended, snapshots, failed, bytes given back, chores: {seen:?}");
+    println!("fingers, views, ended, snapshots, failed, bytes given back, chores: {seen:?}");
     assert!(seen.iter().all(|&count| count > 0), "{seen:?}");
 }
 
