@@ -44,7 +44,7 @@ const FILES: u64 = 4;
 /// Below this many flushes a window says nothing (rule M5).
 const FLUSHES_MIN: u64 = 50;
 const RECORD_BYTES: usize = 64;
-/// What the frames of the bandwidth's side are made of: the larger of the values that the paper's Table 1 writes, header and all.
+/// The longest record that frames are filled with, header and all: about the middle one of the values in the paper's Table 1.
 const LARGE_RECORD_BYTES: usize = 8 << 10;
 
 /// What to measure.

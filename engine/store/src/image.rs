@@ -130,10 +130,13 @@ impl Image {
 
     pub(crate) fn put_plain(&mut self, space: &mut Space, key: &[u8], value: &[u8], finger: Finger) {
         check_key(key);
-        if let Some(place) = space.under(finger, key)
-            && self.overwrite_plain(space, place, key, value)
+        // No way down: the leaf may be written, and the old value is as long, as a result kept for a retry nearly always is.
+        if let Some((leaf, at)) = space.under(finger, key)
+            && space.is_current(leaf)
+            && Kept::decode(space.page(leaf).payload(at)).value_bytes() == value.len()
         {
-            return;
+            let new = self.renew_plain(space, (leaf, at), key, value);
+            return new.encode(space.page_mut(leaf).payload_mut(at));
         }
         let (path, found) = self.present.find(space, key);
         if !found {
@@ -142,31 +145,24 @@ impl Image {
             self.count(key, Numbers::NONE.row(value));
             return;
         }
-        let (leaf, at) = path.place();
-        let payload = space.page(leaf).payload(at);
-        let old = Kept::decode(payload);
-        old.check_plain();
-        let stored = Kept::read(space.mapping(), payload);
-        self.recount(key, stored, Numbers::NONE.row(value));
-        let new = New::place(space, key, None, value, Some(old));
+        let new = self.renew_plain(space, path.place(), key, value);
         new.encode(self.present.replace(space, &path, key, new.payload_bytes()));
     }
 
-    /// Writes over a plain row where it is, if the leaf may be written and the old value is as long, as a result kept for a
-    /// retry nearly always is. Whether it did.
-    fn overwrite_plain(&mut self, space: &mut Space, place: (PageNumber, usize), key: &[u8], value: &[u8]) -> bool {
-        let (leaf, at) = place;
+    /// What takes the place of the plain row that is there.
+    fn renew_plain<'a>(
+        &mut self,
+        space: &mut Space,
+        (leaf, at): (PageNumber, usize),
+        key: &[u8],
+        value: &'a [u8],
+    ) -> New<'a> {
         let payload = space.page(leaf).payload(at);
         let old = Kept::decode(payload);
-        if !space.is_current(leaf) || old.value_bytes() != value.len() {
-            return false;
-        }
-        old.check_plain();
+        assert!(old.numbers.is_none(), "a plain row was put where the key has a versioned row");
         let stored = Kept::read(space.mapping(), payload);
         self.recount(key, stored, Numbers::NONE.row(value));
-        let new = New::place(space, key, None, value, Some(old));
-        new.encode(space.page_mut(leaf).payload_mut(at));
-        true
+        New::place(space, key, None, value, Some(old))
     }
 
     pub(crate) fn delete(&mut self, space: &mut Space, key: &[u8], index: Option<u32>) -> bool {

@@ -122,11 +122,6 @@ impl Kept {
         Kept { numbers, place }
     }
 
-    /// Rows of the two kinds must not mix.
-    pub(crate) fn check_plain(&self) {
-        assert!(self.numbers.is_none(), "a plain row was put where the key has a versioned row");
-    }
-
     pub(crate) fn value_bytes(&self) -> usize {
         match self.place {
             Place::Inline(bytes) => bytes,

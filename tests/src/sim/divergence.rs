@@ -7,8 +7,8 @@
 //! of it: a diverged master may read wrong); what it tells the other replicas does.
 //!
 //! The atlas places them: one database at a time, and none that is the only one to hold what its log is cut of (seeds 15160 and
-//! 16442 of an earlier placing: nobody could serve any more, or knew better). The first kind also spreads, to whoever takes the database over; so it comes
-//! only while enough sound ones are there to speak against it, and until it is found nothing else happens to them.
+//! 16442 of an earlier placing: nobody could serve any more, or knew better). The first kind also spreads, to whoever takes the
+//! database over; so it comes only while enough sound ones are there to speak against it, and until it is found nothing else happens to them.
 //! Where nobody can know who is right, an operator can.
 
 use synod_api::Answer;
