@@ -12,6 +12,7 @@
 //! a torn write (rules L4, L5).
 
 mod check;
+mod checksum;
 pub mod directory;
 pub mod frame;
 mod index;

@@ -14,6 +14,7 @@
 
 use synod_ring::BLOCK_BYTES;
 
+use crate::checksum;
 use crate::frame::FRAME_BYTES_LIMIT;
 use crate::types::{Ballot, SegmentId, Slot};
 
@@ -146,6 +147,21 @@ pub(crate) fn encode(bytes: &mut [u8], kind: RecordKind, slot: Slot, ballot: Bal
     padded
 }
 
+/// From so many bytes on it takes longer to sum a record once more than to compute with the checksum it has.
+const JOIN_BYTES_MIN: usize = 2048;
+
+/// Continues the checksum of what is before `bytes`, a record as it was encoded with its padding, over all of it.
+pub(crate) fn checksum_append(before: u32, bytes: &[u8]) -> u32 {
+    if bytes.len() < JOIN_BYTES_MIN {
+        return crc32c::crc32c_append(before, bytes);
+    }
+    let own = checksum_of(bytes);
+    let header = bytes.first_chunk::<RECORD_HEADER_BYTES>().expect("a record has a header");
+    let end = RECORD_HEADER_BYTES + length_of(header);
+    let with_own = crc32c::crc32c_append(before, &own.to_le_bytes());
+    crc32c::crc32c_append(checksum::joined(with_own, own, end - 4), &bytes[end..])
+}
+
 /// Reads and checks the record at the start of `bytes`; gives it with what it takes, padding included.
 pub(crate) fn decode(bytes: &[u8]) -> Result<(RecordRef<'_>, usize), RecordDamage> {
     let Some(header) = bytes.first_chunk::<RECORD_HEADER_BYTES>() else { return Err(RecordDamage::Short) };
@@ -230,6 +246,14 @@ mod tests {
             let expected =
                 RecordRef { kind: RecordKind::Accepted, slot: Slot(8), ballot: Ballot(9 << 80), payload: &payload };
             assert_eq!(decode(&bytes), Ok((expected, bytes.len())));
+        }
+    }
+
+    #[test]
+    fn a_frames_checksum_is_continued_over_a_record_of_any_length() {
+        for length in [0, 5, JOIN_BYTES_MIN - RECORD_HEADER_BYTES, 5000, 8192, 100_000] {
+            let bytes = encoded(&vec![7; length]);
+            assert_eq!(checksum_append(99, &bytes), crc32c::crc32c_append(99, &bytes), "{length} bytes");
         }
     }
 

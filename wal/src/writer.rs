@@ -179,10 +179,10 @@ impl Filling {
         Self { buffer, used: FRAME_HEADER_BYTES, payload_crc: 0, upto, summary, hard_state: None }
     }
 
-    /// So many bytes more are in the buffer: they are summed now, while the frame before is flushed, not when it is this one's turn.
+    /// A record of so many bytes more is in the buffer: summed now, while the frame before is flushed, not when it is this one's turn.
     fn extend(&mut self, bytes: usize) {
         let end = self.used + bytes;
-        self.payload_crc = crc32c::crc32c_append(self.payload_crc, &self.buffer[self.used..end]);
+        self.payload_crc = record::checksum_append(self.payload_crc, &self.buffer[self.used..end]);
         self.used = end;
     }
 
