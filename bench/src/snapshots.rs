@@ -38,6 +38,8 @@ const PEAK_WORKERS: usize = 1000;
 const HALF_WORKERS: [usize; 8] = [5, 10, 20, 40, 80, 150, 300, 500];
 /// Commands that the replay has to go through.
 const REPLAYED: u64 = 2_000_000;
+/// How many windows the other side of a laggard's catching up has.
+const AFTER_WINDOWS: usize = 30;
 /// Fewer good windows on either side say nothing (M5).
 const WINDOWS_MIN: usize = 5;
 
@@ -489,7 +491,7 @@ fn laggard(options: &SnapshotsOptions, dir: &Path) -> anyhow::Result<Row> {
         }
         chunks = engine.chunks_taken;
     };
-    for _ in 0..10 {
+    for _ in 0..AFTER_WINDOWS {
         before.take(workload.run(WINDOW, u64::MAX)?, &probe);
     }
     workload.finish()?;

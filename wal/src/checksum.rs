@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn joined_is_the_checksum_of_both() {
-        let bytes: Vec<u8> = (0..JOINED_BYTES_LIMIT + 100).map(|i| (i * i >> 7) as u8).collect();
+        let bytes: Vec<u8> = (0..JOINED_BYTES_LIMIT + 100).map(|i| ((i * i) >> 7) as u8).collect();
         for back in [0, 1, 31, 255, 256, 257, 8188, 65_535, 65_536, 1_000_003, JOINED_BYTES_LIMIT - 1] {
             for front in [0, 1, 100] {
                 let (a, b) = bytes[..front + back].split_at(front);

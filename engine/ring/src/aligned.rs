@@ -1,11 +1,15 @@
 //! Memory that O_DIRECT accepts: aligned to the device's block, in whole blocks.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 /// What every O_DIRECT transfer is aligned to, in bytes: address, length and offset. Devices ask for 512 or 4096.
 pub const BLOCK_BYTES: usize = 4096;
+
+/// From this size on a buffer begins at a multiple of it, and the kernel is asked for pages as large: a transfer is then one piece of
+/// memory to the device, where small pages are one each.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// A zeroed, block-aligned piece of memory of a fixed length. Moves without copying; freed when dropped.
 pub struct AlignedBuffer {
@@ -19,13 +23,21 @@ impl AlignedBuffer {
         let length = bytes.max(1).next_multiple_of(BLOCK_BYTES);
         let layout = Self::layout(length);
         // SAFETY: the layout is never of size zero: `length` is at least one block.
-        let start = unsafe { alloc_zeroed(layout) };
+        let start = unsafe { alloc(layout) };
         let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
+        if length >= HUGE_PAGE_BYTES {
+            // SAFETY: the range was allocated just now, and the advice changes nothing but the size of its pages. A kernel without
+            // huge pages refuses it, and small ones do as well.
+            unsafe { libc::madvise(start.as_ptr().cast(), length, libc::MADV_HUGEPAGE) };
+        }
+        // SAFETY: `start` was allocated with `length` bytes.
+        unsafe { start.write_bytes(0, length) };
         Self { start, length }
     }
 
     fn layout(length: usize) -> Layout {
-        Layout::from_size_align(length, BLOCK_BYTES).expect("a buffer is far smaller than isize::MAX")
+        let align = if length >= HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { BLOCK_BYTES };
+        Layout::from_size_align(length, align).expect("a buffer is far smaller than isize::MAX")
     }
 }
 
@@ -69,9 +81,11 @@ mod tests {
 
     #[test]
     fn is_aligned_zeroed_and_in_whole_blocks() {
-        for bytes in [0, 1, 4096, 4097, 1 << 20] {
+        for bytes in [0, 1, 4096, 4097, 1 << 20, HUGE_PAGE_BYTES, HUGE_PAGE_BYTES + 1] {
             let mut buffer = AlignedBuffer::zeroed(bytes);
             assert_eq!(buffer.as_ptr().align_offset(BLOCK_BYTES), 0);
+            let huge = if buffer.len() >= HUGE_PAGE_BYTES { buffer.as_ptr().align_offset(HUGE_PAGE_BYTES) } else { 0 };
+            assert_eq!(huge, 0);
             assert_eq!(buffer.len() % BLOCK_BYTES, 0);
             assert!(buffer.len() >= bytes.max(1));
             assert!(buffer.iter().all(|byte| *byte == 0));

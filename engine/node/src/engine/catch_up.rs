@@ -19,7 +19,7 @@ use synod_store::{Digest, ImportError, ReadView, Store};
 /// A state that was offered is kept so long after it was last asked for.
 const HANDOUT_IDLE_MAX: Duration = Duration::from_secs(10);
 /// And so long in all: a laggard that is not done by then begins again, with a newer one (rule S6).
-const HANDOUT_TIME_MAX: Duration = Duration::from_secs(600);
+const HANDOUT_TIME_MAX: Duration = Duration::from_secs(1200);
 /// While the laggard does something else with what it has it asks now and then, so that the log behind that state stays.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 const _: () = assert!(KEEP_ALIVE.as_secs() * 3 < HANDOUT_IDLE_MAX.as_secs());
