@@ -2,12 +2,11 @@
 //!
 //! Both sides do the same writes, of the same length, one at a time, through a ring of the same kind, into files that were
 //! made by the same code: the *log* appends records, seals a frame, flushes it and takes it back; the *probe* writes one of
-//! two buffers and fills the other meanwhile. (Bytes that stay the same are a disk's easiest: they are in its caches. At 256 KiB a
-//! probe that writes them again and again was 5 to 9 % faster than this one, and no log's bytes are like that.) They take turns,
-//! many pairs of short windows for each size (rule M1), in three places on the disk, and a window in which the disk stalled is void and
-//! run again (rule M2). The log's segments go around as in a replica: cut off, and recycled
-//! by a thread of their own while flushes run. What an append costs of the processor is measured without a disk, with
-//! frames filled to the brim.
+//! two buffers and fills the other meanwhile. (A probe that writes the same bytes again and again is a little faster, and no log's bytes
+//! are like that: `docs/performance.md`.) They take turns, many pairs of short windows for each size (rule M1), in three places on the
+//! disk, and a window in which the disk stalled is void and run again (rule M2). The log's segments go around as in a replica: cut off,
+//! and recycled by a thread of their own while flushes run. What an append costs of the processor is measured without a disk, with frames
+//! filled to the brim.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -41,7 +40,7 @@ const APPEND_NS_MAX: f64 = 150.0;
 
 const LATENCY_BYTES: usize = 4 << 10;
 const BANDWIDTH_BYTES: [usize; 3] = [64 << 10, 256 << 10, 1 << 20];
-/// So often all files and buffers are made anew: where they come to lie makes either side up to a tenth faster.
+/// So often all files and buffers are made anew: else a run's ratio stays to one side by up to a tenth.
 const PLACES: u32 = 3;
 /// As many files as a log that is cut at once needs: in use, ready, and one to be recycled.
 const FILES: u64 = 4;

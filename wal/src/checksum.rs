@@ -2,6 +2,9 @@
 //!
 //! crc32c(A B) is crc32c(A) times x^(8 |B|), modulo the polynomial, and then xor crc32c(B): a checksum's bits are a polynomial over
 //! GF(2), the highest bit that of x^0. (Mark Adler's `crc32_combine`, zlib.)
+//!
+//! The crate's own `crc32c_combine` squares matrices for each call: 40 us, where reading 8 KiB again takes half of one. Here the powers
+//! are in tables.
 
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 const ONE: u32 = 1 << 31;
