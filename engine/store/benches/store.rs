@@ -42,6 +42,7 @@ fn compare(bytes: usize, value_bytes: usize, turns: usize) {
             0
         });
         figures[0].push(ns / count as f64);
+        eprintln!("{}: {count} rows loaded in {:.0} s", side.name(), ns / 1e9);
         memory.push(resident_bytes().saturating_sub(before) >> 20);
     }
     let mut hash = 0;
