@@ -60,7 +60,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "MIB")]
     pub scrub_mb_per_s: Option<u64>,
     /// Fetch another replica's snapshot, and read the log for those who lag behind, at this rate at most, in MiB a second; the log
-    /// a little faster while it grows, so that they catch up [default: 32]
+    /// a little faster while it grows, so that they catch up [default: 16]
     #[arg(long, value_name = "MIB")]
     pub catch_up_mb_per_s: Option<u64>,
     /// Let one replica of the cell copy the database there by itself: an absolute path that all replicas can write to, or
@@ -186,7 +186,7 @@ const _: () = {
     assert!(defaults::snapshot_log_mb() == 1024);
     assert!(defaults::snapshot_mb_per_s() == 128);
     assert!(defaults::scrub_mb_per_s() == 8);
-    assert!(defaults::catch_up_mb_per_s() == 32);
+    assert!(defaults::catch_up_mb_per_s() == 16);
     assert!(defaults::snapshot_every_minutes() == 60);
     assert!(defaults::snapshots_kept() == 24);
     assert!(defaults::database_gb_max() == 256);

@@ -118,7 +118,7 @@ pub mod defaults {
     }
     /// MiB a second for a replica that lags behind: two replicas work for it, one of them perhaps the master.
     pub const fn catch_up_mb_per_s() -> u64 {
-        32
+        16
     }
     /// Minutes between two copies to a remote place.
     pub const fn snapshot_every_minutes() -> u64 {

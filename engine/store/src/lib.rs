@@ -123,7 +123,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { keep_history: true, database_bytes_max: 16 << 30, pinned_bytes_max: 1 << 30 }
+        Options { keep_history: true, database_bytes_max: 16 << 30, pinned_bytes_max: 4 << 30 }
     }
 }
 

@@ -18,8 +18,10 @@ use synod_store::{Digest, ImportError, ReadView, Store};
 
 /// A state that was offered is kept so long after it was last asked for.
 const HANDOUT_IDLE_MAX: Duration = Duration::from_secs(10);
-/// And so long in all: a laggard that is not done by then begins again, with a newer one (rule S6).
-const HANDOUT_TIME_MAX: Duration = Duration::from_secs(1200);
+/// And so long in all, or as long as a large one takes: a laggard that is not done by then begins again, with a newer one (rule S6).
+const HANDOUT_TIME_MIN: Duration = Duration::from_secs(1200);
+/// It takes so many times as long as its keys and values alone: each row has numbers beside it, and the whole is made durable.
+const HANDOUT_TIME_FACTOR: u32 = 4;
 /// While the laggard does something else with what it has it asks now and then, so that the log behind that state stays.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 const _: () = assert!(KEEP_ALIVE.as_secs() * 3 < HANDOUT_IDLE_MAX.as_secs());
@@ -32,7 +34,7 @@ const CHUNKS_IN_VAIN_MAX: u32 = 20;
 struct Handout {
     handle: SnapshotHandle,
     view: ReadView,
-    since: Instant,
+    until: Instant,
     asked: Instant,
 }
 
@@ -130,9 +132,7 @@ impl CatchUp {
 
     /// The log is kept from behind this slot on: somebody fetches the state there.
     pub(super) fn pinned(&mut self, now: Instant) -> Option<Slot> {
-        self.handout.take_if(|handout| {
-            now.since(handout.asked) > HANDOUT_IDLE_MAX || now.since(handout.since) > HANDOUT_TIME_MAX
-        });
+        self.handout.take_if(|handout| now.since(handout.asked) > HANDOUT_IDLE_MAX || now > handout.until);
         self.handout.as_ref().map(|handout| handout.handle.slot)
     }
 
@@ -168,7 +168,8 @@ impl Engine {
         self.catch_up.pinned(now);
         let handout = self.catch_up.handout.get_or_insert_with(|| {
             let (handle, view) = (self.replica.snapshot_handle(), self.cell.store_mut().freeze());
-            Handout { handle, view, since: now, asked: now }
+            let time = (self.catch_up.pace.time_of(view.bytes()) * HANDOUT_TIME_FACTOR).max(HANDOUT_TIME_MIN);
+            Handout { handle, view, until: now.after(time), asked: now }
         });
         handout.asked = now;
         let (handle, digest) = (handout.handle.clone(), handout.view.digest());

@@ -1,5 +1,6 @@
 //! Chosen batches for replicas that lag behind: from memory if they are recent, else from the log; if they are gone from there,
-//! a snapshot instead (`catch_up`).
+//! a snapshot instead (`catch_up`). What somebody reads is not cut from the log, while there is room: else who comes from a snapshot,
+//! slower than the cell's own snapshots follow each other, would be sent the next one again and again.
 
 use super::*;
 
@@ -29,10 +30,22 @@ pub(super) const RECENT_BYTES_MAX: usize = 16 << 20;
 /// And how many batches.
 const RECENT_BATCHES_MAX: usize = 16 << 10;
 
+/// The log is kept for who reads it until it has not asked for so long.
+pub(super) const READER_IDLE_MAX: Duration = Duration::from_secs(10);
+
+/// How far a replica that reads the log has come.
+struct Reader {
+    /// What it asked for last: it has what is below.
+    from: Slot,
+    asked: Instant,
+}
+
 /// The reads of the log for those who lag behind: one for each of them at a time.
 pub(super) struct LogReads {
     pace: Pace,
     of: BTreeSet<ReplicaId>,
+    /// One for each member at most.
+    readers: BTreeMap<ReplicaId, Reader>,
     /// Not begun yet, because of the pace.
     waiting: VecDeque<LogRead>,
     /// When the next may begin.
@@ -41,12 +54,27 @@ pub(super) struct LogReads {
 
 impl LogReads {
     pub(super) fn new(pace: Pace) -> Self {
-        Self { pace, of: BTreeSet::new(), waiting: VecDeque::new(), due: Instant(0) }
+        Self { pace, of: BTreeSet::new(), readers: BTreeMap::new(), waiting: VecDeque::new(), due: Instant(0) }
     }
 
     /// The log grew.
     pub(super) fn flushed(&mut self, bytes: u64) {
         self.pace.grew(bytes);
+    }
+
+    fn came_to(&mut self, from: Slot, reader: ReplicaId, now: Instant) {
+        self.readers.insert(reader, Reader { from, asked: now });
+    }
+
+    /// The log is kept from behind this slot on: somebody reads it there, or will, when it is not in memory any more.
+    pub(super) fn pinned(&mut self, now: Instant) -> Option<Slot> {
+        self.readers.retain(|_, reader| now.since(reader.asked) <= READER_IDLE_MAX);
+        self.readers.values().map(|reader| Slot(reader.from.0.saturating_sub(1))).min()
+    }
+
+    /// Nobody keeps the log from being cut any more.
+    pub(super) fn forget_readers(&mut self) {
+        self.readers.clear();
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -73,8 +101,10 @@ impl Engine {
     /// Sends chosen batches to a replica that lacks them: from memory if they are recent, else from the log.
     pub(super) fn send_entries(&mut self, to: ReplicaId, from: Slot, chosen: Slot, outlet: &mut impl Outlet) {
         if let Some(batches) = self.recent.from(from) {
+            self.log_reads.came_to(from, to, outlet.now());
             self.send_batches(to, from, batches, chosen, outlet);
         } else if let Some(read) = self.plan_read(to, from, chosen) {
+            self.log_reads.came_to(from, to, outlet.now());
             if self.log_reads.of.insert(to) {
                 self.log_reads.waiting.push_back(read);
                 self.log_reads.begin(outlet);

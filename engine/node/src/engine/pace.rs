@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// What may be read from the log for those who lag behind: so many bytes a second, and three for each two that the log
+/// What may be read from the log for those who lag behind: so many bytes a second, and five for each four that the log
 /// grows by, so that catching up ends however much is written meanwhile.
 pub(super) struct Pace {
     bytes_per_second: u64,
@@ -22,12 +22,17 @@ impl Pace {
 
     /// The log grew.
     pub(super) fn grew(&mut self, bytes: u64) {
-        self.allow(i128::from(bytes) * 3 / 2);
+        self.allow(i128::from(bytes) * 5 / 4);
     }
 
     fn allow(&mut self, bytes: i128) {
         let most = i128::from(self.bytes_per_second / UNUSED_PART);
         self.allowed = (self.allowed + bytes).min(most);
+    }
+
+    /// How long so many bytes take while the log does not grow.
+    pub(super) fn time_of(&self, bytes: u64) -> Duration {
+        Duration::from_millis((u128::from(bytes) * 1000 / u128::from(self.bytes_per_second)) as u64)
     }
 
     /// So many bytes are taken now; says when the next may be, if the log does not grow.
@@ -52,7 +57,8 @@ mod tests {
         let mut pace = Pace::new(1000, Instant(0));
         assert_eq!(pace.take(1500, Instant(0)), Instant(SECOND * 3 / 2));
         pace.grew(200);
-        assert_eq!(pace.take(700, Instant(SECOND)), Instant(SECOND + SECOND * 9 / 10));
+        assert_eq!(pace.take(700, Instant(SECOND)), Instant(SECOND + SECOND * 95 / 100));
+        assert_eq!(pace.time_of(2500), Duration::from_millis(2500));
     }
 
     #[test]

@@ -164,15 +164,21 @@ impl Engine {
         let older = if synod_paxos::planted!(S1CutsAtTheNewer) { 1 } else { 0 };
         let older = self.snapshots.kept[older];
         // A log that is nearly full is cut all the same: a laggard begins again, but writes go on.
-        let is_in_the_way = self.catch_up.pinned(now).is_some_and(|pinned| pinned < older);
+        let is_in_the_way = self.pinned(now).is_some_and(|pinned| pinned < older);
         if is_in_the_way && self.log.is_full_within(PIN_MARGIN_SEGMENTS * self.log.settings().segment_bytes) {
             self.catch_up.take_back();
+            self.log_reads.forget_readers();
         }
-        let upto = older.min(self.catch_up.pinned(now).unwrap_or(Slot(u64::MAX)));
+        let upto = older.min(self.pinned(now).unwrap_or(Slot(u64::MAX)));
         if upto > self.replica.cut() {
             self.step(now, Event::Cut { upto }, outlet);
             self.snapshots.cutting = Some((PersistId(self.log.appended().0), upto));
         }
+    }
+
+    /// The log is kept from behind this slot on, for those who catch up: with a state of this replica, or by the log.
+    fn pinned(&mut self, now: Instant) -> Option<Slot> {
+        self.catch_up.pinned(now).into_iter().chain(self.log_reads.pinned(now)).min()
     }
 
     /// The database as it is now, to be read by another thread, and which state that is.

@@ -37,7 +37,7 @@ impl Outlet for Bench {
         self.hurries += 1;
     }
     fn read_log(&mut self, _: LogRead) {
-        unreachable!("nobody lags behind in a cell of one");
+        assert!(self.has_others, "nobody lags behind in a cell of one");
     }
     fn reconfigure(&mut self, configurations: &Configurations) {
         unreachable!("nobody changes the members: {configurations:?}");
@@ -255,10 +255,7 @@ fn what_the_log_still_has_is_sent() {
 /// more seconds; it became full, and nobody could write.
 #[test]
 fn a_catch_up_does_not_make_the_log_full() {
-    let segment_bytes = 4 << 20;
-    let frame_bytes_max = (segment_bytes as usize - synod_wal::OPENING_BYTES_MAX) / 2 / 4096 * 4096;
-    let log = synod_wal::Settings { segment_bytes, log_bytes_max: 8 * segment_bytes, frame_bytes_max };
-    let (mut engine, mut world) = coordinating_with(log.validate().unwrap());
+    let (mut engine, mut world) = coordinating_with(log_of(8));
     let laggard = ReplicaId(2);
     engine.offer_snapshot(laggard, &mut world);
     let offered = engine.catch_up.pinned(Instant(world.now)).unwrap();
@@ -276,4 +273,57 @@ fn a_catch_up_does_not_make_the_log_full() {
     assert!(was_kept, "while there is room the log is kept for the laggard");
     assert!(engine.replica.cut() > offered);
     assert!(engine.catch_up.pinned(Instant(world.now)).is_none(), "it would be sent what it could not go on from");
+}
+
+fn log_of(segments: u64) -> synod_wal::Settings {
+    let segment_bytes = 4 << 20;
+    let frame_bytes_max = (segment_bytes as usize - synod_wal::OPENING_BYTES_MAX) / 2 / 4096 * 4096;
+    let log = synod_wal::Settings { segment_bytes, log_bytes_max: segments * segment_bytes, frame_bytes_max };
+    log.validate().unwrap()
+}
+
+/// Writes more than is kept in memory, and makes every snapshot that is due, while another replica asks for these entries with each.
+fn write_for(
+    reader: Option<(ReplicaId, Slot)>,
+    sequences: std::ops::RangeInclusive<u64>,
+    engine: &mut Engine,
+    world: &mut Bench,
+) {
+    let value = vec![7; 100 << 10];
+    for sequence in sequences {
+        command(engine, world, sequence, Operation::Put { key: b"k", value: &value });
+        settle(engine, world);
+        assert!(!engine.refuses_writes(), "after {sequence} writes");
+        if world.writing.take().is_some() {
+            engine.snapshot_kept(Instant(world.now), true);
+        }
+        if let Some((to, from)) = reader {
+            engine.send_entries(to, from, engine.replica.chosen(), world);
+        }
+    }
+}
+
+/// A laggard that had taken a snapshot, and had more to read from the log than the two snapshots after it left there, was sent
+/// another one, again and again.
+#[test]
+fn the_log_is_kept_for_who_reads_it() {
+    let (mut engine, mut world) = coordinating_with(log_of(64));
+    world.has_others = true;
+    let from = engine.replica.chosen().next();
+    write_for(Some((ReplicaId(2), from)), 1..=400, &mut engine, &mut world);
+    assert!(engine.counters.snapshots > 2);
+    assert_eq!(engine.replica.cut().next(), from, "all below is cut");
+    assert!(engine.plan_read(ReplicaId(2), from, engine.replica.chosen()).is_some());
+    world.now += entries::READER_IDLE_MAX.as_nanos() as u64;
+    write_for(None, 401..=440, &mut engine, &mut world);
+    assert!(engine.replica.cut() > from, "it has asked no more");
+}
+
+#[test]
+fn who_reads_the_log_does_not_make_it_full() {
+    let (mut engine, mut world) = coordinating_with(log_of(8));
+    world.has_others = true;
+    let from = engine.replica.chosen().next();
+    write_for(Some((ReplicaId(2), from)), 1..=400, &mut engine, &mut world);
+    assert!(engine.replica.cut() > from, "those who write come first");
 }
