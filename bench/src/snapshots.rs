@@ -471,7 +471,7 @@ fn laggard(options: &SnapshotsOptions, dir: &Path) -> anyhow::Result<Row> {
     workload.run(COPIED, u64::MAX)?;
     // Its start is no catch-up: both sides are measured with three processes.
     cell.start_replica(away)?;
-    let (mut before, mut meanwhile) = (Windows::default(), Windows::default());
+    let (mut after, mut meanwhile) = (Windows::default(), Windows::default());
     let (mut rows, mut kept, mut log, mut chunks) = (Figures::default(), Figures::default(), Figures::default(), 0);
     let began = Instant::now();
     let caught_up = loop {
@@ -492,20 +492,20 @@ fn laggard(options: &SnapshotsOptions, dir: &Path) -> anyhow::Result<Row> {
         chunks = engine.chunks_taken;
     };
     for _ in 0..AFTER_WINDOWS {
-        before.take(workload.run(WINDOW, u64::MAX)?, &probe);
+        after.take(workload.run(WINDOW, u64::MAX)?, &probe);
     }
     workload.finish()?;
-    let ratio = meanwhile.p99() / before.p99();
+    let ratio = meanwhile.p99() / after.p99();
     let what = format!(
         "p99 {:.0} us meanwhile, {:.0} us when it was done, after {:.1} s ({}; {}; {}); {workers} workers, {rate:.0} of {peak:.0} \
          writes/s of 1 KB; {} MB",
         meanwhile.p99(),
-        before.p99(),
+        after.p99(),
         caught_up.as_secs_f64(),
         part("rows", &rows),
         part("until they are durable", &kept),
         part("the log since", &log),
         options.db_mb
     );
-    Ok(Row::at_most("laggard", ratio, 1.5, what).void(meanwhile.why_void().or(before.why_void())))
+    Ok(Row::at_most("laggard", ratio, 1.5, what).void(meanwhile.why_void().or(after.why_void())))
 }
