@@ -645,7 +645,7 @@ impl Engine {
     fn begin_flush(&mut self, now: Instant, outlet: &mut impl Outlet) {
         if let Some(flush) = self.log.seal() {
             self.snapshots.flushed(flush.length as u64);
-            self.log_reads.flushed(flush.length as u64);
+            self.log_reads.flushed(flush.length as u64, now);
             self.flush_began = Some(now);
             outlet.flush(flush);
         }

@@ -58,7 +58,8 @@ impl LogReads {
     }
 
     /// The log grew: for each who reads it.
-    pub(super) fn flushed(&mut self, bytes: u64) {
+    pub(super) fn flushed(&mut self, bytes: u64, now: Instant) {
+        self.forget_idle(now);
         self.pace.grew(bytes * self.readers.len().max(1) as u64);
     }
 
@@ -68,8 +69,12 @@ impl LogReads {
 
     /// The log is kept from behind this slot on: somebody reads it there, or will, when it is not in memory any more.
     pub(super) fn pinned(&mut self, now: Instant) -> Option<Slot> {
-        self.readers.retain(|_, reader| now.since(reader.asked) <= READER_IDLE_MAX);
+        self.forget_idle(now);
         self.readers.values().map(|reader| Slot(reader.from.0.saturating_sub(1))).min()
+    }
+
+    fn forget_idle(&mut self, now: Instant) {
+        self.readers.retain(|_, reader| now.since(reader.asked) <= READER_IDLE_MAX);
     }
 
     /// Nobody keeps the log from being cut any more.
@@ -273,7 +278,9 @@ mod tests {
             reads.came_to(Slot(1), ReplicaId(reader), Instant(0));
         }
         reads.pace.take(2000, Instant(0));
-        reads.flushed(800);
+        reads.flushed(800, Instant(0));
         assert_eq!(reads.pace.take(0, Instant(0)), Instant(0));
+        reads.flushed(800, Instant(0).after(READER_IDLE_MAX + Duration::from_nanos(1)));
+        assert!(reads.readers.is_empty(), "who asks no more has no share");
     }
 }

@@ -259,16 +259,10 @@ fn a_catch_up_does_not_make_the_log_full() {
     let laggard = ReplicaId(2);
     engine.offer_snapshot(laggard, &mut world);
     let offered = engine.catch_up.pinned(Instant(world.now)).unwrap();
-    let value = vec![7; 100 << 10];
     let mut was_kept = false;
     for sequence in 1..=400 {
-        command(&mut engine, &mut world, sequence, Operation::Put { key: b"k", value: &value });
-        settle(&mut engine, &mut world);
-        assert!(!engine.refuses_writes(), "after {sequence} writes");
-        if world.writing.take().is_some() {
-            engine.snapshot_kept(Instant(world.now), true);
-            was_kept |= engine.counters.snapshots > 2 && engine.replica.cut() <= offered;
-        }
+        write(sequence, &mut engine, &mut world);
+        was_kept |= engine.counters.snapshots > 2 && engine.replica.cut() <= offered;
     }
     assert!(was_kept, "while there is room the log is kept for the laggard");
     assert!(engine.replica.cut() > offered);
@@ -282,29 +276,33 @@ fn log_of(segments: u64) -> synod_wal::Settings {
     log.validate().unwrap()
 }
 
-/// Writes more than is kept in memory, and makes every snapshot that is due, while another replica asks for these entries with each.
+/// Writes 100 KiB, for which there is room, and makes the snapshot that is due.
+fn write(sequence: u64, engine: &mut Engine, world: &mut Bench) {
+    command(engine, world, sequence, Operation::Put { key: b"k", value: &[7; 100 << 10] });
+    settle(engine, world);
+    assert!(!engine.refuses_writes(), "after {sequence} writes");
+    if world.writing.take().is_some() {
+        engine.snapshot_kept(Instant(world.now), true);
+    }
+}
+
+/// Writes, while another replica asks for these entries with each.
 fn write_for(
     reader: Option<(ReplicaId, Slot)>,
     sequences: std::ops::RangeInclusive<u64>,
     engine: &mut Engine,
     world: &mut Bench,
 ) {
-    let value = vec![7; 100 << 10];
     for sequence in sequences {
-        command(engine, world, sequence, Operation::Put { key: b"k", value: &value });
-        settle(engine, world);
-        assert!(!engine.refuses_writes(), "after {sequence} writes");
-        if world.writing.take().is_some() {
-            engine.snapshot_kept(Instant(world.now), true);
-        }
+        write(sequence, engine, world);
         if let Some((to, from)) = reader {
             engine.send_entries(to, from, engine.replica.chosen(), world);
         }
     }
 }
 
-/// A laggard that had taken a snapshot, and had more to read from the log than the two snapshots after it left there, was sent
-/// another one, again and again.
+/// A laggard that had taken a snapshot, and had more to read from the log than the two snapshots after it left there, would be
+/// sent another one, again and again.
 #[test]
 fn the_log_is_kept_for_who_reads_it() {
     let (mut engine, mut world) = coordinating_with(log_of(64));
