@@ -25,6 +25,7 @@ use serde::Serialize;
 
 pub use self::packages::Packages;
 use self::report::{Report, RowReport};
+use self::turn::Measured;
 use crate::progress;
 
 mod connections;
@@ -196,9 +197,17 @@ pub fn run(options: &PeersOptions) -> anyhow::Result<Report> {
         for (index, side) in sides.iter().enumerate() {
             bar.set_message(format!("round {round}, {}", side.name()));
             let dir = tempfile::Builder::new().prefix("synod-peers-").tempdir_in(&parent)?;
-            let taken = turn::take(*side, options, &packages, dir.path());
-            let (version, rows) = taken.with_context(|| format!("the turn of {} in round {round}", side.name()))?;
-            versions[index] = version;
+            let taken = turn::take(*side, options, &packages, dir.path())
+                .with_context(|| format!("the turn of {} in round {round}", side.name()));
+            let rows = match taken {
+                Ok((version, rows)) => {
+                    versions[index] = version;
+                    rows
+                }
+                // What the rounds before measured is not lost.
+                Err(error) if round > 1 => vec![Measured::void(format!("{error:#}")); options.rows.len()],
+                Err(error) => return Err(error),
+            };
             by_side.push(rows.into_iter());
             bar.inc(1);
         }

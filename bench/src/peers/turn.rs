@@ -64,6 +64,13 @@ pub struct Measured {
     pub void: Option<String>,
 }
 
+impl Measured {
+    /// Nothing, because of that.
+    pub(super) fn void(why: String) -> Self {
+        Self { void: Some(why), ..Self::default() }
+    }
+}
+
 /// Starts the servers in the directory, measures the rows, and gives these back with the servers' version.
 pub(super) fn take(
     side: Side,
@@ -82,28 +89,35 @@ pub(super) fn take(
     let version = servers.version()?;
     let workers_max = options.rows.iter().map(|row| row.workers).max().unwrap_or(0);
     servers.prepare(leader, workers_max.max(WARM_UP_ROW.workers))?;
-    warm_up(&*servers, leader, options)?;
+    warm_up(&mut *servers, options)?;
     let mut measured = Vec::new();
     for row in &options.rows {
         // A leader that loses its place closes its connections: that row is lost, the others are not.
         let result = measure_row(&mut *servers, &probe, *row, options.seconds);
-        measured
-            .push(result.unwrap_or_else(|error| Measured { void: Some(format!("{error:#}")), ..Measured::default() }));
+        measured.push(result.unwrap_or_else(|error| Measured::void(format!("{error:#}"))));
     }
     Ok((version, measured))
 }
 
 /// Half of the time is for all of a server's code. The other half goes to the rows: a Java virtual machine compiles once
 /// more what it had compiled for batches and now sees one write at a time.
-fn warm_up(servers: &dyn Servers, leader: SocketAddr, options: &PeersOptions) -> anyhow::Result<()> {
+fn warm_up(servers: &mut dyn Servers, options: &PeersOptions) -> anyhow::Result<()> {
     let half = Duration::from_secs(options.warm_up.into()) / 2;
     let each = half.div_f64(options.rows.len() as f64);
     for (row, time) in std::iter::once((&WARM_UP_ROW, half)).chain(options.rows.iter().map(|row| (row, each))) {
-        let mut workers = servers.workers(leader, *row)?;
-        workers.run(time, u64::MAX)?;
-        workers.finish()?;
+        let leader = await_leader(servers)?;
+        // What is lost here is not measured: the leader may lose its place now, too.
+        if let Err(error) = run_once(servers, leader, *row, time) {
+            eprintln!("synod-bench: warming up with {row}: {error:#}");
+        }
     }
     Ok(())
+}
+
+fn run_once(servers: &dyn Servers, leader: SocketAddr, row: RowSpec, time: Duration) -> anyhow::Result<()> {
+    let mut workers = servers.workers(leader, row)?;
+    workers.run(time, u64::MAX)?;
+    workers.finish()
 }
 
 fn await_leader(servers: &mut dyn Servers) -> anyhow::Result<SocketAddr> {
