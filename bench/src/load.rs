@@ -49,6 +49,9 @@ pub struct LoadOptions {
     /// stay there (the keys are those of an earlier run)
     #[arg(long, value_enum)]
     pub consistency: Option<ReadConsistency>,
+    /// Write any of so many keys, all over the database, in place of one key a worker
+    #[arg(long, conflicts_with_all = ["read_share", "consistency"], value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub keys: Option<u64>,
     /// First fill the database with so many MB of 1 KB files
     #[arg(long, default_value_t = 0)]
     pub fill_mb: u64,
@@ -183,7 +186,12 @@ pub fn main(options: &LoadOptions) -> anyhow::Result<ExitCode> {
         workers,
         connections,
         value_bytes: options.size,
-        work: Work::OwnKey { reads_percent: options.read_share, anywhere: options.consistency.map(Consistency::from) },
+        work: match options.keys {
+            Some(keys) => Work::AnyKey { keys },
+            None => {
+                Work::OwnKey { reads_percent: options.read_share, anywhere: options.consistency.map(Consistency::from) }
+            }
+        },
     };
     crate::fill::fill(&options.endpoints, options.fill_mb)?;
     let probe_dir = tempfile::Builder::new()

@@ -301,6 +301,25 @@ fn write_for(
     }
 }
 
+/// A large state was taken back after 20 minutes, done or not: no laggard could ever fetch it.
+#[test]
+fn a_large_state_is_kept_as_long_as_it_takes() {
+    let (mut engine, mut world) = coordinating();
+    write(1, &mut engine, &mut world);
+    let (bytes, bytes_per_second) = (100 << 10, 64);
+    engine.catch_up = CatchUp::new(1, Pace::new(bytes_per_second, Instant(world.now)));
+    engine.offer_snapshot(ReplicaId(2), &mut world);
+    let (slot, offered) = (engine.replica.chosen(), world.now);
+    while engine.catch_up.pinned(Instant(world.now)).is_some() {
+        world.now += Duration::from_secs(5).as_nanos() as u64;
+        let want = SnapshotMessage::Want { slot, from: None };
+        engine.snapshot_message(Instant(world.now), ReplicaId(2), want, &mut world);
+    }
+    let kept = Duration::from_nanos(world.now - offered);
+    let fetching = Duration::from_secs(bytes / bytes_per_second);
+    assert!(kept > 2 * fetching && kept < 8 * fetching, "kept for {kept:?} where fetching it takes {fetching:?}");
+}
+
 /// A laggard that had taken a snapshot, and had more to read from the log than the two snapshots after it left there, would be
 /// sent another one, again and again.
 #[test]
