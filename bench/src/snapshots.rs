@@ -8,7 +8,7 @@
 //! | incremental | bytes written when one page in a hundred has changed, over the database | 3 % |
 //! | opening | to the mapped database, whatever its size | 50 ms |
 //! | replay | commands a second from the log, the files cached | 300,000 |
-//! | laggard | p99 of the writes while a replica that missed a cut log is caught up, over p99 before | 1.5 |
+//! | laggard | p99 of the writes while a replica that missed a cut log is caught up, over p99 afterwards | 1.5 |
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
